@@ -1,0 +1,30 @@
+"""What was decided: which attention method each layer of a Diffusion Transformer uses at each sampler step.
+
+This package needs pydantic only, so that a plan loads anywhere, at once, without torch.
+
+    plan = plans.load("plan.json")
+    plan.methods[10][3]        # the method of layer 3 at step 10
+    plan.differences(model=my_model_spec)
+"""
+
+from plans.errors import PlanError, PlanMismatch
+from plans.method import Method, Window
+from plans.schema import Calibration, GuidanceSpec, ModelSpec, Plan, SamplerSpec, Site
+from plans.store import dumps, load, loads, save
+
+__all__ = [
+    "Calibration",
+    "GuidanceSpec",
+    "Method",
+    "ModelSpec",
+    "Plan",
+    "PlanError",
+    "PlanMismatch",
+    "SamplerSpec",
+    "Site",
+    "Window",
+    "dumps",
+    "load",
+    "loads",
+    "save",
+]

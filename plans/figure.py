@@ -1,0 +1,183 @@
+"""A plan as PNG or SVG, layers x steps, with the MACs of each step under it. Needs matplotlib.
+
+The same plan gives the same bytes: no dates, no random ids, no user style.
+"""
+
+from __future__ import annotations
+
+import os
+from itertools import groupby
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from plans.errors import PlanError
+from plans.macs import plan_macs, shares
+from plans.render import COLORS, LEGEND_ORDER, costline, headline, timestep_label
+from plans.schema import Plan
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+SUFFIXES = (".png", ".svg")
+
+# Inches. Cells are nearly square until a long run would make the picture wider than a page can hold.
+_CELL_HEIGHT = 0.17
+_CELL_WIDTH = 0.19
+_WIDEST_GRID = 13.0
+_NARROWEST_GRID = 6.6  # the title's second line needs about this much
+_STRIP = 0.75
+_GAP = 0.14
+_LEFT, _RIGHT, _TOP, _BOTTOM = 0.75, 0.25, 1.32, 0.55
+_DPI = 160
+_STORE = "#9db4c0"
+_STEP = "#4a5568"
+
+
+def picture(plan: Plan, path: str | PathLike[str]) -> None:
+    """Draw a plan into a .png or .svg file; its folder is made.
+
+    Raises:
+        PlanError: another suffix, no matplotlib, or the file cannot be written.
+    """
+    path = Path(path)
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES:
+        raise PlanError(f"{path} does not end in .png or .svg; give the picture one of these names")
+    try:
+        import matplotlib
+    except ImportError:
+        raise PlanError("pictures need matplotlib, which is not installed; pip install matplotlib") from None
+    settings = {"svg.hashsalt": "ditfastattn", "svg.fonttype": "path", "font.size": 9.0}
+    metadata = {"Software": None} if suffix == ".png" else {"Date": None}
+    beside = path.with_name(f".{path.stem}.{os.getpid()}.tmp{suffix}")
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(settings)
+        drawn = figure(plan)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            drawn.savefig(beside, dpi=_DPI, metadata=metadata)
+            os.replace(beside, path)
+        except OSError as error:
+            beside.unlink(missing_ok=True)
+            raise PlanError(f"{path} cannot be written ({error.strerror or error})") from None
+
+
+def figure(plan: Plan) -> Figure:
+    """The drawing itself, for use in a notebook."""
+    from matplotlib.figure import Figure
+
+    grid_width = min(_WIDEST_GRID, max(_NARROWEST_GRID, _CELL_WIDTH * plan.steps))
+    grid_height = max(_CELL_HEIGHT * plan.layers, 0.5)
+    width = _LEFT + grid_width + _RIGHT
+    height = _TOP + grid_height + _GAP + _STRIP + _BOTTOM
+    fig = Figure(figsize=(width, height), facecolor="white")
+
+    def box(bottom: float, box_height: float) -> tuple[float, float, float, float]:
+        return (_LEFT / width, bottom / height, grid_width / width, box_height / height)
+
+    grid = fig.add_axes(box(_BOTTOM + _STRIP + _GAP, grid_height))
+    strip = fig.add_axes(box(_BOTTOM, _STRIP))
+    _draw_grid(grid, plan)
+    _draw_strip(strip, plan)
+    _write_titles(fig, plan, left=_LEFT / width, height=height)
+    return fig
+
+
+def _draw_grid(axes: Axes, plan: Plan) -> None:
+    from matplotlib.collections import PolyCollection
+
+    boxes, colors = [], []
+    for layer in range(plan.layers):
+        start = 0
+        for method, run in groupby(plan.column(layer)):  # one box per run of equal cells keeps an SVG small
+            stop = start + len(list(run))
+            boxes.append([(start, layer), (stop, layer), (stop, layer + 1), (start, layer + 1)])
+            colors.append(COLORS[method])
+            start = stop
+    axes.add_collection(PolyCollection(boxes, facecolors=colors, linewidths=0))
+    thin = 0.5 if plan.steps <= 100 else 0.25
+    axes.vlines(range(1, plan.steps), 0, plan.layers, colors="white", linewidth=thin)
+    axes.hlines(range(1, plan.layers), 0, plan.steps, colors="white", linewidth=0.5)
+    axes.set_xlim(0, plan.steps)
+    axes.set_ylim(plan.layers, 0)
+    every = 1 if plan.layers <= 12 else 3 if plan.layers <= 36 else 5
+    layers = range(0, plan.layers, every)
+    axes.set_yticks([layer + 0.5 for layer in layers], [str(layer) for layer in layers])
+    axes.set_ylabel("layer")
+    steps = _tick_steps(plan)
+    axes.set_xticks(
+        [step + 0.5 for step in steps], [timestep_label(plan.sampler.timesteps[step]) for step in steps]
+    )
+    axes.xaxis.tick_top()
+    axes.xaxis.set_label_position("top")
+    axes.set_xlabel("timestep", fontsize=8, color=_STEP)
+    axes.tick_params(axis="x", labelsize=7.5, colors=_STEP, length=2)
+    axes.tick_params(axis="y", length=2)
+    for spine in axes.spines.values():
+        spine.set_color("#888888")
+        spine.set_linewidth(0.6)
+
+
+def _draw_strip(axes: Axes, plan: Plan) -> None:
+    macs = plan_macs(plan)
+    steps = [step + 0.5 for step in range(plan.steps)]
+    stores = [100 * store / macs.full_step for store in macs.stores]
+    axes.bar(steps, macs.step_percents, width=0.86, color=_STEP, linewidth=0)
+    if macs.residual_store:
+        axes.bar(steps, stores, width=0.86, bottom=macs.step_percents, color=_STORE, linewidth=0)
+    axes.axhline(100, color="#888888", linewidth=0.6, linestyle=(0, (3, 3)))
+    axes.set_xlim(0, plan.steps)
+    top = max(100.0, *(percent + store for percent, store in zip(macs.step_percents, stores, strict=True)))
+    axes.set_ylim(0, top * 1.04)
+    axes.set_yticks([0, 50, 100])
+    axes.set_ylabel("MACs %")
+    ticks = _tick_steps(plan)
+    axes.set_xticks([step + 0.5 for step in ticks], [str(step) for step in ticks])
+    axes.set_xlabel("step")
+    axes.tick_params(length=2)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+
+
+def _write_titles(fig: Figure, plan: Plan, *, left: float, height: float) -> None:
+    from matplotlib.patches import Patch
+
+    fig.text(left, 1 - 0.22 / height, headline(plan), fontsize=10.5, fontweight="bold", va="center")
+    fig.text(left, 1 - 0.44 / height, costline(plan), fontsize=8.5, color="#333333", va="center")
+    share = shares(plan)
+    handles = [
+        Patch(
+            facecolor=COLORS[method],
+            edgecolor="#888888",
+            linewidth=0.5,
+            label=f"{method} {share[method]:.0f} %",
+        )
+        for method in LEGEND_ORDER
+    ]
+    if plan_macs(plan).residual_store:
+        handles.append(Patch(facecolor=_STORE, linewidth=0, label="residual store"))
+    fig.legend(
+        handles=handles,
+        loc="center left",
+        bbox_to_anchor=(left, 1 - 0.68 / height),
+        ncol=len(handles),
+        frameon=False,
+        fontsize=8.5,
+        borderpad=0,
+        borderaxespad=0,
+        handlelength=1.1,
+        handleheight=1.0,
+        columnspacing=1.4,
+        handletextpad=0.5,
+    )
+
+
+def _tick_steps(plan: Plan) -> range:
+    """A tick every 5, 10 or 20 steps: about ten of them."""
+    for every in (1, 2, 5, 10, 20, 50):
+        if plan.steps <= 12 * every:
+            return range(0, plan.steps, every)
+    return range(0, plan.steps, 100)

@@ -1,0 +1,148 @@
+"""Attention MACs of methods and plans by formula, in pure Python integers.
+
+One *row* is one image (or frame) in one half of the guidance batch: N tokens of C channels. Two conventions:
+
+- "module", the paper's: Q, K and V projections 3 N C^2, out-projection N C^2, and the core 2 P C, where P is the
+  number of (query, key) pairs: N^2 in full attention, `Window.pairs` in a window. Its FLOPs columns
+  (DiTFastAttn, Tables 1 and 2) follow it.
+- "core": 2 P C alone, the part whose share grows with resolution.
+
+ASC computes one of the two halves, so a row costs half on average; AST costs nothing. A plan without guidance has one
+half and no ASC: its rows cost the same, so percentages compare between plans with and without guidance. The softmax,
+the scaling, the residual's addition and copies are not multiplications of matrices and count as nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from plans.method import Method, Window
+from plans.schema import ModelSpec, Plan
+
+Convention = Literal["module", "core"]
+CONVENTIONS: tuple[Convention, ...] = ("module", "core")
+
+
+def method_macs(
+    method: Method, *, tokens: int, width: int, window: Window, convention: Convention = "module"
+) -> int:
+    """MACs of one layer at one step for one row, averaged over the two guidance halves where one is copied.
+
+    Args:
+        tokens: N, tokens in one self-attention call.
+        width: C = heads * head_dim, channels.
+        window: used by WA_RS and WA_RS_ASC only.
+    """
+    if method.reuses_output:
+        return 0
+    pairs = window.pairs(tokens) if method.windowed else tokens * tokens
+    macs = 2 * pairs * width
+    if convention == "module":
+        macs += 4 * tokens * width * width
+    return macs // 2 if method.shares_guidance else macs  # both terms are even
+
+
+def store_macs(column: tuple[Method, ...], step: int, *, tokens: int, width: int, window: Window) -> int:
+    """MACs per row of the window core that a refresh at `step` adds in order to store its residual.
+
+    A residual is full minus window attention (DiTFastAttn, Eq. 1-2), so a FULL or ASC step whose residual is used
+    before the next refresh computes the window as well: for both halves if it computed both and a WA_RS step
+    follows, else for the conditional half only. The projections are already there, so both conventions agree.
+
+    Args:
+        column: what the layer does, step by step.
+    """
+    method = column[step]
+    if not method.refreshes_residual:
+        return 0
+    users = set()
+    for later in column[step + 1 :]:
+        if later.refreshes_residual:
+            break
+        if later.windowed:
+            users.add(later)
+    if not users:
+        return 0
+    both_halves = method is Method.FULL and Method.WA_RS in users
+    macs = 2 * window.pairs(tokens) * width
+    return macs if both_halves else macs // 2
+
+
+@dataclass(frozen=True)
+class PlanMacs:
+    """Attention MACs of a plan per row, in one convention.
+
+    Attributes:
+        full_step: one step with every layer FULL.
+        steps: what each step costs, without storing residuals.
+        stores: what each step adds to store the residuals that later steps use.
+    """
+
+    convention: Convention
+    full_step: int
+    steps: tuple[int, ...]
+    stores: tuple[int, ...]
+
+    @property
+    def total(self) -> int:
+        """MACs of one row over all steps, without `residual_store`."""
+        return sum(self.steps)
+
+    @property
+    def residual_store(self) -> int:
+        """MACs of one row over all steps that go into storing residuals."""
+        return sum(self.stores)
+
+    @property
+    def full(self) -> int:
+        """MACs of one row over all steps with every layer FULL."""
+        return self.full_step * len(self.steps)
+
+    @property
+    def percent(self) -> float:
+        """Percent of all-FULL, as the paper counts: without `residual_store`."""
+        return 100 * self.total / self.full
+
+    @property
+    def store_percent(self) -> float:
+        """`residual_store` in percent of all-FULL; the honest total is `percent + store_percent`."""
+        return 100 * self.residual_store / self.full
+
+    @property
+    def step_percents(self) -> tuple[float, ...]:
+        """Percent of a FULL step, step by step."""
+        return tuple(100 * macs / self.full_step for macs in self.steps)
+
+
+def plan_macs(plan: Plan, convention: Convention = "module") -> PlanMacs:
+    """Attention MACs of a plan against the same run with every layer FULL."""
+    tokens, width, window = plan.model.tokens, plan.model.width, plan.window
+    cost = {
+        method: method_macs(method, tokens=tokens, width=width, window=window, convention=convention)
+        for method in Method
+    }
+    columns = [plan.column(layer) for layer in range(plan.layers)]
+    return PlanMacs(
+        convention=convention,
+        full_step=full_macs(plan.model, convention) * plan.layers,
+        steps=tuple(sum(cost[method] for method in row) for row in plan.methods),
+        stores=tuple(
+            sum(store_macs(column, step, tokens=tokens, width=width, window=window) for column in columns)
+            for step in range(plan.steps)
+        ),
+    )
+
+
+def full_macs(model: ModelSpec, convention: Convention = "module") -> int:
+    """MACs of one FULL layer at one step for one row."""
+    anything = Window(left=0, right=0)
+    return method_macs(
+        Method.FULL, tokens=model.tokens, width=model.width, window=anything, convention=convention
+    )
+
+
+def shares(plan: Plan) -> dict[Method, float]:
+    """Percent of the plan's cells on each method, in the order of `Method`."""
+    cells = [method for row in plan.methods for method in row]
+    return {method: 100 * cells.count(method) / len(cells) for method in Method}

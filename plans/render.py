@@ -1,0 +1,149 @@
+"""A plan as a picture in the terminal, layers x steps, and what every picture of a plan says about it.
+
+`plans.figure` draws the same as PNG or SVG, in the same colours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+
+from plans.macs import plan_macs, shares
+from plans.method import Method
+from plans.schema import Plan
+
+# The darker, the more is computed. Blue against orange, and the lightness, hold for colour-blind readers and in print.
+COLORS: dict[Method, str] = {
+    Method.FULL: "#1d2b45",
+    Method.ASC: "#2f7fc1",
+    Method.WA_RS: "#d1495b",
+    Method.WA_RS_ASC: "#f2a541",
+    Method.AST: "#f1ead8",
+}
+MEANINGS: dict[Method, str] = {
+    Method.FULL: "every key",
+    Method.ASC: "conditional half, copied",
+    Method.WA_RS: "window + residual",
+    Method.WA_RS_ASC: "both",
+    Method.AST: "the last output again",
+}
+LEGEND_ORDER = tuple(reversed(Method))  # FULL first, as one reads a plan
+
+_MARGIN = 6  # "layer " and the layer's number
+_TICK = 10
+_BARS = " ▁▂▃▄▅▆▇█"
+_UNCHANGED = "-"
+
+
+def headline(plan: Plan) -> str:
+    """Model, size, sampler and guidance in one line."""
+    guidance = "no guidance" if plan.guidance.layout == "none" else f"guidance {plan.guidance.scale:g}"
+    return f"{plan.model.class_name}, {plan.layers} layers, {plan.sampler.class_name}, {plan.steps} steps, {guidance}"
+
+
+def costline(plan: Plan) -> str:
+    """Loss and threshold, and attention MACs in both conventions, in one line."""
+    if plan.calibration is None:
+        origin = "not calibrated"
+    else:
+        origin = f"{plan.calibration.loss}, threshold {plan.calibration.threshold:g}"
+    module, core = plan_macs(plan, "module"), plan_macs(plan, "core")
+    text = (
+        f"{origin}; attention MACs {module.percent:.1f} % of full (softmax core alone {core.percent:.1f} %)"
+    )
+    if module.residual_store:
+        text += f", and {module.store_percent:.1f} % to store residuals"
+    return text
+
+
+def timestep_label(timestep: float) -> str:
+    """At most four characters for the usual scales, 0 to 1000 and 0 to 1."""
+    return f"{timestep:.0f}" if timestep >= 10 else f"{timestep:.2g}"
+
+
+def terminal(plan: Plan, *, width: int = 80, color: bool = False, unicode: bool = True) -> str:
+    """The plan as text, one character per cell, in panels that fit the width.
+
+    Args:
+        width: columns of the terminal.
+        color: 24-bit ANSI colours behind the letters.
+        unicode: block characters for the MACs of each step; else tenths as digits, # for all.
+    """
+    heights = [percent / 100 for percent in plan_macs(plan).step_percents]
+    parts = [headline(plan), costline(plan), "", *_legend(plan, color), ""]
+    for start, stop in _panels(plan.steps, width):
+        rows = [plan.methods[step] for step in range(start, stop)]
+        for layer in range(plan.layers):
+            cells = [row[layer] for row in rows]
+            parts.append(f"{_layer_label(layer)} {_cells(cells, color)}")
+        bars = "".join(_bar(height, unicode) for height in heights[start:stop])
+        parts += [f"{'MACs':>{_MARGIN - 1}} {bars}", *_axis(plan, start, stop), ""]
+    return "\n".join(parts)
+
+
+def changes(before: Plan, after: Plan, *, width: int = 80, color: bool = False) -> str:
+    """Two grids of one shape as one picture: the new method where a cell changed, a dash where it did not."""
+    parts = [f"cells as in the second plan; {_UNCHANGED} is unchanged", ""]
+    for start, stop in _panels(after.steps, width):
+        for layer in range(after.layers):
+            cells = [
+                after.methods[step][layer]
+                if after.methods[step][layer] != before.methods[step][layer]
+                else None
+                for step in range(start, stop)
+            ]
+            parts.append(f"{_layer_label(layer)} {_cells(cells, color)}")
+        parts += [*_axis(after, start, stop), ""]
+    return "\n".join(parts)
+
+
+def _layer_label(layer: int) -> str:
+    return f"{layer:>{_MARGIN - 1}}"
+
+
+def _panels(steps: int, width: int) -> list[tuple[int, int]]:
+    """Whole tens of steps per panel where they fit, so that ticks stand at the same places in each."""
+    room = max(1, width - _MARGIN)
+    size = room // _TICK * _TICK or room
+    return [(start, min(start + size, steps)) for start in range(0, steps, size)]
+
+
+def _cells(cells: Sequence[Method | None], color: bool) -> str:
+    """Letters; in colour, one escape sequence per run of equal cells."""
+    text = ""
+    for method, run in groupby(cells):
+        length = len(list(run))
+        text += _UNCHANGED * length if method is None else _painted(method, method.letter * length, color)
+    return text
+
+
+def _painted(method: Method, text: str, color: bool) -> str:
+    if not color:
+        return text
+    red, green, blue = (int(COLORS[method][i : i + 2], 16) for i in (1, 3, 5))
+    ink = "255;255;255" if 0.3 * red + 0.6 * green + 0.1 * blue < 128 else "0;0;0"
+    return f"\x1b[48;2;{red};{green};{blue}m\x1b[38;2;{ink}m{text}\x1b[0m"
+
+
+def _legend(plan: Plan, color: bool) -> list[str]:
+    return [
+        f"  {_painted(method, f' {method.letter} ', color)} {method:<9}  {share:5.1f} %  {MEANINGS[method]}"
+        for method, share in ((method, shares(plan)[method]) for method in LEGEND_ORDER)
+    ]
+
+
+def _bar(height: float, unicode: bool) -> str:
+    if unicode:
+        return _BARS[round(height * (len(_BARS) - 1))]
+    return "#" if height > 0.95 else str(round(height * 10))
+
+
+def _axis(plan: Plan, start: int, stop: int) -> list[str]:
+    """Two lines under a panel: the number of every tenth step, and its timestep."""
+    lines = {"step": "", "t": ""}
+    for step in range(start, stop, _TICK):
+        column = step - start
+        labels = {"step": str(step), "t": timestep_label(plan.sampler.timesteps[step])}
+        for name, label in labels.items():
+            lines[name] = lines[name].ljust(column) + label
+    return [f"{name:>{_MARGIN - 1}} {line}" for name, line in lines.items()]

@@ -1,0 +1,21 @@
+"""What this package raises. Every message says what was given, what was expected and what to do."""
+
+
+class DitFastAttnError(Exception):
+    """Base class: anything the user can mend. The command line prints its message and exits with 2."""
+
+
+class ApplyError(DitFastAttnError):
+    """A plan cannot be installed on this pipeline, transformer or scheduler."""
+
+
+class StepError(DitFastAttnError):
+    """A model call does not fit the plan's timesteps; raised before that call computes anything."""
+
+
+class KernelError(DitFastAttnError):
+    """The kernel asked for does not exist or does not fit the inputs."""
+
+
+class LoadError(DitFastAttnError):
+    """A pipeline, checkpoint or sampler cannot be loaded."""

@@ -1,0 +1,64 @@
+"""Running one block by one method. Session and calibration both go through here."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from ditfastattn.attention import attention_core, fit_rows
+from ditfastattn.cache import Cell, LayerCache, Rows
+from ditfastattn.kernels.base import Kernel
+from ditfastattn.layout import Layout, both_halves
+from ditfastattn.models.base import BlockAdapter
+from plans import Window
+
+
+@dataclass(frozen=True)
+class Context:
+    """What is the same for every block of a run."""
+
+    kernel: Kernel
+    window: Window
+    layout: Layout
+
+
+def run_block(
+    block: BlockAdapter[Any], cell: Cell, cache: LayerCache, context: Context, *args: Any, **kwargs: Any
+) -> Tensor:
+    """One block by ``cell.method``; reads and fills ``cache`` as the cell says. Returns hidden states (B, N, C)."""
+    state = block.begin(*args, skip_attention=cell.method.reuses_output, **kwargs)
+    return block.finish(state, attention_output(block, state, cell, cache, context))
+
+
+def attention_output(
+    block: BlockAdapter[Any], state: Any, cell: Cell, cache: LayerCache, context: Context
+) -> Tensor:
+    """Self-attention after the out-projection, for both guidance branches: (B, N, C)."""
+    batch = state.hidden.shape[0]
+    if cell.method.reuses_output:
+        assert cache.output is not None, "AST without a stored output"
+        return fit_rows(cache.output, batch, batch, context.layout)
+
+    rows = context.layout.conditional_rows(batch) if cell.method.shares_guidance else slice(0, batch)
+    q, k, v = block.qkv(state, rows)  # (rows, N, H, D)
+    residual = None
+    if cell.method.windowed:
+        assert cache.residual is not None, "a windowed method without a stored residual"
+        residual = fit_rows(cache.residual, q.shape[0], batch, context.layout)
+    core = attention_core(context.kernel, cell.method, q, k, v, context.window, residual)
+    if cell.store_residual:
+        cache.residual = residual_to_store(cell.store_residual, q, k, v, core, batch, context)
+    output = block.project(core)  # (rows, N, C)
+    if cell.store_output:
+        cache.output = output
+    return both_halves(output) if cell.method.shares_guidance else output
+
+
+def residual_to_store(
+    stored: Rows, q: Tensor, k: Tensor, v: Tensor, full: Tensor, batch: int, context: Context
+) -> Tensor:
+    """O_full - O_window (DiTFastAttn, Eq. 1) of the rows to be stored; q, k, v, full are (rows, N, H, D)."""
+    if stored is Rows.CONDITIONAL_HALF and q.shape[0] == batch:
+        rows = context.layout.conditional_rows(batch)
+        q, k, v, full = q[rows], k[rows], v[rows], full[rows]
+    return context.kernel.residual(q, k, v, full, context.window)

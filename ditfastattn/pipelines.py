@@ -1,0 +1,79 @@
+"""A pipeline from the bundled demo, a folder, a hub id or an original DiT checkpoint."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, DiTPipeline
+
+from ditfastattn.errors import LoadError
+from ditfastattn.original_dit import load_original_dit
+from ditfastattn.samplers import make_sampler
+
+DEMO = Path(__file__).parent / "demo" / "pipeline"
+# The VAE that the official DiT samples were made with.
+ORIGINAL_VAE = "stabilityai/sd-vae-ft-mse"
+
+
+def load_pipeline(
+    source: str | os.PathLike[str] = "demo",
+    *,
+    sampler: str = "dpm",
+    dtype: torch.dtype | None = None,
+    device: str | torch.device = "cpu",
+    vae: str | os.PathLike[str] | None = None,
+) -> Any:
+    """A diffusers pipeline, with a sampler chosen by name.
+
+    Args:
+        source: "demo", a folder in diffusers' format, a hub id such as "facebook/DiT-XL-2-512", or a ``.pt``
+            checkpoint of facebookresearch/DiT.
+        sampler: "dpm" (DPM-Solver++ 2M, the default), "ddim", "ddpm", "iddpm" or "heun".
+        dtype: the parameters' dtype; None keeps float32.
+        device: where the pipeline is moved.
+        vae: for a ``.pt`` checkpoint, which holds none: a folder or hub id (default: stabilityai/sd-vae-ft-mse).
+
+    Raises:
+        LoadError: nothing loadable there; one sentence says what was tried.
+    """
+    dtype = dtype or torch.float32
+    name = os.fspath(source)
+    if name == "demo":
+        name = os.fspath(DEMO)
+        if not (DEMO / "model_index.json").exists():
+            raise LoadError("the bundled demo pipeline is missing from this installation; reinstall the package")
+    if name.endswith((".pt", ".pth")):
+        pipe = _original_pipeline(name, vae or ORIGINAL_VAE, dtype)
+    else:
+        pipe = _diffusers_pipeline(name, dtype)
+    pipe.scheduler = make_sampler(sampler, pipe.scheduler.config)
+    pipe.set_progress_bar_config(leave=False)
+    return pipe.to(device)
+
+
+def _diffusers_pipeline(name: str, dtype: torch.dtype) -> Any:
+    local = Path(name)
+    if (local.exists() or name.startswith((".", "/", "~"))) and not (local / "model_index.json").exists():
+        raise LoadError(f"{name} holds no model_index.json, so it is not a pipeline folder in diffusers' format")
+    try:
+        pipe = DiTPipeline.from_pretrained(name, torch_dtype=dtype, local_files_only=local.exists())
+    except Exception as error:  # diffusers, the hub client and safetensors raise many kinds
+        reason = " ".join(str(error).split())[:300]
+        kind = "folder" if local.exists() else "hub id (is there a network, and does the name exist?)"
+        raise LoadError(f"cannot load {name!r} as a pipeline {kind}: {type(error).__name__}: {reason}") from error
+    return pipe
+
+
+def _original_pipeline(path: str, vae: str | os.PathLike[str], dtype: torch.dtype) -> DiTPipeline:
+    transformer = load_original_dit(path).to(dtype)
+    try:
+        autoencoder = AutoencoderKL.from_pretrained(os.fspath(vae), torch_dtype=dtype)
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        raise LoadError(
+            f"{path} holds the transformer only, and its VAE {os.fspath(vae)!r} cannot be loaded; give vae= a folder "
+            f"with an AutoencoderKL ({type(error).__name__}: {reason})"
+        ) from error
+    training = DDIMScheduler(beta_start=1e-4, beta_end=0.02, beta_schedule="linear", num_train_timesteps=1000)
+    return DiTPipeline(transformer=transformer, vae=autoencoder, scheduler=training)

@@ -1,0 +1,74 @@
+"""Samplers by short name, and a sampler's settings as a plan records them."""
+
+import math
+from typing import Any
+
+import numpy as np
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    HeunDiscreteScheduler,
+)
+
+from ditfastattn.errors import LoadError
+from plans import SamplerSpec
+
+# What each name means beyond the class's defaults. The training betas always come from the pipeline's own config.
+SAMPLERS: dict[str, tuple[type, dict[str, Any]]] = {
+    "dpm": (DPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver++", "solver_order": 2}),
+    "ddim": (DDIMScheduler, {"clip_sample": False, "set_alpha_to_one": False}),
+    "ddpm": (DDPMScheduler, {"clip_sample": False, "variance_type": "fixed_small"}),
+    "iddpm": (DDPMScheduler, {"clip_sample": False, "variance_type": "learned_range"}),
+    "heun": (HeunDiscreteScheduler, {}),
+}
+DEFAULT_STEPS = {"dpm": 50, "ddim": 50, "ddpm": 250, "iddpm": 250, "heun": 25}
+_TRAINING = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type")
+
+
+def make_sampler(name: str, config: Any) -> Any:
+    """A scheduler of that name for a model trained as ``config`` says.
+
+    Args:
+        name: "dpm" (DPM-Solver++ 2M, arXiv 2211.01095), "ddim", "ddpm" (fixed variance), "iddpm" (learned-range
+            variance, arXiv 2102.09672; only :func:`ditfastattn.sampling.sample_latents` passes it the variance that
+            DiTPipeline drops) or "heun".
+        config: the config of the scheduler that came with the model; only what training fixed is taken from it.
+
+    Raises:
+        LoadError: no such sampler.
+    """
+    if name not in SAMPLERS:
+        raise LoadError(f"there is no sampler {name!r}; choose one of {', '.join(SAMPLERS)}")
+    cls, settings = SAMPLERS[name]
+    training = {key: config[key] for key in _TRAINING if key in config}
+    return cls.from_config({**training, **settings})
+
+
+def sampler_spec(scheduler: Any, num_inference_steps: int) -> SamplerSpec:
+    """What a plan records of a sampler: class, settings, and the timesteps it runs through.
+
+    Computed on a copy: the scheduler itself is left alone.
+    """
+    copy = type(scheduler).from_config(scheduler.config)
+    copy.set_timesteps(num_inference_steps)
+    settings = {key: value for key, value in scheduler.config.items() if not key.startswith("_")}
+    return SamplerSpec(
+        class_name=type(scheduler).__name__,
+        settings={key: _plain(value) for key, value in sorted(settings.items())},
+        timesteps=tuple(float(t) for t in copy.timesteps),
+    )
+
+
+def _plain(value: Any) -> Any:
+    """A setting as JSON has it: no arrays, and infinities (DPM-Solver's lambda_min_clipped) as text."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, np.ndarray | tuple | list):
+        return [_plain(item) for item in (value.tolist() if isinstance(value, np.ndarray) else value)]
+    return value
+
+
+def inference_steps(scheduler: Any, model_calls: int) -> int:
+    """The ``num_inference_steps`` that make a sampler call the model ``model_calls`` times (Heun: 2n - 1 for n)."""
+    return (model_calls + scheduler.order - 1) // int(scheduler.order)

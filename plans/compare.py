@@ -1,4 +1,7 @@
-"""Plan against reality: every difference as one sentence, "layers: the plan has 12, this model 28"."""
+"""Plan against reality, or against another plan: every difference as one sentence.
+
+"layers: the plan has 12, this model 28"
+"""
 
 from __future__ import annotations
 
@@ -7,72 +10,135 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from plans.schema import GuidanceSpec, ModelSpec, SamplerSpec
+    from plans.schema import GuidanceSpec, ModelSpec, Plan, SamplerSpec
 
 TIMESTEP_TOLERANCE = 1e-3  # in the sampler's own units; float32 timesteps near 1000 are exact to 6e-5
 
 
-def model_differences(plan: ModelSpec, actual: ModelSpec, who: str = "this model") -> list[str]:
+def model_differences(
+    plan: ModelSpec, actual: ModelSpec, ours: str = "the plan", theirs: str = "this model"
+) -> list[str]:
     return [
-        _differs(name, _value(plan, name), who, _value(actual, name))
+        f"{name}: {ours} has {getattr(plan, name)}, {theirs} {getattr(actual, name)}"
         for name in type(plan).model_fields
         if getattr(plan, name) != getattr(actual, name)
     ]
 
 
-def sampler_differences(plan: SamplerSpec, actual: SamplerSpec, who: str = "this sampler") -> list[str]:
+def sampler_differences(
+    plan: SamplerSpec, actual: SamplerSpec, ours: str = "the plan", theirs: str = "this sampler"
+) -> list[str]:
     found = []
     if plan.class_name != actual.class_name:
-        found.append(_differs("sampler", plan.class_name, who, actual.class_name))
-    found += _setting_differences(plan.settings, actual.settings, who)
-    found += _timestep_differences(plan.timesteps, actual.timesteps, who)
+        found.append(f"sampler: {ours} has {plan.class_name}, {theirs} {actual.class_name}")
+    found += _setting_differences(plan.settings, actual.settings, ours, theirs)
+    found += _timestep_differences(plan.timesteps, actual.timesteps, ours, theirs)
     return found
 
 
-def guidance_differences(plan: GuidanceSpec, actual: GuidanceSpec, who: str = "this run") -> list[str]:
+def guidance_differences(
+    plan: GuidanceSpec, actual: GuidanceSpec, ours: str = "the plan", theirs: str = "this run"
+) -> list[str]:
     found = []
     if not math.isclose(plan.scale, actual.scale, rel_tol=1e-6):
-        found.append(_differs("guidance scale", f"{plan.scale:g}", who, f"{actual.scale:g}"))
+        found.append(f"guidance scale: {ours} has {plan.scale:.9g}, {theirs} {actual.scale:.9g}")
     if plan.layout != actual.layout:
-        found.append(_differs("guidance layout", plan.layout, who, actual.layout))
+        found.append(f"guidance layout: {ours} has {plan.layout}, {theirs} {actual.layout}")
     return found
 
 
-def _setting_differences(plan: Mapping[str, Any], actual: Mapping[str, Any], who: str) -> list[str]:
+def setting_differences(before: Plan, after: Plan, ours: str, theirs: str) -> list[str]:
+    """Every difference in model, sampler and guidance between two plans."""
+    return [
+        *model_differences(before.model, after.model, ours, theirs),
+        *sampler_differences(before.sampler, after.sampler, ours, theirs),
+        *guidance_differences(before.guidance, after.guidance, ours, theirs),
+    ]
+
+
+def plan_differences(
+    before: Plan, after: Plan, ours: str = "the first", theirs: str = "the second"
+) -> list[str]:
+    """Every difference between two plans; cells are counted, not listed."""
+    found = setting_differences(before, after, ours, theirs)
+    for name in ("window", "token_order", "note"):
+        old, new = getattr(before, name), getattr(after, name)
+        if old != new:
+            found.append(f"{name}: {ours} has {_short(old)}, {theirs} {_short(new)}")
+    found += _calibration_differences(before, after, ours, theirs)
+    found += _grid_differences(before, after)
+    return found
+
+
+def _setting_differences(
+    plan: Mapping[str, Any], actual: Mapping[str, Any], ours: str, theirs: str
+) -> list[str]:
     found = []
     for key in [*plan, *(key for key in actual if key not in plan)]:
         name = f"sampler setting {key}"
         if key not in actual:
-            found.append(f"{name}: the plan has {_shown(plan[key])}, {who} has no such setting")
+            found.append(f"{name}: {ours} has {_value(plan[key])}, {theirs} has no such setting")
         elif key not in plan:
-            found.append(f"{name}: the plan has no such setting, {who} has {_shown(actual[key])}")
+            found.append(f"{name}: {ours} has no such setting, {theirs} has {_value(actual[key])}")
         elif plan[key] != actual[key]:
-            found.append(_differs(name, _shown(plan[key]), who, _shown(actual[key])))
+            found.append(f"{name}: {ours} has {_value(plan[key])}, {theirs} {_value(actual[key])}")
     return found
 
 
-def _timestep_differences(plan: Sequence[float], actual: Sequence[float], who: str) -> list[str]:
+def _timestep_differences(
+    plan: Sequence[float], actual: Sequence[float], ours: str, theirs: str
+) -> list[str]:
     if len(plan) != len(actual):
-        return [_differs("steps", str(len(plan)), who, str(len(actual)))]
+        return [f"steps: {ours} has {len(plan)}, {theirs} {len(actual)}"]
     apart = [
         index
-        for index, (ours, theirs) in enumerate(zip(plan, actual, strict=True))
-        if abs(ours - theirs) > TIMESTEP_TOLERANCE
+        for index, (old, new) in enumerate(zip(plan, actual, strict=True))
+        if abs(old - new) > TIMESTEP_TOLERANCE
     ]
     if not apart:
         return []
     first = apart[0]
-    times = f"{plan[first]:.9g} in the plan, at {actual[first]:.9g} in {who}"
+    times = f"{plan[first]:.9g} in {ours}, at {actual[first]:.9g} in {theirs}"
     return [f"timesteps: step {first} is at {times} (the first of {len(apart)} that differ)"]
 
 
-def _differs(name: str, plan: str, who: str, actual: str) -> str:
-    return f"{name}: the plan has {plan}, {who} {actual}"
+def _calibration_differences(before: Plan, after: Plan, ours: str, theirs: str) -> list[str]:
+    old, new = before.calibration, after.calibration
+    if old == new:
+        return []
+    if old is None or new is None:
+        with_one, without = (theirs, ours) if old is None else (ours, theirs)
+        return [f"calibration: {with_one} was calibrated, {without} was not"]
+    return [
+        f"calibration {name}: {ours} has {_short(getattr(old, name))}, {theirs} {_short(getattr(new, name))}"
+        for name in type(old).model_fields
+        if getattr(old, name) != getattr(new, name)
+    ]
 
 
-def _value(spec: ModelSpec, name: str) -> str:
-    return str(getattr(spec, name))
+def _grid_differences(before: Plan, after: Plan) -> list[str]:
+    if (before.steps, before.layers) != (after.steps, after.layers):
+        return ["cells: the grids have different shapes, so they are not compared"]
+    found = []
+    for name, old_rows, new_rows in (
+        ("cells", before.methods, after.methods),
+        ("losses", before.losses, after.losses),
+    ):
+        cells = [cell for rows in zip(old_rows, new_rows, strict=True) for cell in zip(*rows, strict=True)]
+        changed = sum(old != new for old, new in cells)
+        if changed:
+            found.append(f"{name}: {changed} of {len(cells)} differ")
+    return found
 
 
-def _shown(value: object) -> str:
+def _value(value: object) -> str:
     return repr(list(value)) if isinstance(value, tuple) else repr(value)
+
+
+def _short(value: object) -> str:
+    """On one line and of bearable length, whatever was written into a note or a prompt."""
+    if isinstance(value, tuple):
+        value = [str(item) for item in value]
+    text = str(value)
+    text = text if text.isprintable() and text else repr(text)
+    return text if len(text) <= 80 else text[:77] + "..."

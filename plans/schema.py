@@ -38,6 +38,12 @@ def _scalar(value: Any) -> Scalar:
     return value
 
 
+def _printable(text: str) -> str:
+    if not text.isprintable():  # names go to terminals, which obey control characters
+        raise ValueError(f"{text!r} has characters that cannot be printed; use plain text")
+    return text
+
+
 def _iso8601(text: str) -> str:
     try:
         datetime.fromisoformat(text)
@@ -46,7 +52,7 @@ def _iso8601(text: str) -> str:
     return text
 
 
-Name = Annotated[str, Field(min_length=1)]
+Name = Annotated[str, Field(min_length=1), AfterValidator(_printable)]
 Count = Annotated[int, Field(strict=True, ge=1)]
 Integer = Annotated[int, Field(strict=True)]
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]

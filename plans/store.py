@@ -121,7 +121,7 @@ _READERS: dict[int, Callable[[Document], Plan]] = {1: _read_1}
 
 def _check_digest(document: Document, source: str) -> None:
     found = document.get("digest")
-    advice = f"get the file again, or run `python -m plans seal {source}` if it was edited on purpose"
+    advice = "get the file again, or run `python -m plans seal FILE` if it was edited on purpose"
     if found is None:
         raise PlanError(f"{source} has no digest, so nothing shows that it is what was saved; {advice}")
     if found != text_format.digest(document):

@@ -1,0 +1,7 @@
+"""python -m plans: look at plan files, check, compare and seal them."""
+
+import sys
+
+from plans.cli import main
+
+sys.exit(main())

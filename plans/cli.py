@@ -1,0 +1,199 @@
+"""The command line of plans. Exit codes: 0, 1 where `diff` or `check --against` finds a difference, 2 for an error."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, TextIO
+
+from plans.compare import plan_differences, setting_differences
+from plans.errors import PlanError
+from plans.macs import CONVENTIONS, plan_macs, shares
+from plans.method import Method
+from plans.render import changes, costline, headline, terminal
+from plans.schema import Plan
+from plans.store import load, reseal
+
+_EXAMPLES = """examples:
+  python -m plans show plan.json                    the plan as a picture in the terminal
+  python -m plans show plan.json --out plan.png     the same as PNG or SVG
+  python -m plans check plan.json                   is the file whole and valid?
+  python -m plans check plan.json --against b.json  and made for the same model, sampler and guidance?
+  python -m plans stats plan.json --json            shares of the methods, MACs per step
+  python -m plans diff before.json after.json       what changed; exit code 1 if anything did
+  python -m plans seal plan.json                    accept a file that was edited by hand
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code; an error is one sentence on stderr."""
+    arguments = _parser().parse_args(argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a name that this terminal cannot show is no error
+    command: Callable[[argparse.Namespace], int] = arguments.command
+    try:
+        code = command(arguments)
+        sys.stdout.flush()
+        return code
+    except PlanError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        # The reader, say `head`, has what it wanted. Python would complain again when it flushes stdout at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m plans",
+        description="Plans say which attention method each layer uses at each sampler step.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, function: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        command.set_defaults(command=function)
+        return command
+
+    show = add("show", _show, "draw a plan, layers x steps")
+    show.add_argument("file")
+    show.add_argument("--out", metavar="FILE", help="a .png or .svg to draw into instead of the terminal")
+    check = add("check", _check, "check that a plan file is whole and valid")
+    check.add_argument("file")
+    check.add_argument(
+        "--against", metavar="OTHER", help="a plan whose model, sampler and guidance it must share"
+    )
+    stats = add("stats", _stats, "print shares of the methods and attention MACs")
+    stats.add_argument("file")
+    stats.add_argument("--json", action="store_true", help="as JSON, for other programs")
+    diff = add("diff", _diff, "compare two plans; exit code 1 if they differ")
+    diff.add_argument("before")
+    diff.add_argument("after")
+    seal = add("seal", _seal, "check a plan file edited by hand and write it back with a fresh digest")
+    seal.add_argument("file")
+    return parser
+
+
+def _show(arguments: argparse.Namespace) -> int:
+    plan = load(arguments.file)
+    if arguments.out is None:
+        print(terminal(plan, **_terminal_settings(sys.stdout)))
+        return 0
+    from plans.figure import picture
+
+    picture(plan, arguments.out)
+    print(f"wrote {arguments.out}")
+    return 0
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    plan = load(arguments.file)
+    if arguments.against is not None:
+        other = load(arguments.against)
+        found = setting_differences(plan, other, ours="the plan", theirs="the other")
+        if found:
+            print(f"{arguments.file} was made for other settings than {arguments.against}:")
+            print("\n".join(f"  {difference}" for difference in found))
+            return 1
+    print(f"{arguments.file} is a valid plan: {headline(plan)}")
+    return 0
+
+
+def _stats(arguments: argparse.Namespace) -> int:
+    plan = load(arguments.file)
+    if arguments.json:
+        print(json.dumps(_statistics(plan), indent=2))
+        return 0
+    print(headline(plan))
+    print(costline(plan))
+    print("\nmethod      cells %")
+    for method, share in reversed(shares(plan).items()):
+        print(f"{method:<10} {share:8.1f}")
+    print("\nattention MACs per image row     module        core")
+    both = [plan_macs(plan, convention) for convention in CONVENTIONS]
+    rows: list[tuple[str, list[str]]] = [
+        ("all FULL, G", [f"{macs.full / 1e9:.2f}" for macs in both]),
+        ("this plan, G", [f"{macs.total / 1e9:.2f}" for macs in both]),
+        ("this plan, % of all FULL", [f"{macs.percent:.2f}" for macs in both]),
+        ("storing residuals, %", [f"{macs.store_percent:.2f}" for macs in both]),
+    ]
+    for name, cells in rows:
+        print(f"{name:<26}" + "".join(f"{cell:>12}" for cell in cells))
+    print("\nstep  timestep    module %      core %     store %")
+    module, core = both
+    for step, timestep in enumerate(plan.sampler.timesteps):
+        store = 100 * module.stores[step] / module.full_step
+        percents = (module.step_percents[step], core.step_percents[step], store)
+        print(f"{step:>4}  {timestep:>8.6g}" + "".join(f"{percent:12.1f}" for percent in percents))
+    return 0
+
+
+def _diff(arguments: argparse.Namespace) -> int:
+    before, after = load(arguments.before), load(arguments.after)
+    found = plan_differences(before, after)
+    if before == after:
+        print("the plans are equal")
+        return 0
+    print("\n".join(found))
+    if (before.steps, before.layers) == (after.steps, after.layers) and before.methods != after.methods:
+        print("\n" + changes(before, after, **_picture_settings(sys.stdout)))
+        _print_moves(before, after)
+    for convention in CONVENTIONS:
+        old, new = plan_macs(before, convention).percent, plan_macs(after, convention).percent
+        print(f"attention MACs ({convention}): {old:.2f} % -> {new:.2f} % of full ({new - old:+.2f})")
+    return 1
+
+
+def _print_moves(before: Plan, after: Plan) -> None:
+    moves: dict[tuple[Method, Method], int] = {}
+    for old_row, new_row in zip(before.methods, after.methods, strict=True):
+        for move in zip(old_row, new_row, strict=True):
+            if move[0] is not move[1]:
+                moves[move] = moves.get(move, 0) + 1
+    for (old, new), count in sorted(moves.items(), key=lambda item: (-item[1], item[0])):
+        print(f"{count:>6}  {old} -> {new}")
+    print()
+
+
+def _seal(arguments: argparse.Namespace) -> int:
+    plan, changed = reseal(arguments.file)
+    print(f"{'sealed' if changed else 'already sealed:'} {arguments.file}: {headline(plan)}")
+    return 0
+
+
+def _statistics(plan: Plan) -> dict[str, Any]:
+    result: dict[str, Any] = {
+        "layers": plan.layers,
+        "steps": plan.steps,
+        "shares_percent": {str(method): share for method, share in shares(plan).items()},
+    }
+    for convention in CONVENTIONS:
+        macs = plan_macs(plan, convention)
+        result[convention] = {
+            "full_macs": macs.full,
+            "plan_macs": macs.total,
+            "percent": macs.percent,
+            "residual_store_macs": macs.residual_store,
+            "residual_store_percent": macs.store_percent,
+            "step_percents": list(macs.step_percents),
+        }
+    return result
+
+
+def _picture_settings(stream: TextIO) -> dict[str, Any]:
+    """Width and colour for this stream: colours on a terminal only, and never under NO_COLOR (no-color.org)."""
+    color = stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    return {"width": shutil.get_terminal_size((100, 24)).columns, "color": color}
+
+
+def _terminal_settings(stream: TextIO) -> dict[str, Any]:
+    unicode = (stream.encoding or "").lower().replace("-", "") == "utf8"
+    return _picture_settings(stream) | {"unicode": unicode}

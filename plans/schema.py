@@ -89,7 +89,7 @@ class SamplerSpec(_Frozen):
     """
 
     class_name: Name
-    settings: dict[str, Setting]
+    settings: dict[Name, Setting]
     timesteps: Annotated[tuple[Number, ...], Field(min_length=1)]
 
     @model_validator(mode="after")

@@ -1,0 +1,82 @@
+"""Hypothesis strategies for every plan the rules allow, small enough to shrink."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hypothesis import strategies as st
+
+from plans import Calibration, GuidanceSpec, Method, ModelSpec, Plan, SamplerSpec, Site, Window
+
+printable = st.text(min_size=1, max_size=12).filter(str.isprintable)
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+finite = st.floats(allow_nan=False, allow_infinity=False)
+scalars = st.none() | st.booleans() | st.integers(-(2**70), 2**70) | finite | texts
+settings = st.dictionaries(printable, scalars | st.lists(scalars, max_size=3), max_size=4)
+losses = st.none() | st.floats(0, 2)
+
+
+@st.composite
+def models(draw: st.DrawFn) -> ModelSpec:
+    counts = {
+        name: draw(st.integers(1, limit))
+        for name, limit in [("layers", 4), ("heads", 4), ("head_dim", 8), ("tokens", 40)]
+    }
+    return ModelSpec(
+        class_name=draw(printable), in_channels=draw(st.integers(1, 9)), out_channels=4, **counts
+    )
+
+
+@st.composite
+def samplers(draw: st.DrawFn) -> SamplerSpec:
+    times = draw(st.lists(finite, min_size=1, max_size=5))
+    return SamplerSpec(
+        class_name=draw(printable), settings=draw(settings), timesteps=tuple(sorted(times, reverse=True))
+    )
+
+
+@st.composite
+def guidances(draw: st.DrawFn) -> GuidanceSpec:
+    layout = draw(st.sampled_from(["none", "cond_first", "uncond_first"]))
+    scale = 1.0 if layout == "none" else draw(st.floats(1, 50, exclude_min=True))
+    return GuidanceSpec(scale=scale, layout=layout)
+
+
+@st.composite
+def calibrations(draw: st.DrawFn) -> Calibration:
+    fields: dict[str, Any] = {
+        name: draw(printable) for name in ("loss", "search", "dtype", "device", "kernel")
+    }
+    return Calibration(
+        threshold=draw(st.floats(0, 2)),
+        methods=tuple(draw(st.lists(st.sampled_from(Method), unique=True))),
+        labels=tuple(draw(st.lists(st.integers(0, 999), max_size=3))),
+        prompts=tuple(draw(st.lists(texts, max_size=2))),
+        seed=draw(st.integers()),
+        versions=draw(st.dictionaries(texts, texts, max_size=2)),
+        created=draw(st.datetimes()).isoformat(),
+        **fields,
+    )
+
+
+@st.composite
+def plans(draw: st.DrawFn) -> Plan:
+    model, sampler, guidance = draw(models()), draw(samplers()), draw(guidances())
+    allowed = [method for method in Method if guidance.layout != "none" or not method.shares_guidance]
+    steps, layers = len(sampler.timesteps), model.layers
+
+    def rows(cells: st.SearchStrategy[Any], count: int) -> list[list[Any]]:
+        return draw(
+            st.lists(st.lists(cells, min_size=layers, max_size=layers), min_size=count, max_size=count)
+        )
+
+    grid = [[Method.FULL] * layers, *rows(st.sampled_from(allowed), steps - 1)]
+    return Plan(
+        model=model,
+        sampler=sampler,
+        guidance=guidance,
+        window=Window(left=draw(st.integers(0, model.tokens)), right=draw(st.integers(0, model.tokens))),
+        sites={"attn": Site(methods=grid, losses=rows(losses, steps))},
+        calibration=draw(st.none() | calibrations()),
+        note=draw(texts),
+    )

@@ -1,16 +1,16 @@
 """Attention compression for Diffusion Transformers, after DiTFastAttn (arXiv 2406.08552).
 
-    import ditfastattn
+import ditfastattn
 
-    pipe = ditfastattn.load_pipeline("demo")
-    with ditfastattn.apply(pipe, "plan.json") as session:
-        images = pipe(class_labels=[0, 1], guidance_scale=4.0, num_inference_steps=50).images
-    print(session.summary())
+pipe = ditfastattn.load_pipeline("demo")
+with ditfastattn.apply(pipe, "plan.json") as session:
+    images = pipe(class_labels=[0, 1], guidance_scale=4.0, num_inference_steps=50).images
+print(session.summary())
 """
 
 from ditfastattn.api import apply
 from ditfastattn.pipelines import load_pipeline
 from ditfastattn.session import Session
+from ditfastattn.version import VERSION as __version__
 
-__version__ = "0.1.0"
-__all__ = ["Session", "apply", "load_pipeline"]
+__all__ = ["Session", "__version__", "apply", "load_pipeline"]

@@ -30,9 +30,7 @@ def run_block(
     return block.finish(state, attention_output(block, state, cell, cache, context))
 
 
-def attention_output(
-    block: BlockAdapter[Any], state: Any, cell: Cell, cache: LayerCache, context: Context
-) -> Tensor:
+def attention_output(block: BlockAdapter[Any], state: Any, cell: Cell, cache: LayerCache, context: Context) -> Tensor:
     """Self-attention after the out-projection, for both guidance branches: (B, N, C)."""
     batch = state.hidden.shape[0]
     if cell.method.reuses_output:

@@ -57,7 +57,7 @@ def _diffusers_pipeline(name: str, dtype: torch.dtype) -> Any:
     if (local.exists() or name.startswith((".", "/", "~"))) and not (local / "model_index.json").exists():
         raise LoadError(f"{name} holds no model_index.json, so it is not a pipeline folder in diffusers' format")
     try:
-        pipe = DiTPipeline.from_pretrained(name, torch_dtype=dtype, local_files_only=local.exists())
+        pipe = DiTPipeline.from_pretrained(name, dtype=dtype, local_files_only=local.exists())
     except Exception as error:  # diffusers, the hub client and safetensors raise many kinds
         reason = " ".join(str(error).split())[:300]
         kind = "folder" if local.exists() else "hub id (is there a network, and does the name exist?)"
@@ -68,7 +68,7 @@ def _diffusers_pipeline(name: str, dtype: torch.dtype) -> Any:
 def _original_pipeline(path: str, vae: str | os.PathLike[str], dtype: torch.dtype) -> DiTPipeline:
     transformer = load_original_dit(path).to(dtype)
     try:
-        autoencoder = AutoencoderKL.from_pretrained(os.fspath(vae), torch_dtype=dtype)
+        autoencoder = AutoencoderKL.from_pretrained(os.fspath(vae), dtype=dtype)
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
         raise LoadError(

@@ -15,7 +15,7 @@ from ditfastattn.errors import LoadError
 from plans import SamplerSpec
 
 # What each name means beyond the class's defaults. The training betas always come from the pipeline's own config.
-SAMPLERS: dict[str, tuple[type, dict[str, Any]]] = {
+SAMPLERS: dict[str, tuple[Any, dict[str, Any]]] = {
     "dpm": (DPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver++", "solver_order": 2}),
     "ddim": (DDIMScheduler, {"clip_sample": False, "set_alpha_to_one": False}),
     "ddpm": (DDPMScheduler, {"clip_sample": False, "variance_type": "fixed_small"}),

@@ -5,8 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-
+from torch import Tensor
 
 
 def image_generators(seed: int, indices: Sequence[int]) -> list[torch.Generator]:
@@ -106,11 +105,9 @@ def sample_latents(
 
 
 @torch.no_grad()
-def decode(vae: nn.Module, latents: Tensor) -> Tensor:
+def decode(vae: Any, latents: Tensor) -> Tensor:
     """Latents (B, C, h, w) to images (B, H, W, 3), uint8 on the CPU, rounded, one at a time to bound memory."""
     scaling = vae.config.scaling_factor
     images = [vae.decode(one[None].to(vae.dtype) / scaling).sample[0] for one in latents]  # (3, H, W) in [-1, 1]
     pixels = torch.stack(images).float().add(1).mul(127.5).round().clamp(0, 255)
     return pixels.to(torch.uint8).permute(0, 2, 3, 1).cpu()
-
-

@@ -142,9 +142,7 @@ class Session:
             kernel = make_kernel(self._kernel_name, sample, self.plan.window)
         self._context = Context(kernel, self.plan.window, self._layout)
         self._entered_at = step
-        self._cells = [
-            liveness(entering_at(self.plan.column(layer), step)) for layer in range(self.plan.layers)
-        ]
+        self._cells = [liveness(entering_at(self.plan.column(layer), step)) for layer in range(self.plan.layers)]
         self._first_call = call
         self._runs += 1
         batch, tokens, heads, head_dim = sample.shape

@@ -53,7 +53,7 @@ class ModelAdapter(ABC):
     guided_layout: Layout  # the order of the branches in a guided batch
 
     def __init__(self, model: nn.Module) -> None:
-        self.model = model
+        self.model: Any = model
 
     @property
     @abstractmethod

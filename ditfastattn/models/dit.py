@@ -32,6 +32,8 @@ class AdaLNState:
 class DiTBlock(BlockAdapter[AdaLNState]):
     """BasicTransformerBlock with norm_type "ada_norm_zero"."""
 
+    module: Any
+
     def __init__(self, module: BasicTransformerBlock) -> None:
         self.module = module
         self.attention: Attention = module.attn1
@@ -41,7 +43,7 @@ class DiTBlock(BlockAdapter[AdaLNState]):
     ) -> AdaLNState:
         if attention_mask is not None:
             raise NotImplementedError("self-attention masks are not supported; DiT has none")
-        norm = self.module.norm1
+        norm: Any = self.module.norm1
         condition = norm.silu(norm.emb(kwargs["timestep"], kwargs["class_labels"], hidden_dtype=hidden_states.dtype))
         if skip_attention and type(norm.linear) is nn.Linear:  # a LoRA layer must be called, not read
             width = norm.linear.in_features
@@ -74,7 +76,6 @@ class DiT(ModelAdapter):
     """The transformer of diffusers' DiTPipeline. A guided batch is [conditional, unconditional]."""
 
     guided_layout = Layout.COND_FIRST
-    model: DiTTransformer2DModel
 
     def __init__(self, model: DiTTransformer2DModel) -> None:
         super().__init__(model)

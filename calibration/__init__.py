@@ -1,0 +1,1 @@
+"""Chooses a plan: ``python -m calibration --threshold 0.05``."""

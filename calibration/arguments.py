@@ -1,0 +1,86 @@
+"""The command line of ``python -m calibration``."""
+
+import argparse
+
+from calibration.errors import CalibrationError
+from calibration.loss import LOSSES
+from calibration.settings import CANDIDATES, SEARCHES, THRESHOLDS
+from ditfastattn.kernels import NAMES
+from ditfastattn.samplers import SAMPLERS
+from plans import Method, Window
+
+EXAMPLES = """examples:
+  python -m calibration --threshold 0.05                      the bundled demo, 50 DPM-Solver++ steps
+  python -m calibration --threshold D1 D3 D6 --output runs    three plans and a summary in runs/
+  python -m calibration --model facebook/DiT-XL-2-512 --threshold D2 --device cuda --dtype float16
+  python -m calibration --threshold 0.05 --methods AST,ASC --labels 3,7,11,19
+  python -m calibration --threshold 0.05 --resume             go on after an interruption
+  python -m calibration explain calibrated/demo-dpm50-mrae-0.05.json --layer 3 --step 10
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str):  # type: ignore[no-untyped-def]
+        raise CalibrationError(f"{message}; see python -m calibration --help")
+
+
+def calibrate_parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="python -m calibration",
+        description="Chooses, per layer and per sampler step, the cheapest attention method whose error stays under "
+        "a threshold (DiTFastAttn, Algorithm 1), and saves the plan, its picture, a trace of every candidate, and a "
+        "grid of images full | compressed.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    names = ", ".join(f"{name} = {value}" for name, value in THRESHOLDS.items())
+    add = parser.add_argument
+    add("--threshold", nargs="+", required=True, metavar="T", help=f"one or more numbers or names ({names})")
+    add("--model", default="demo", help='"demo", a folder, a hub id, or a facebookresearch/DiT .pt (default: demo)')
+    add("--vae", help="folder or hub id of the VAE that goes with a .pt checkpoint")
+    add("--steps", type=int, help="sampler steps (default: 50; ddpm and iddpm 250, heun 25)")
+    add("--sampler", default="dpm", choices=list(SAMPLERS), help="default: dpm (DPM-Solver++ 2M)")
+    add("--guidance", type=float, default=4.0, metavar="S", help="guidance scale; 1 is none (default: 4)")
+    add("--n-calib", type=int, metavar="N", help="labels to calibrate on (default: 4 on a CPU, 8 on a GPU)")
+    add("--labels", help="the labels themselves, by number or name, with commas (default: spread over all)")
+    add("--window", help="keys seen on each side: 32, or 32,16 for left,right (default: tokens // 8)")
+    add("--loss", default="mrae", choices=list(LOSSES), help="default: mrae, the paper's")
+    add("--methods", default=",".join(CANDIDATES), help=f"candidates, with commas (default: {','.join(CANDIDATES)})")
+    add("--search", default="replay", choices=SEARCHES, help="plain runs the whole model for every candidate")
+    add("--seed", type=int, default=0, help="of the noise and of the choice of labels (default: 0)")
+    add("--device", help="cpu, cuda, ... (default: cuda if there is one)")
+    add("--dtype", default="float32", choices=["float32", "float16", "bfloat16"], help="default: float32")
+    add("--kernel", default="auto", choices=NAMES, help="default: auto")
+    add("--output", default="calibrated", help="folder, or FILE.json for a single threshold (default: calibrated)")
+    add("--resume", action="store_true", help="go on where an interrupted run of the same command stopped")
+    return parser
+
+
+def explain_parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="python -m calibration explain",
+        description="Why a cell of a plan is what it is: every candidate tried there, its loss and its limit.",
+    )
+    parser.add_argument("plan", help="a plan whose trace lies beside it")
+    parser.add_argument("--layer", type=int, required=True)
+    parser.add_argument("--step", type=int, required=True)
+    return parser
+
+
+def parse_methods(text: str) -> tuple[Method, ...]:
+    """ "AST,ASC" -> methods; FULL may be named and changes nothing."""
+    names = [name.strip().upper() for name in text.split(",") if name.strip()]
+    unknown = [name for name in names if name not in Method.__members__]
+    if unknown or not names:
+        raise CalibrationError(f"unknown methods {unknown or text!r}; choose among {', '.join(Method)}")
+    return tuple(method for method in CANDIDATES if method in names)
+
+
+def parse_window(text: str | None) -> Window | None:
+    if text is None:
+        return None
+    try:
+        return Window.parse(text)
+    except ValueError as error:
+        raise CalibrationError(str(error)) from None

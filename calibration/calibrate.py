@@ -1,0 +1,160 @@
+"""Calibrating a pipeline: Algorithm 1 step after step, on the trajectory of the plan chosen so far."""
+
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import ditfastattn
+from calibration.algorithm import Decision, all_full, choose_methods
+from calibration.errors import CalibrationError
+from calibration.journal import Journal
+from calibration.loss import LOSSES
+from calibration.plain import PlainStep
+from calibration.probe import Probe
+from calibration.replay import ReplayStep
+from calibration.settings import Settings
+from ditfastattn.execute import Context
+from ditfastattn.kernels import make_kernel
+from ditfastattn.layout import Layout
+from ditfastattn.models import adapt
+from ditfastattn.models.base import ModelAdapter
+from ditfastattn.samplers import sampler_spec
+from ditfastattn.sampling import Denoiser, Trajectory
+from plans import Calibration, GuidanceSpec, Method, Plan, Window
+from plans.macs import method_macs
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a calibration found. ``block_runs`` counts this run only, not the steps a resumed run took over."""
+
+    plan: Plan
+    decisions: tuple[Decision, ...]
+    block_runs: int
+    plain_block_runs: int  # what Algorithm 1 without replay would have run
+    residual_passes: int
+    latents: Tensor  # (B, C, h, w), the end of the compressed trajectory
+
+
+@torch.no_grad()
+def calibrate(
+    pipe: Any, settings: Settings, journal: Journal | None = None, on_step: Callable[[int, float], None] | None = None
+) -> Result:
+    """Chooses a plan for a class-conditional pipeline.
+
+    Args:
+        pipe: has ``transformer`` and ``scheduler``; neither is changed.
+        journal: where decisions are written as they are made, and resumed from.
+        on_step: called after every step, those taken over from a resumed run included, with the number of steps in
+            all and the step's attention MACs as a share of full attention.
+
+    Raises:
+        CalibrationError: labels the model does not know, or a model output that is not finite.
+    """
+    adapter = adapt(pipe.transformer)
+    obstacles = adapter.obstacles()
+    if obstacles:
+        raise CalibrationError("this transformer cannot be calibrated as it is: " + "; ".join(obstacles))
+    plan = empty_plan(adapter, pipe.scheduler, settings)
+    _check_labels(settings.labels, pipe.transformer.config.num_embeds_ada_norm)
+
+    denoiser = Denoiser(pipe.transformer, settings.labels, settings.guidance_scale)
+    run = Trajectory(denoiser, pipe.scheduler, settings.steps, settings.seed, range(len(settings.labels)))
+    candidates = settings.candidates()
+    parameter = next(pipe.transformer.parameters())
+    queries = parameter.new_empty((len(denoiser.labels), plan.model.tokens, plan.model.heads, plan.model.head_dim))
+    context = Context(make_kernel(settings.kernel, queries, plan.window), plan.window, Layout(plan.guidance.layout))
+    step_class = ReplayStep if settings.search == "replay" else PlainStep
+    done = list(journal.decisions) if journal else []
+    decisions: list[Decision] = []
+    plain_runs = 0
+    with Probe(adapter, context, residuals=any(method.windowed for method in candidates)) as probe:
+        for index in range(plan.steps):
+
+            def predict(index: int = index) -> Tensor:
+                return run.predict(index)
+
+            if index < len(done) or index == 0:
+                decision = done[index] if index < len(done) else all_full(probe.layers)
+                output = probe.commit(predict, decision.methods)
+                plain_runs += probe.layers
+            else:
+                step = step_class(probe, predict)
+                decision = choose_methods(step, candidates, LOSSES[settings.loss], settings.threshold)
+                output = step.output()
+                plain_runs += probe.layers * (len(decision.trials) + 2)  # O, every O', and the chosen run
+            if index >= len(done) and journal:
+                journal.append(decision)
+            decisions.append(decision)
+            run.advance(index, output)
+            if on_step:
+                on_step(plan.steps, _macs_share(plan, decision))
+    record = _record(settings, parameter, context.kernel.name)
+    plan = plan.model_copy(update={"calibration": record}).with_methods(
+        [d.methods for d in decisions], [d.losses for d in decisions]
+    )
+    return Result(plan, tuple(decisions), probe.block_runs, plain_runs, probe.residual_passes, run.latents)
+
+
+def empty_plan(adapter: ModelAdapter, scheduler: Any, settings: Settings) -> Plan:
+    """The all-FULL plan of these settings; calibration fills in its cells."""
+    model = adapter.spec()
+    layout = adapter.guided_layout if settings.guided else Layout.NONE
+    window = settings.window or Window.default(model.tokens)
+    if max(window.left, window.right) > model.tokens:
+        raise CalibrationError(f"the window {window} is wider than the model's {model.tokens} tokens")
+    return Plan.full(
+        model=model,
+        sampler=sampler_spec(scheduler, settings.steps),
+        guidance=GuidanceSpec(scale=float(settings.guidance_scale), layout=layout.value),
+        window=window,
+    )
+
+
+def _macs_share(plan: Plan, decision: Decision) -> float:
+    """Attention MACs of one step in units of all-FULL."""
+    macs = [
+        method_macs(method, tokens=plan.model.tokens, width=plan.model.width, window=plan.window)
+        for method in (Method.FULL, *decision.methods)
+    ]
+    return sum(macs[1:]) / (macs[0] * plan.layers)
+
+
+def _check_labels(labels: tuple[int, ...], classes: int) -> None:
+    foreign = [label for label in labels if not 0 <= label < classes]
+    if foreign:
+        raise CalibrationError(f"labels {foreign} are not among the model's classes 0..{classes - 1}")
+
+
+def _record(settings: Settings, parameter: Tensor, kernel: str) -> Calibration:
+    device = torch.cuda.get_device_name(parameter.device) if parameter.is_cuda else platform.machine() + " CPU"
+    return Calibration(
+        loss=settings.loss,
+        threshold=settings.threshold,
+        methods=settings.candidates(),
+        search=settings.search,
+        labels=settings.labels,
+        seed=settings.seed,
+        dtype=str(parameter.dtype).removeprefix("torch."),
+        device=device,
+        kernel=kernel,
+        versions=package_versions(),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of what a result depends on."""
+    found = {"ditfastattn": ditfastattn.__version__, "python": platform.python_version()}
+    for name in ("torch", "diffusers", "numpy"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "unknown"
+    return found

@@ -1,0 +1,191 @@
+"""Calibrating from the command line, from loading the pipeline to the last picture."""
+
+import argparse
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from calibration.arguments import calibrate_parser, explain_parser, parse_methods, parse_window
+from calibration.calibrate import Result, calibrate
+from calibration.drift import Drift, Images, drift, sample
+from calibration.errors import CalibrationError
+from calibration.journal import Journal, read_trace, trace_path
+from calibration.labels import choose_labels, names_of
+from calibration.picture import save_grid
+from calibration.report import describe, explain_trial, summary_row, write_summary
+from calibration.settings import Settings, parse_threshold
+from ditfastattn.errors import DitFastAttnError
+from ditfastattn.pipelines import load_pipeline
+from ditfastattn.samplers import DEFAULT_STEPS
+from plans import Plan, PlanError, load, save
+from plans.figure import picture
+from plans.macs import plan_macs
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit status: 0, 2 for what the user can mend, 130 after Ctrl-C."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if arguments[:1] == ["explain"]:
+            return _explain(explain_parser().parse_args(arguments[1:]))
+        return _calibrate(calibrate_parser().parse_args(arguments), arguments)
+    except (DitFastAttnError, PlanError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        where = f" {error.filename}" if error.filename else ""
+        print(f"error: cannot read or write{where}: {error.strerror or error}", file=sys.stderr)
+        return 2
+    except torch.cuda.OutOfMemoryError:
+        print("error: the GPU ran out of memory: use fewer labels (--n-calib) or --dtype float16", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command with --resume goes on from here", file=sys.stderr)
+        return 130
+
+
+def _explain(options: argparse.Namespace) -> int:
+    plan_path = Path(options.plan)
+    plan = load(plan_path)
+    header, decisions = read_trace(trace_path(plan_path))
+    if [d.methods for d in decisions] != [tuple(row) for row in plan.methods]:
+        raise CalibrationError(f"{trace_path(plan_path)} is not the trace of {plan_path}: their methods differ")
+    if not 0 <= options.step < plan.steps or not 0 <= options.layer < plan.layers:
+        raise CalibrationError(f"the plan has steps 0..{plan.steps - 1} and layers 0..{plan.layers - 1}")
+    decision = decisions[options.step]
+    method = decision.methods[options.layer]
+    print(f"step {options.step} (timestep {plan.sampler.timesteps[options.step]:g}), layer {options.layer}: {method}")
+    if options.step == 0:
+        print("  step 0 is FULL in every layer, by rule: nothing is stored before it")
+        return 0
+    print(f"  loss {header['loss']}, threshold {header['threshold']:g}, limit threshold * (layer + 1) / {plan.layers}")
+    for trial in decision.trials:
+        if trial.layer == options.layer:
+            print(f"  {explain_trial(trial)}")
+    if decision.losses[options.layer] is None:
+        print("  FULL       no candidate stayed under the limit")
+    return 0
+
+
+def _calibrate(options: argparse.Namespace, arguments: list[str]) -> int:
+    thresholds = [(text, parse_threshold(text)) for text in options.threshold]
+    steps = DEFAULT_STEPS[options.sampler] if options.steps is None else options.steps
+    window, methods = parse_window(options.window), parse_methods(options.methods)
+    device = _device(options.device)
+    paths = [_plan_path(options, steps, value, len(thresholds)) for _, value in thresholds]
+    pipe = load_pipeline(
+        options.model, sampler=options.sampler, dtype=getattr(torch, options.dtype), device=device, vae=options.vae
+    )
+    count = options.n_calib if options.n_calib is not None else (4 if device == "cpu" else 8)
+    labels = choose_labels(pipe, options.labels, count, options.seed)
+    all_settings = [
+        Settings(
+            threshold=value,
+            labels=labels,
+            steps=steps,
+            guidance_scale=options.guidance,
+            loss=options.loss,
+            methods=methods,
+            window=window,
+            search=options.search,
+            kernel=options.kernel,
+            seed=options.seed,
+        )
+        for _, value in thresholds
+    ]
+    names = names_of(pipe)
+    shown = ", ".join(names.get(label, str(label)) for label in labels)
+    print(f"{options.model} on {device} in {options.dtype}: {steps} {options.sampler} steps")
+    print(f"guidance {options.guidance:g}, calibrated on {len(labels)} labels: {shown}")
+
+    references: list[Images] = []
+    rows = []
+    for (text, _), settings, path in zip(thresholds, all_settings, paths, strict=True):
+        journal = Journal(trace_path(path), _header(options, settings, device), options.resume)
+        result = _search(pipe, settings, journal, text)
+        if not references:  # the uncompressed images are the same for every threshold
+            references = [_sample(pipe, result.plan, settings, unseen, False) for unseen in (False, True)]
+        compressed = [_sample(pipe, result.plan, settings, unseen, True) for unseen in (False, True)]
+        seen, unseen = (drift(a, b) for a, b in zip(references, compressed, strict=True))
+        _write(path, result, journal, references[0], compressed[0], [names.get(n, str(n)) for n in labels], seen)
+        print(describe(result, seen, unseen))
+        print(f"\nplan     {path}\npicture  {path.with_suffix('.png')}\nimages   {_grid_path(path)}\n"
+              f"trace    {trace_path(path)}  (python -m calibration explain {path} --layer L --step S)\n")  # fmt: skip
+        rows.append(summary_row(text, result, seen, unseen))
+    if len(rows) > 1:
+        summary = paths[0].parent / "summary.json"
+        plan_device = result.plan.calibration.device if result.plan.calibration else device
+        command = "python -m calibration " + shlex.join(arguments)
+        write_summary(summary, command, plan_device, options.dtype, rows)
+        print("threshold  attention MACs  latents rel. L2      PSNR      SSIM")
+        for row in rows:
+            decibels = "equal" if row["psnr"] is None else f"{row['psnr']:.1f} dB"
+            print(f"{row['threshold']:>9}  {row['attention_macs']:12.1f} %  {row['latent_rel_l2']:15.4f}  {decibels:>8}"
+                  f"  {row['ssim']:8.4f}")  # fmt: skip
+        print(f"\nsummary  {summary}")
+    return 0
+
+
+def _search(pipe: Any, settings: Settings, journal: Journal, name: str) -> Result:
+    """Algorithm 1 under a bar that shows the step, the attention MACs left so far and the time left."""
+    spent = 0.0
+    with tqdm(total=0, desc=f"threshold {name}", unit="step", dynamic_ncols=True) as bar:
+
+        def on_step(total: int, share: float) -> None:
+            nonlocal spent
+            bar.total = total
+            spent += share
+            bar.update()
+            bar.set_postfix_str(f"attention MACs {100 * spent / bar.n:.1f} %")
+
+        return calibrate(pipe, settings, journal, on_step)
+
+
+def _sample(pipe: Any, plan: Plan, settings: Settings, unseen: bool, compressed: bool) -> Images:
+    first = len(settings.labels) if unseen else 0
+    return sample(pipe, plan, settings.labels, settings.seed, first, settings.kernel, compressed)
+
+
+def _write(
+    path: Path, result: Result, journal: Journal, full: Images, compressed: Images, names: Sequence[str], seen: Drift
+) -> None:
+    save(result.plan, path)
+    journal.finish()
+    picture(result.plan, path.with_suffix(".png"))
+    percent = plan_macs(result.plan).percent
+    title = f"{percent:.0f} % of attention MACs, {seen.psnr:.1f} dB to the uncompressed images"
+    save_grid(_grid_path(path), [("full", full), ("compressed", compressed)], names, title)
+
+
+def _device(name: str | None) -> str:
+    if name is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise CalibrationError(f"device {name!r} cannot be used here: {str(error).splitlines()[0]}") from error
+    return name
+
+
+def _plan_path(options: argparse.Namespace, steps: int, threshold: float, count: int) -> Path:
+    output = Path(options.output)
+    if output.suffix == ".json":
+        if count > 1:
+            raise CalibrationError(f"--output {output} is one file, but {count} thresholds were given: name a folder")
+        return output
+    model = Path(options.model).name.removesuffix(".pt") or "model"
+    return output / f"{model}-{options.sampler}{steps}-{options.loss}-{threshold:g}.json"
+
+
+def _grid_path(path: Path) -> Path:
+    return path.with_suffix(".images.png")
+
+
+def _header(options: argparse.Namespace, settings: Settings, device: str) -> dict[str, Any]:
+    run = {"model": options.model, "sampler": options.sampler, "dtype": options.dtype, "device": device}
+    return {**run, **settings.as_json()}

@@ -1,0 +1,63 @@
+"""How far the compressed sampler ends from the uncompressed one, from the same noise."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+from torchmetrics.functional.image import structural_similarity_index_measure
+
+import ditfastattn
+from ditfastattn.samplers import inference_steps
+from ditfastattn.sampling import Denoiser, decode, sample_latents
+from plans import Plan
+
+
+@dataclass(frozen=True)
+class Images:
+    """The end of a sampling run: latents (B, C, h, w) and decoded images (B, H, W, 3) uint8."""
+
+    latents: Tensor
+    pixels: Tensor
+
+
+@dataclass(frozen=True)
+class Drift:
+    """Compressed against uncompressed. ``psnr`` in dB over all pixels of all images, infinite if they are equal."""
+
+    latent_rel_l2: float
+    psnr: float
+    ssim: float
+
+
+def sample(
+    pipe: Any, plan: Plan, labels: tuple[int, ...], seed: int, first_index: int, kernel: str, compressed: bool
+) -> Images:
+    """Images of a plan's sampler and guidance, with or without its compression.
+
+    Args:
+        first_index: image i of the batch takes its noise from (seed, first_index + i).
+    """
+    denoiser = Denoiser(pipe.transformer, labels, plan.guidance.scale)
+    steps = inference_steps(pipe.scheduler, plan.steps)
+    indices = range(first_index, first_index + len(labels))
+    if compressed:
+        with ditfastattn.apply(pipe.transformer, plan, kernel=kernel):
+            latents = sample_latents(denoiser, pipe.scheduler, steps, seed, indices)
+    else:
+        latents = sample_latents(denoiser, pipe.scheduler, steps, seed, indices)
+    return Images(latents, decode(pipe.vae, latents))
+
+
+def drift(full: Images, compressed: Images) -> Drift:
+    difference = (compressed.latents.double() - full.latents.double()).norm()
+    error = (compressed.pixels.double() - full.pixels.double()).square().mean().item()
+    ours, theirs = (images.pixels.permute(0, 3, 1, 2).float() for images in (compressed, full))  # (B, 3, H, W)
+    similarity = structural_similarity_index_measure(ours, theirs, data_range=255.0)
+    assert isinstance(similarity, Tensor)
+    return Drift(
+        latent_rel_l2=float(difference / full.latents.double().norm()),
+        psnr=10 * math.log10(255**2 / error) if error else math.inf,
+        ssim=float(similarity),
+    )
+

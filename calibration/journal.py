@@ -1,0 +1,114 @@
+"""The trace of a calibration: one JSON line of settings, then one line a finished step, with every candidate tried.
+
+Written as the search goes, so it is also what an interrupted run resumes from.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from calibration.algorithm import Decision, Trial
+from calibration.errors import CalibrationError
+from plans import Method
+
+FORMAT = "ditfastattn-trace"
+
+
+def trace_path(plan_path: Path) -> Path:
+    """Where the trace of a plan lies: beside it."""
+    return plan_path.with_suffix(".trace.jsonl")
+
+
+class Journal:
+    """Appends decisions to a trace file; :meth:`finish` is called when the plan stands.
+
+    Args:
+        path: the trace's final path; while the search runs the file is called ``<path>.partial``.
+        header: what the decisions depend on; a resumed run must have the same.
+    """
+
+    def __init__(self, path: Path, header: dict[str, Any], resume: bool) -> None:
+        self.path = path
+        self.partial = path.with_name(path.name + ".partial")
+        self.header = json.loads(json.dumps({"format": FORMAT, "version": 1, **header}))
+        self.decisions: list[Decision] = []
+        if resume and self.partial.exists():
+            self.decisions = self._read_partial()
+        self.partial.parent.mkdir(parents=True, exist_ok=True)
+        beside = self.partial.with_name(self.partial.name + ".new")
+        with open(beside, "w") as file:
+            for line in [self.header, *(_encode(step, d) for step, d in enumerate(self.decisions))]:
+                file.write(json.dumps(line) + "\n")
+        os.replace(beside, self.partial)
+
+    def append(self, decision: Decision) -> None:
+        with open(self.partial, "a") as file:
+            file.write(json.dumps(_encode(len(self.decisions), decision)) + "\n")
+        self.decisions.append(decision)
+
+    def finish(self) -> None:
+        os.replace(self.partial, self.path)
+
+    def _read_partial(self) -> list[Decision]:
+        lines = list(_lines(self.partial))
+        if not lines:
+            return []  # killed before the first line was whole
+        if lines[0] != self.header:
+            changed = sorted(k for k in {*lines[0], *self.header} if lines[0].get(k) != self.header.get(k))
+            raise CalibrationError(
+                f"{self.partial} was begun with other settings ({', '.join(changed)}): resume with the same command, "
+                "or run without --resume to begin anew"
+            )
+        return [_decode(line) for line in lines[1:]]
+
+
+def read_trace(path: Path) -> tuple[dict[str, Any], list[Decision]]:
+    """Header and decisions of a finished trace.
+
+    Raises:
+        CalibrationError: missing or not a trace.
+    """
+    try:
+        lines = list(_lines(path))
+    except FileNotFoundError:
+        raise CalibrationError(
+            f"there is no trace at {path}: it is written beside the plan when a calibration ends"
+        ) from None
+    except UnicodeDecodeError:
+        lines = []
+    if not lines or not isinstance(lines[0], dict) or lines[0].get("format") != FORMAT:
+        raise CalibrationError(f"{path} is not a calibration trace")
+    try:
+        return lines[0], [_decode(line) for line in lines[1:]]
+    except (KeyError, TypeError, ValueError) as error:
+        raise CalibrationError(f"{path} is a damaged calibration trace ({error})") from error
+
+
+def _lines(path: Path) -> Iterator[Any]:
+    """The whole lines; a last one torn by a kill is dropped."""
+    with open(path) as file:
+        for text in file:
+            try:
+                yield json.loads(text)
+            except json.JSONDecodeError:
+                return
+
+
+def _encode(step: int, decision: Decision) -> dict[str, Any]:
+    return {
+        "step": step,
+        "methods": list(decision.methods),
+        "losses": list(decision.losses),
+        "trials": [asdict(trial) for trial in decision.trials],
+    }
+
+
+def _decode(line: dict[str, Any]) -> Decision:
+    return Decision(
+        methods=tuple(Method(name) for name in line["methods"]),
+        losses=tuple(line["losses"]),
+        trials=tuple(Trial(t["layer"], Method(t["method"]), t["loss"], t["limit"]) for t in line["trials"]),
+    )

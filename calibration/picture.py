@@ -1,0 +1,37 @@
+"""A grid of images, full beside compressed, with what they are."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+from calibration.drift import Images
+
+matplotlib.use("Agg", force=False)
+
+
+def save_grid(path: Path, rows: Sequence[tuple[str, Images]], names: Sequence[str], title: str) -> None:
+    """One row of images per (row name, images), one column per label; written whole or not at all."""
+    columns = len(names)
+    figure = Figure(figsize=(1.15 * columns + 1.3, 1.2 * len(rows) + 0.75), dpi=130)
+    axes = figure.subplots(len(rows), columns, squeeze=False)
+    for r, (row_name, images) in enumerate(rows):
+        for c in range(columns):
+            axis = axes[r, c]
+            axis.imshow(np.asarray(images.pixels[c]), interpolation="lanczos")
+            axis.set(xticks=[], yticks=[])
+            axis.spines[:].set_color("#cccccc")
+            if r == 0:
+                axis.set_title(_shorten(names[c]), fontsize=7)
+        axes[r, 0].set_ylabel(row_name, fontsize=8, rotation=0, ha="right", va="center", labelpad=8)
+    figure.suptitle(title, fontsize=9)
+    figure.tight_layout(rect=(0, 0, 1, 0.97), pad=0.4)
+    beside = path.with_name(path.name + ".new")
+    figure.savefig(beside, format="png")
+    beside.replace(path)
+
+
+def _shorten(name: str, length: int = 18) -> str:
+    return name if len(name) <= length else name[: length - 1] + "…"

@@ -1,0 +1,87 @@
+"""A transformer whose blocks run by whatever method is asked, one model call at a time."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+
+from ditfastattn.cache import Cell, LayerCache, Rows
+from ditfastattn.execute import Context, residual_to_store, run_block
+from ditfastattn.install import Overrides
+from ditfastattn.models.base import ModelAdapter
+from plans import Method
+
+
+def storing(method: Method, residuals: bool = True) -> Cell:
+    """A cell that keeps all a later step might need; calibration does not know yet what the plan will reuse."""
+    if method.reuses_output:
+        return Cell(method)
+    rows = Rows.CONDITIONAL_HALF if method.shares_guidance else Rows.WHOLE_BATCH
+    refresh = method.refreshes_residual and residuals
+    return Cell(method, store_output=rows, store_residual=rows if refresh else Rows.NOTHING)
+
+
+class Probe:
+    """Installs itself on a transformer's blocks; ``with`` takes it off again.
+
+    ``caches`` are those of the trajectory chosen so far; ``block_runs`` counts whole blocks run, ``residual_passes``
+    attention cores run again for their residual alone.
+    """
+
+    def __init__(self, adapter: ModelAdapter, context: Context, residuals: bool) -> None:
+        self.adapter = adapter
+        self.context = context
+        self.residuals = residuals
+        self.caches = [LayerCache() for _ in adapter.blocks]
+        self.block_runs = 0
+        self.residual_passes = 0
+        self._behaviour: Callable[..., Tensor] | None = None
+        self._overrides = Overrides()
+
+    @property
+    def layers(self) -> int:
+        return len(self.adapter.blocks)
+
+    def __enter__(self) -> "Probe":
+        for layer, block in enumerate(self.adapter.blocks):
+            self._overrides.set(block.module, "forward", partial(self._forward, layer))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._overrides.restore()
+
+    def _forward(self, layer: int, hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        assert self._behaviour is not None, "a block was called outside of Probe.call"
+        return self._behaviour(layer, hidden, *args, **kwargs)
+
+    def call(self, predict: Callable[[], Tensor], behaviour: Callable[..., Tensor]) -> Tensor:
+        """``predict()`` with every block call answered by ``behaviour(layer, hidden, *args, **kwargs)``."""
+        self._behaviour = behaviour
+        try:
+            return predict()
+        finally:
+            self._behaviour = None
+
+    def run_block(self, layer: int, cell: Cell, cache: LayerCache, hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        self.block_runs += 1
+        return run_block(self.adapter.blocks[layer], cell, cache, self.context, hidden, *args, **kwargs)
+
+    def commit(self, predict: Callable[[], Tensor], methods: Sequence[Method]) -> Tensor:
+        """One model call by ``methods``, storing what later steps may need; the model output."""
+
+        def behaviour(layer: int, hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            cell = storing(methods[layer], self.residuals)
+            return self.run_block(layer, cell, self.caches[layer], hidden, *args, **kwargs)
+
+        return self.call(predict, behaviour)
+
+    def residual(self, layer: int, method: Method, hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """The residual a FULL or ASC block would store, from the block's input alone."""
+        self.residual_passes += 1
+        block, batch = self.adapter.blocks[layer], hidden.shape[0]
+        state = block.begin(hidden, *args, skip_attention=False, **kwargs)
+        rows = self.context.layout.conditional_rows(batch) if method.shares_guidance else slice(0, batch)
+        q, k, v = block.qkv(state, rows)
+        full = self.context.kernel.full(q, k, v)
+        return residual_to_store(storing(method).store_residual, q, k, v, full, batch, self.context)

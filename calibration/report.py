@@ -1,0 +1,115 @@
+"""What a calibration found, in words and numbers."""
+
+import json
+import math
+import os
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from calibration.algorithm import Trial
+from calibration.calibrate import Result, package_versions
+from calibration.drift import Drift
+from plans.macs import plan_macs, shares
+
+LITTLE = 90.0  # percent of attention MACs left, above which a plan is called little compressed
+
+
+def describe(result: Result, seen: Drift, unseen: Drift) -> str:
+    """The closing table of one calibration."""
+    macs = plan_macs(result.plan)
+    lines = ["", "method        share of cells"]
+    for method, share in shares(result.plan).items():
+        lines.append(f"  {method:<11} {share:5.1f} %  {'█' * round(share / 2.5)}")
+    saved = 100 * (1 - result.block_runs / result.plain_block_runs) if result.plain_block_runs else 0.0
+    lines += [
+        "",
+        f"attention MACs      {macs.percent:.1f} % of full (projections counted; storing residuals adds "
+        f"{macs.store_percent:.1f} %)",
+        f"block runs          {result.block_runs} made, {result.plain_block_runs - result.block_runs} saved of "
+        f"{result.plain_block_runs} ({saved:.0f} %), and {result.residual_passes} attention-only passes",
+        "drift from the uncompressed sampler       latents rel. L2    PSNR       SSIM",
+        f"  on the calibration noise                {_drift(seen)}",
+        f"  on other noise, the same labels         {_drift(unseen)}",
+    ]
+    return "\n".join(lines + _why_little(result, macs.percent))
+
+
+def _drift(values: Drift) -> str:
+    return f"{values.latent_rel_l2:13.4f}  {_decibels(values.psnr):>8}  {values.ssim:9.4f}"
+
+
+def _decibels(psnr: float) -> str:
+    return f"{psnr:.1f} dB" if math.isfinite(psnr) else "equal"
+
+
+def _why_little(result: Result, percent: float) -> list[str]:
+    """If little was compressed: how much, and the rejected trials that came closest."""
+    if percent < LITTLE:
+        return []
+    rejected = [
+        (step, trial)
+        for step, decision in enumerate(result.decisions)
+        for trial in decision.trials
+        if not trial.accepted and math.isfinite(trial.loss)
+    ]
+    lines = ["", f"Little could be compressed: {percent:.1f} % of the attention MACs are left."]
+    if not rejected:
+        return [*lines, "No candidate was rejected: there was nothing to try (one step, or no methods)."]
+    lines.append(f"The {calibration_loss(result)} of these candidates came closest to its limit:")
+    rejected.sort(key=lambda item: item[1].loss / item[1].limit)
+    lines += [f"  step {step:3d} layer {t.layer:2d}  {explain_trial(t)}" for step, t in rejected[:5]]
+    typical = sorted(t.loss / t.limit for _, t in rejected)[len(rejected) // 2]
+    lines.append(f"Half of the rejected candidates were at least {typical:.1f} times over; try a larger --threshold.")
+    return lines
+
+
+def calibration_loss(result: Result) -> str:
+    return result.plan.calibration.loss if result.plan.calibration else "loss"
+
+
+def explain_trial(trial: Trial) -> str:
+    """One candidate in words."""
+    if trial.accepted:
+        return f"{trial.method:<10} loss {trial.loss:.5f} < limit {trial.limit:.5f}: accepted"
+    if not math.isfinite(trial.loss):
+        return f"{trial.method:<10} loss {trial.loss}: rejected, the output was not finite"
+    ratio = trial.loss / trial.limit
+    return f"{trial.method:<10} loss {trial.loss:.5f} >= limit {trial.limit:.5f}: rejected ({ratio:.2f} x the limit)"
+
+
+def summary_row(threshold: str, result: Result, seen: Drift, unseen: Drift) -> dict[str, Any]:
+    """A row of the summary file. Drift is on the calibration noise; ``unseen_*`` on other noise. psnr null: equal."""
+
+    def finite(value: float) -> float | None:
+        return round(value, 4) if math.isfinite(value) else None
+
+    return {
+        "threshold": threshold,
+        "attention_macs": round(plan_macs(result.plan).percent, 3),
+        "latent_rel_l2": round(seen.latent_rel_l2, 6),
+        "psnr": finite(seen.psnr),
+        "ssim": round(seen.ssim, 6),
+        "unseen_latent_rel_l2": round(unseen.latent_rel_l2, 6),
+        "unseen_psnr": finite(unseen.psnr),
+        "unseen_ssim": round(unseen.ssim, 6),
+        "block_runs": result.block_runs,
+        "plain_block_runs": result.plain_block_runs,
+        "shares": {str(method): round(share, 2) for method, share in shares(result.plan).items()},
+    }
+
+
+def write_summary(path: Path, command: str, device: str, dtype: str, rows: Sequence[dict[str, Any]]) -> None:
+    """All thresholds of one command as JSON, with what made them; whole or not at all."""
+    content = {
+        "command": command,
+        "device": device,
+        "dtype": dtype,
+        "versions": package_versions(),
+        "date": datetime.now(UTC).date().isoformat(),
+        "rows": list(rows),
+    }
+    beside = path.with_name(path.name + ".new")
+    beside.write_text(json.dumps(content, indent=1) + "\n")
+    os.replace(beside, path)

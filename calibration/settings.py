@@ -1,0 +1,67 @@
+"""Everything a calibration depends on besides the pipeline."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from calibration.errors import CalibrationError
+from calibration.loss import LOSSES
+from plans import Method, Window
+
+THRESHOLDS = {"D1": 0.025, "D2": 0.05, "D3": 0.075, "D4": 0.1, "D5": 0.125, "D6": 0.15}  # DiTFastAttn, Sec. 4.1
+CANDIDATES = tuple(method for method in Method if method is not Method.FULL)
+SEARCHES = ("replay", "plain")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One calibration. ``methods`` are the candidates besides FULL, tried in cost order whatever order they are in."""
+
+    threshold: float
+    labels: tuple[int, ...]
+    steps: int = 50
+    guidance_scale: float = 4.0
+    loss: str = "mrae"
+    methods: tuple[Method, ...] = CANDIDATES
+    window: Window | None = None  # None: tokens // 8 on each side
+    search: str = "replay"
+    kernel: str = "auto"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.threshold > 0 or self.threshold == float("inf"):
+            raise CalibrationError(f"the threshold must be a positive number or D1..D6, got {self.threshold}")
+        if not self.labels:
+            raise CalibrationError("calibration needs at least one label")
+        if self.steps < 1:
+            raise CalibrationError(f"the sampler needs at least one step, got {self.steps}")
+        if not 1 <= self.guidance_scale < float("inf"):
+            raise CalibrationError(f"the guidance scale must be 1 (no guidance) or more, got {self.guidance_scale}")
+        if self.loss not in LOSSES:
+            raise CalibrationError(f"there is no loss {self.loss!r}; choose one of {', '.join(LOSSES)}")
+        if self.search not in SEARCHES:
+            raise CalibrationError(f"there is no search {self.search!r}; choose one of {', '.join(SEARCHES)}")
+
+    @property
+    def guided(self) -> bool:
+        return self.guidance_scale != 1
+
+    def candidates(self) -> tuple[Method, ...]:
+        """Candidates in cost order; without guidance those that share it are left out."""
+        usable = [m for m in CANDIDATES if m in self.methods and (self.guided or not m.shares_guidance)]
+        return tuple(usable)
+
+    def as_json(self) -> dict[str, Any]:
+        values = asdict(self)
+        values["window"] = None if self.window is None else str(self.window)
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
+
+
+def parse_threshold(text: str) -> float:
+    """ "D2" or "0.05"."""
+    name = text.strip().upper()
+    if name in THRESHOLDS:
+        return THRESHOLDS[name]
+    try:
+        return float(text)
+    except ValueError:
+        raise CalibrationError(f"{text!r} is no threshold: give a number such as 0.05, or D1..D6") from None

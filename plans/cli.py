@@ -1,4 +1,7 @@
-"""The command line of plans. Exit codes: 0, 1 where `diff` or `check --against` finds a difference, 2 for an error."""
+"""The command line of plans.
+
+Exit codes: 0, 1 where `diff` or `check --against` finds a difference, 2 for an error.
+"""
 
 from __future__ import annotations
 
@@ -68,9 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     show.add_argument("--out", metavar="FILE", help="a .png or .svg to draw into instead of the terminal")
     check = add("check", _check, "check that a plan file is whole and valid")
     check.add_argument("file")
-    check.add_argument(
-        "--against", metavar="OTHER", help="a plan whose model, sampler and guidance it must share"
-    )
+    check.add_argument("--against", metavar="OTHER", help="a plan whose model, sampler and guidance it must share")
     stats = add("stats", _stats, "print shares of the methods and attention MACs")
     stats.add_argument("file")
     stats.add_argument("--json", action="store_true", help="as JSON, for other programs")

@@ -56,9 +56,7 @@ def setting_differences(before: Plan, after: Plan, ours: str, theirs: str) -> li
     ]
 
 
-def plan_differences(
-    before: Plan, after: Plan, ours: str = "the first", theirs: str = "the second"
-) -> list[str]:
+def plan_differences(before: Plan, after: Plan, ours: str = "the first", theirs: str = "the second") -> list[str]:
     """Every difference between two plans; cells are counted, not listed."""
     found = setting_differences(before, after, ours, theirs)
     for name in ("window", "token_order", "note"):
@@ -70,9 +68,7 @@ def plan_differences(
     return found
 
 
-def _setting_differences(
-    plan: Mapping[str, Any], actual: Mapping[str, Any], ours: str, theirs: str
-) -> list[str]:
+def _setting_differences(plan: Mapping[str, Any], actual: Mapping[str, Any], ours: str, theirs: str) -> list[str]:
     found = []
     for key in [*plan, *(key for key in actual if key not in plan)]:
         name = f"sampler setting {key}"
@@ -85,15 +81,11 @@ def _setting_differences(
     return found
 
 
-def _timestep_differences(
-    plan: Sequence[float], actual: Sequence[float], ours: str, theirs: str
-) -> list[str]:
+def _timestep_differences(plan: Sequence[float], actual: Sequence[float], ours: str, theirs: str) -> list[str]:
     if len(plan) != len(actual):
         return [f"steps: {ours} has {len(plan)}, {theirs} {len(actual)}"]
     apart = [
-        index
-        for index, (old, new) in enumerate(zip(plan, actual, strict=True))
-        if abs(old - new) > TIMESTEP_TOLERANCE
+        index for index, (old, new) in enumerate(zip(plan, actual, strict=True)) if abs(old - new) > TIMESTEP_TOLERANCE
     ]
     if not apart:
         return []

@@ -5,13 +5,13 @@ The same plan gives the same bytes: no dates, no random ids, no user style.
 
 from __future__ import annotations
 
-import os
 from itertools import groupby
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from plans.errors import PlanError
+from plans.files import write_whole
 from plans.macs import plan_macs, shares
 from plans.render import COLORS, LEGEND_ORDER, costline, headline, timestep_label
 from plans.schema import Plan
@@ -50,19 +50,12 @@ def picture(plan: Plan, path: str | PathLike[str]) -> None:
     except ImportError:
         raise PlanError("pictures need matplotlib, which is not installed; pip install matplotlib") from None
     metadata = {"Software": None} if suffix == ".png" else {"Date": None}
-    beside = path.with_name(f".{path.stem}.{os.getpid()}.tmp{suffix}")
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rc("svg", hashsalt="ditfastattn", fonttype="path")
         matplotlib.rc("font", size=9)
         drawn = figure(plan)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            drawn.savefig(beside, dpi=_DPI, metadata=metadata)
-            os.replace(beside, path)
-        except OSError as error:
-            beside.unlink(missing_ok=True)
-            raise PlanError(f"{path} cannot be written ({error.strerror or error})") from None
+        write_whole(path, lambda beside: drawn.savefig(beside, dpi=_DPI, format=suffix[1:], metadata=metadata))
 
 
 def figure(plan: Plan) -> Figure:
@@ -108,9 +101,7 @@ def _draw_grid(axes: Axes, plan: Plan) -> None:
     axes.set_yticks([layer + 0.5 for layer in layers], [str(layer) for layer in layers])
     axes.set_ylabel("layer")
     steps = _tick_steps(plan)
-    axes.set_xticks(
-        [step + 0.5 for step in steps], [timestep_label(plan.sampler.timesteps[step]) for step in steps]
-    )
+    axes.set_xticks([step + 0.5 for step in steps], [timestep_label(plan.sampler.timesteps[step]) for step in steps])
     axes.xaxis.tick_top()
     axes.xaxis.set_label_position("top")
     axes.set_xlabel("timestep", fontsize=8, color=_STEP)

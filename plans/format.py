@@ -17,6 +17,9 @@ from plans.errors import PlanError
 FORMAT = "ditfastattn-plan"
 VERSION = 1
 
+_MAX_DEPTH = 16  # a plan needs 5
+_TOO_DEEP = "is nested too deeply to be a plan; expected a plan saved by plans.save"
+
 Document = dict[str, Any]
 
 
@@ -48,13 +51,10 @@ def parse(text: str, source: str) -> Document:
             "expected a plan saved by plans.save"
         ) from None
     except RecursionError:
-        raise PlanError(
-            f"{source} is nested too deeply to be a plan; expected a plan saved by plans.save"
-        ) from None
+        raise PlanError(f"{source} {_TOO_DEEP}") from None
+    _check_values(document, source)
     if not isinstance(document, dict):
-        raise PlanError(
-            f"{source} holds a JSON {_json_type(document)}; expected an object with the keys of a plan"
-        )
+        raise PlanError(f"{source} holds a JSON {_json_type(document)}; expected an object with the keys of a plan")
     return document
 
 
@@ -100,17 +100,13 @@ def _no_key_twice(pairs: list[tuple[str, Any]]) -> Document:
 
 
 def _no_constant(name: str) -> NoReturn:
-    raise _NotPlain(
-        f"contains {name}, which is not JSON; every number of a plan is finite, or null where it has none"
-    )
+    raise _NotPlain(f"contains {name}, which is not JSON; every number of a plan is finite, or null where it has none")
 
 
 def _finite(text: str) -> float:
     number = float(text)
     if not math.isfinite(number):
-        raise _NotPlain(
-            f"contains the number {text[:40]}, which is out of range; every number of a plan is finite"
-        )
+        raise _NotPlain(f"contains the number {text[:40]}, which is out of range; every number of a plan is finite")
     return number
 
 
@@ -118,6 +114,25 @@ def _short_integer(text: str) -> int:
     if len(text) > 40:  # Python's own limit depends on the interpreter's settings
         raise _NotPlain(f"contains an integer of {len(text)} digits; a plan has no such number")
     return int(text)
+
+
+def _check_values(document: Any, source: str) -> None:
+    """Refuse what is valid JSON but would trip later steps: deep nesting, and halves of characters like \\ud800."""
+    waiting = [(document, 0)]
+    while waiting:
+        value, depth = waiting.pop()
+        if depth > _MAX_DEPTH:
+            raise PlanError(f"{source} {_TOO_DEEP}")
+        if isinstance(value, str):
+            try:
+                value.encode("utf-8")
+            except UnicodeEncodeError as error:
+                half = f"\\u{ord(value[error.start]):04x}"
+                raise PlanError(f"{source} contains {half}, half of a character; write the whole character") from None
+        elif isinstance(value, list):
+            waiting += [(item, depth + 1) for item in value]
+        elif isinstance(value, dict):
+            waiting += [(item, depth + 1) for pair in value.items() for item in pair]
 
 
 def _json_type(value: object) -> str:

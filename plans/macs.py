@@ -24,9 +24,7 @@ Convention = Literal["module", "core"]
 CONVENTIONS: tuple[Convention, ...] = ("module", "core")
 
 
-def method_macs(
-    method: Method, *, tokens: int, width: int, window: Window, convention: Convention = "module"
-) -> int:
+def method_macs(method: Method, *, tokens: int, width: int, window: Window, convention: Convention = "module") -> int:
     """MACs of one layer at one step for one row, averaged over the two guidance halves where one is copied.
 
     Args:
@@ -137,9 +135,7 @@ def plan_macs(plan: Plan, convention: Convention = "module") -> PlanMacs:
 def full_macs(model: ModelSpec, convention: Convention = "module") -> int:
     """MACs of one FULL layer at one step for one row."""
     anything = Window(left=0, right=0)
-    return method_macs(
-        Method.FULL, tokens=model.tokens, width=model.width, window=anything, convention=convention
-    )
+    return method_macs(Method.FULL, tokens=model.tokens, width=model.width, window=anything, convention=convention)
 
 
 def shares(plan: Plan) -> dict[Method, float]:

@@ -48,9 +48,7 @@ def costline(plan: Plan) -> str:
     else:
         origin = f"{plan.calibration.loss}, threshold {plan.calibration.threshold:g}"
     module, core = plan_macs(plan, "module"), plan_macs(plan, "core")
-    text = (
-        f"{origin}; attention MACs {module.percent:.1f} % of full (softmax core alone {core.percent:.1f} %)"
-    )
+    text = f"{origin}; attention MACs {module.percent:.1f} % of full (softmax core alone {core.percent:.1f} %)"
     if module.residual_store:
         text += f", and {module.store_percent:.1f} % to store residuals"
     return text
@@ -87,9 +85,7 @@ def changes(before: Plan, after: Plan, *, width: int = 80, color: bool = False) 
     for start, stop in _panels(after.steps, width):
         for layer in range(after.layers):
             cells = [
-                after.methods[step][layer]
-                if after.methods[step][layer] != before.methods[step][layer]
-                else None
+                after.methods[step][layer] if after.methods[step][layer] != before.methods[step][layer] else None
                 for step in range(start, stop)
             ]
             parts.append(f"{_layer_label(layer)} {_cells(cells, color)}")

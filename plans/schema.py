@@ -248,9 +248,7 @@ class Plan(_Frozen):
         tokens = self.model.tokens
         for side, size in (("left", self.window.left), ("right", self.window.right)):
             if size > tokens:
-                raise ValueError(
-                    f"window.{side} is {size}, more than the model's {tokens} tokens; use 0 to {tokens}"
-                )
+                raise ValueError(f"window.{side} is {size}, more than the model's {tokens} tokens; use 0 to {tokens}")
         self._check_shape("methods", self.methods)
         self._check_shape("losses", self.losses)
         self._check_cells()

@@ -24,9 +24,7 @@ DIT_28 = ModelSpec(
     in_channels=4,
     out_channels=8,
 )
-STDIT_28 = ModelSpec(
-    class_name="STDiT2", layers=28, heads=16, head_dim=72, tokens=405, in_channels=4, out_channels=8
-)
+STDIT_28 = ModelSpec(class_name="STDiT2", layers=28, heads=16, head_dim=72, tokens=405, in_channels=4, out_channels=8)
 
 COND_FIRST = GuidanceSpec(scale=4.0, layout="cond_first")
 UNCOND_FIRST = GuidanceSpec(scale=4.5, layout="uncond_first")
@@ -59,9 +57,7 @@ def heun(steps: int) -> SamplerSpec:
     )
 
 
-def calibration(
-    threshold: float = 0.05, methods: tuple[Method, ...] = tuple(Method), **changes: object
-) -> Calibration:
+def calibration(threshold: float = 0.05, methods: tuple[Method, ...] = tuple(Method), **changes: object) -> Calibration:
     fields: dict[str, object] = {
         "loss": "mrae",
         "threshold": threshold,
@@ -95,16 +91,10 @@ def synthetic(
             wobble = random.Random(step * 1000 + layer).random()
             middle = 4 * (step / steps) * (1 - step / steps)
             ease = eagerness * (0.65 * middle + 0.35 * layer / model.layers) + 0.5 * (wobble - 0.5)
-            rank = (
-                len(methods) - 1 - int(max(0.0, min(0.999, ease)) * len(methods))
-                if step
-                else len(methods) - 1
-            )
+            rank = len(methods) - 1 - int(max(0.0, min(0.999, ease)) * len(methods)) if step else len(methods) - 1
             method = methods[rank]
             row.append(method)
-            row_losses.append(
-                None if method is Method.FULL else round(0.05 * (layer + 1) / model.layers * wobble, 6)
-            )
+            row_losses.append(None if method is Method.FULL else round(0.05 * (layer + 1) / model.layers * wobble, 6))
         grid.append(row)
         losses.append(row_losses)
     full = Plan.full(model=model, sampler=sampler, guidance=guidance, note=note)

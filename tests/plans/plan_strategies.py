@@ -22,9 +22,7 @@ def models(draw: st.DrawFn) -> ModelSpec:
         name: draw(st.integers(1, limit))
         for name, limit in [("layers", 4), ("heads", 4), ("head_dim", 8), ("tokens", 40)]
     }
-    return ModelSpec(
-        class_name=draw(printable), in_channels=draw(st.integers(1, 9)), out_channels=4, **counts
-    )
+    return ModelSpec(class_name=draw(printable), in_channels=draw(st.integers(1, 9)), out_channels=4, **counts)
 
 
 @st.composite
@@ -44,9 +42,7 @@ def guidances(draw: st.DrawFn) -> GuidanceSpec:
 
 @st.composite
 def calibrations(draw: st.DrawFn) -> Calibration:
-    fields: dict[str, Any] = {
-        name: draw(printable) for name in ("loss", "search", "dtype", "device", "kernel")
-    }
+    fields: dict[str, Any] = {name: draw(printable) for name in ("loss", "search", "dtype", "device", "kernel")}
     return Calibration(
         threshold=draw(st.floats(0, 2)),
         methods=tuple(draw(st.lists(st.sampled_from(Method), unique=True))),
@@ -66,9 +62,7 @@ def plans(draw: st.DrawFn) -> Plan:
     steps, layers = len(sampler.timesteps), model.layers
 
     def rows(cells: st.SearchStrategy[Any], count: int) -> list[list[Any]]:
-        return draw(
-            st.lists(st.lists(cells, min_size=layers, max_size=layers), min_size=count, max_size=count)
-        )
+        return draw(st.lists(st.lists(cells, min_size=layers, max_size=layers), min_size=count, max_size=count))
 
     grid = [[Method.FULL] * layers, *rows(st.sampled_from(allowed), steps - 1)]
     return Plan(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 from hypothesis import given, settings
@@ -12,22 +11,20 @@ from plan_examples import golden
 
 import plans
 from plans import Plan, PlanError
+from plans.files import decode
 from plans.format import seal
-from plans.store import _decoded
 
 PLAN = golden()["heun-12x19"]
 TEXT = plans.dumps(PLAN)
 SMALL = plans.Plan.full(
-    model=plans.ModelSpec(
-        class_name="M", layers=2, heads=1, head_dim=1, tokens=4, in_channels=1, out_channels=1
-    ),
+    model=plans.ModelSpec(class_name="M", layers=2, heads=1, head_dim=1, tokens=4, in_channels=1, out_channels=1),
     sampler=plans.SamplerSpec(class_name="S", settings={"a": [1, 2.5]}, timesteps=(2.0, 1.0)),
     guidance=plans.GuidanceSpec(scale=4.0, layout="cond_first"),
 )
 
 
 def _load(data: bytes) -> Plan:
-    return plans.loads(_decoded(data, Path("plan.json")))
+    return plans.loads(decode(data, "plan.json"))
 
 
 def _refused_or_equal(data: bytes, plan: Plan) -> bool:
@@ -55,11 +52,7 @@ def test_every_truncation_is_refused() -> None:
 
 
 @settings(max_examples=300, deadline=None)
-@given(
-    edits=st.lists(
-        st.tuples(st.integers(0, len(TEXT) - 1), st.integers(0, 3), st.binary(max_size=4)), min_size=1
-    )
-)
+@given(edits=st.lists(st.tuples(st.integers(0, len(TEXT) - 1), st.integers(0, 3), st.binary(max_size=4)), min_size=1))
 def test_random_bytes(edits: list[tuple[int, int, bytes]]) -> None:
     data = TEXT.encode()
     for start, length, replaced in edits:
@@ -68,12 +61,7 @@ def test_random_bytes(edits: list[tuple[int, int, bytes]]) -> None:
 
 
 json_values = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.floats()
-    | st.text(max_size=8)
-    | st.sampled_from(list(plans.Method)),
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.sampled_from(list(plans.Method)),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
     max_leaves=6,
 )
@@ -93,9 +81,7 @@ def mutated(draw: st.DrawFn) -> dict[str, Any]:
     action = draw(st.sampled_from(["replace", "remove", "add"]))
     if action == "add" or key is None:
         value = draw(json_values)
-        place.append(value) if isinstance(place, list) else place.__setitem__(
-            draw(st.text(max_size=8)), value
-        )
+        place.append(value) if isinstance(place, list) else place.__setitem__(draw(st.text(max_size=8)), value)
     elif action == "remove":
         del place[key]
     else:

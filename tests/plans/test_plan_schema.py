@@ -42,9 +42,7 @@ def test_methods_stand_in_cost_order_and_are_their_names() -> None:
         (Method.FULL, False, False, False, True),
     ],
 )
-def test_what_each_method_does(
-    method: Method, reuses: bool, windowed: bool, shares: bool, refreshes: bool
-) -> None:
+def test_what_each_method_does(method: Method, reuses: bool, windowed: bool, shares: bool, refreshes: bool) -> None:
     assert method.reuses_output is reuses
     assert method.windowed is windowed
     assert method.shares_guidance is shares
@@ -107,9 +105,7 @@ def test_plans_cannot_be_changed() -> None:
             "step 3 has ASC in layer 0, but the guidance layout is 'none'",
         ),
         (
-            lambda: full(guidance=NO_GUIDANCE).with_methods(
-                [[Method.FULL] * 12] * 3 + [[Method.WA_RS_ASC] * 12]
-            ),
+            lambda: full(guidance=NO_GUIDANCE).with_methods([[Method.FULL] * 12] * 3 + [[Method.WA_RS_ASC] * 12]),
             "step 3 has WA_RS_ASC in layer 0",
         ),
         (lambda: full().with_methods([[Method.FULL] * 12] * 4, [[0.1] * 12] * 3), "losses has 3 rows"),
@@ -178,9 +174,7 @@ def test_every_difference_is_listed_at_once() -> None:
     settings = {**plan.sampler.settings, "solver_order": 3, "use_karras_sigmas": True}
     del settings["thresholding"]
     sampler = SamplerSpec(class_name="DDIMScheduler", settings=settings, timesteps=(999.0,) * 25)
-    found = plan.differences(
-        model=model, sampler=sampler, guidance=GuidanceSpec(scale=7, layout="uncond_first")
-    )
+    found = plan.differences(model=model, sampler=sampler, guidance=GuidanceSpec(scale=7, layout="uncond_first"))
     assert found == [
         "layers: the plan has 12, this model 28",
         "tokens: the plan has 256, this model 1024",

@@ -11,6 +11,9 @@ from ditfastattn.models import adapt
 from ditfastattn.samplers import make_sampler, sampler_spec
 from plans import GuidanceSpec, Method, Plan
 
+# Models this small only lose time to a second thread.
+torch.set_num_threads(1)
+
 TRAINING = {"num_train_timesteps": 1000, "beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02}
 
 

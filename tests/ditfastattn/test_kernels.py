@@ -56,7 +56,12 @@ def check(name: str, tensors: list[Tensor], window: Window) -> None:
 @given(data=st.data())
 def test_against_the_formula(name: str, data: st.DataObject) -> None:
     tokens = data.draw(st.integers(1, 40))
-    shape = (data.draw(st.integers(1, 3)), tokens, data.draw(st.integers(1, 3)), data.draw(st.sampled_from([8, 16, 24, 72])))
+    shape = (
+        data.draw(st.integers(1, 3)),
+        tokens,
+        data.draw(st.integers(1, 3)),
+        data.draw(st.sampled_from([8, 16, 24, 72])),
+    )
     dtype = data.draw(st.sampled_from([torch.float32, torch.bfloat16, torch.float16]))
     window = Window(left=data.draw(st.integers(0, tokens)), right=data.draw(st.integers(0, tokens)))
     check(name, inputs(*shape, dtype, data.draw(st.integers(0, 99))), window)

@@ -87,7 +87,12 @@ SEQUENCES = [
     [("FULL", {"store_residual": WHOLE}), ("WA_RS", {}), ("WA_RS_ASC", {})],
     [("FULL", {"store_residual": HALF}), ("WA_RS_ASC", {"store_output": HALF}), ("AST", {})],
     [("ASC", {"store_output": HALF, "store_residual": HALF}), ("AST", {}), ("WA_RS", {}), ("WA_RS_ASC", {})],
-    [("FULL", {"store_residual": WHOLE}), ("ASC", {"store_residual": HALF}), ("WA_RS", {"store_output": WHOLE}), ("AST", {})],
+    [
+        ("FULL", {"store_residual": WHOLE}),
+        ("ASC", {"store_residual": HALF}),
+        ("WA_RS", {"store_output": WHOLE}),
+        ("AST", {}),
+    ],
 ]
 
 

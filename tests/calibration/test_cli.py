@@ -1,0 +1,121 @@
+"""The command line, from a pipeline folder to plan, pictures and summary, and every kind of bad input."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import small_pipeline
+from PIL import Image
+
+from calibration.cli import main
+from plans import load
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("model") / "small"
+    small_pipeline().save_pretrained(path)
+    return path
+
+
+def base(folder: Path, output: Path, *more: str) -> list[str]:
+    return ["--model", str(folder), "--steps", "5", "--n-calib", "2", "--device", "cpu", "--output", str(output), *more]
+
+
+def test_two_thresholds_end_to_end(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(base(folder, tmp_path, "--threshold", "0.2", "0.6")) == 0
+    printed = capsys.readouterr()
+    for threshold in ("0.2", "0.6"):
+        stem = tmp_path / f"small-dpm5-mrae-{threshold}"
+        plan = load(stem.with_name(stem.name + ".json"))
+        assert plan.calibration is not None and plan.calibration.threshold == float(threshold)
+        for picture in (".png", ".images.png"):
+            assert Image.open(str(stem) + picture).size[0] > 200
+        assert str(stem) + ".json" in printed.out
+    for words in ("attention MACs", "block runs", "latents rel. L2", "PSNR", "share of cells"):
+        assert words in printed.out
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert [row["threshold"] for row in summary["rows"]] == ["0.2", "0.6"]
+    assert {"attention_macs", "latent_rel_l2", "psnr", "ssim"} <= summary["rows"][0].keys()
+    assert {"command", "device", "versions", "date"} <= summary.keys()
+    assert sorted(p.name for p in tmp_path.iterdir() if p.suffix in (".new", ".partial")) == []
+
+    plan_path = str(tmp_path / "small-dpm5-mrae-0.2.json")
+    assert main(["explain", plan_path, "--layer", "2", "--step", "3"]) == 0
+    explained = capsys.readouterr().out
+    assert f"layer 2: {load(plan_path).methods[3][2]}" in explained and "limit" in explained
+    assert main(["explain", plan_path, "--layer", "0", "--step", "0"]) == 0
+    assert "by rule" in capsys.readouterr().out
+    assert main(["explain", plan_path, "--layer", "9", "--step", "0"]) == 2
+
+
+def test_little_compression_is_said_plainly(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(base(folder, tmp_path / "p.json", "--threshold", "1e-7")) == 0
+    printed = capsys.readouterr().out
+    assert "Little could be compressed: 100.0 %" in printed and "mrae of these candidates" in printed
+    assert "equal" in printed  # and the images are those of the uncompressed sampler
+    assert (tmp_path / "p.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--threshold", "abc"], "no threshold"),
+        (["--threshold", "-1"], "positive"),
+        ([], "required"),
+        (["--threshold", "0.1", "--model", "/nowhere/at/all"], "not a pipeline folder"),
+        (["--threshold", "0.1", "--kernel", "warp"], "invalid choice"),
+        (["--threshold", "0.1", "--methods", "AST,FAST"], "unknown methods"),
+        (["--threshold", "0.1", "--window", "wide"], "window 'wide'"),
+        (["--threshold", "0.1", "--window", "99"], "wider than"),
+        (["--threshold", "0.1", "--labels", "1,dragon"], "no class named 'dragon'"),
+        (["--threshold", "0.1", "--labels", "1001"], "label 1001"),
+        (["--threshold", "0.1", "--n-calib", "0"], "--n-calib"),
+        (["--threshold", "0.1", "--guidance", "0"], "guidance scale"),
+        (["--threshold", "0.1", "--steps", "0"], "at least one step"),
+        (["--threshold", "0.1", "--device", "cuda:7"], "device 'cuda:7'"),
+        (["--threshold", "0.1", "0.2", "--output", "one.json"], "one file, but 2 thresholds"),
+        (["--threshold", "0.1", "--output", "/proc/nothing/here"], "cannot read or write"),
+        (["explain", "/nowhere.json"], "required"),
+        (["explain", "/nowhere.json", "--layer", "1", "--step", "1"], "nowhere.json"),
+    ],
+)
+def test_bad_input_gets_one_sentence(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str], words: str
+) -> None:
+    arguments = more if more[:1] == ["explain"] else base(folder, tmp_path, *more)
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert words in error and "Traceback" not in error
+    assert [line for line in error.splitlines() if line.startswith("error: ")] == error.splitlines()[-1:]
+
+
+def test_interrupted_and_resumed_from_the_command_line(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(base(folder, tmp_path / "whole.json", "--threshold", "0.3")) == 0
+    from calibration import calibrate as module
+
+    choose, calls = module.choose_methods, iter(range(100))
+
+    def interrupted(*args, **kwargs):  # type: ignore[no-untyped-def]
+        if next(calls) == 2:
+            raise KeyboardInterrupt
+        return choose(*args, **kwargs)
+
+    monkeypatch.setattr(module, "choose_methods", interrupted)
+    assert main(base(folder, tmp_path / "plan.json", "--threshold", "0.3")) == 130
+    assert "--resume" in capsys.readouterr().err and not (tmp_path / "plan.json").exists()
+    monkeypatch.undo()
+    assert main(base(folder, tmp_path / "plan.json", "--threshold", "0.3", "--resume")) == 0
+    whole, resumed = load(tmp_path / "whole.json"), load(tmp_path / "plan.json")
+    assert whole.methods == resumed.methods and whole.losses == resumed.losses
+
+
+def test_help_has_examples() -> None:
+    printed = subprocess.run(
+        [sys.executable, "-m", "calibration", "--help"], capture_output=True, text=True, check=True
+    )
+    assert "examples:" in printed.stdout and "--threshold D1 D3 D6" in printed.stdout

@@ -59,8 +59,8 @@ def apply(target: Any, plan: Plan | str | os.PathLike[str], *, kernel: str = "au
 
     differences = plan.differences(model=adapter.spec())
     if scheduler is not None:
-        steps = inference_steps(scheduler, plan.steps)
-        differences += plan.differences(sampler=sampler_spec(scheduler, steps))
+        actual = sampler_spec(scheduler, inference_steps(scheduler, plan.steps), known_settings=plan.sampler.settings)
+        differences += plan.differences(sampler=actual)
     if plan.guidance.layout not in (Layout.NONE.value, adapter.guided_layout.value):
         differences.append(
             f"guidance layout: the plan has {plan.guidance.layout}, this model {adapter.guided_layout.value}"

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ditfastattn.errors import LoadError
 
-HEAD_DIM = 72  # of every published DiT but S (64); used where the width does not tell
+HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16}  # by width: DiT-S, B, L, XL; a checkpoint does not hold them
 
 _BLOCK_NAMES = {
     "attn.proj": "attn1.to_out.0",
@@ -40,8 +40,7 @@ def load_original_dit(path: str | os.PathLike[str], heads: int | None = None) ->
     """A DiT from a ``.pt`` file, on the CPU, in float32. Nothing in the file is executed (``weights_only=True``).
 
     Args:
-        heads: attention heads; a checkpoint does not hold them. None: as in the published models (head_dim 64 for
-            width 384, 768 and 1024, else 72).
+        heads: attention heads; a checkpoint does not hold them. None: those of the published model of its width.
 
     Raises:
         LoadError: unreadable, not a DiT checkpoint, or parameters missing or left over.
@@ -64,11 +63,17 @@ def convert_original_dit(state: Mapping[str, Tensor], heads: int | None = None) 
     """A diffusers transformer with the weights of a native state dict; its outputs are those of the original."""
     patches = state["x_embedder.proj.weight"]  # (C, in_channels, patch, patch)
     width, in_channels, patch, _ = patches.shape
+    if heads is None and width not in HEADS:
+        raise LoadError(
+            f"width {width} is none of the published DiTs ({', '.join(map(str, HEADS))}), and a checkpoint does not "
+            "say how many heads it has: use ditfastattn.original_dit.load_original_dit(path, heads=...)"
+        )
+    heads = heads or HEADS[width]
     layers = 1 + max(int(m[1]) for name in state if (m := re.match(r"blocks\.(\d+)\.", name)))
     tokens = state["pos_embed"].shape[1]
     model = DiTTransformer2DModel(
-        num_attention_heads=heads or _heads(width),
-        attention_head_dim=width // (heads or _heads(width)),
+        num_attention_heads=heads,
+        attention_head_dim=width // heads,
         in_channels=in_channels,
         out_channels=state["final_layer.linear.bias"].shape[0] // patch**2,
         num_layers=layers,
@@ -89,10 +94,6 @@ def convert_original_dit(state: Mapping[str, Tensor], heads: int | None = None) 
     for block in model.transformer_blocks:
         block.norm1.emb.time_proj.downscale_freq_shift = 0
     return model
-
-
-def _heads(width: int) -> int:
-    return width // (64 if width in (384, 768, 1024) else HEAD_DIM)
 
 
 def _converted(state: Mapping[str, Tensor], layers: int):  # type: ignore[no-untyped-def]

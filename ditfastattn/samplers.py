@@ -1,6 +1,8 @@
 """Samplers by short name, and a sampler's settings as a plan records them."""
 
+import inspect
 import math
+from collections.abc import Container
 from typing import Any
 
 import numpy as np
@@ -23,6 +25,7 @@ SAMPLERS: dict[str, tuple[Any, dict[str, Any]]] = {
     "heun": (HeunDiscreteScheduler, {}),
 }
 DEFAULT_STEPS = {"dpm": 50, "ddim": 50, "ddpm": 250, "iddpm": 250, "heun": 25}
+_NO_DEFAULT = object()
 _TRAINING = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type")
 
 
@@ -45,14 +48,21 @@ def make_sampler(name: str, config: Any) -> Any:
     return cls.from_config({**training, **settings})
 
 
-def sampler_spec(scheduler: Any, num_inference_steps: int) -> SamplerSpec:
+def sampler_spec(scheduler: Any, num_inference_steps: int, known_settings: Container[str] | None = None) -> SamplerSpec:
     """What a plan records of a sampler: class, settings, and the timesteps it runs through.
 
     Computed on a copy: the scheduler itself is left alone.
+
+    Args:
+        known_settings: the settings of a plan to compare with. A setting that is not among them and has its class's
+            default is left out, so that one that a newer diffusers adds does not make every older plan foreign.
     """
     copy = type(scheduler).from_config(scheduler.config)
     copy.set_timesteps(num_inference_steps)
     settings = {key: value for key, value in scheduler.config.items() if not key.startswith("_")}
+    if known_settings is not None:
+        defaults = {name: p.default for name, p in inspect.signature(type(scheduler).__init__).parameters.items()}
+        settings = {k: v for k, v in settings.items() if k in known_settings or defaults.get(k, _NO_DEFAULT) != v}
     return SamplerSpec(
         class_name=type(scheduler).__name__,
         settings={key: _plain(value) for key, value in sorted(settings.items())},

@@ -123,14 +123,21 @@ class Session:
     # ------------------------------------------------------------------------------------------------ a model call
 
     def _begin_step(self, call: Call) -> int:
-        if self._pipeline is not None and self._pipeline.scheduler is not self._scheduler:
-            raise StepError("the pipeline's scheduler was replaced after the plan was applied: apply the plan anew")
+        self._check_pipeline()
         step, begins = self._clock.tick(_timestep_value(call.timestep))
         if begins:
             self._begin_run(step, call)
         else:
             self._check_same_run(step, call)
         return step
+
+    def _check_pipeline(self) -> None:
+        """A part of the pipeline that was exchanged would run uncompressed, or by another sampler, unnoticed."""
+        if self._pipeline is None:
+            return
+        for name, ours in (("scheduler", self._scheduler), ("transformer", self._adapter.model)):
+            if getattr(self._pipeline, name) is not ours:
+                raise StepError(f"the pipeline's {name} was replaced after the plan was applied: apply the plan anew")
 
     def _begin_run(self, step: int, call: Call) -> None:
         for cache in self._caches:
@@ -213,6 +220,7 @@ class Session:
     # ------------------------------------------------------------------------------------------------- the sampler
 
     def _set_timesteps(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        self._check_pipeline()
         result = original(*args, **kwargs)
         actual = SamplerSpec(
             class_name=self.plan.sampler.class_name,

@@ -108,7 +108,10 @@ class DiT(ModelAdapter):
         return (height // patch) * (width // patch)
 
     def obstacles(self) -> list[str]:
-        return [reason for i, block in enumerate(self._blocks) for reason in _block_obstacles(i, block)]
+        found = [reason for i, block in enumerate(self._blocks) for reason in _block_obstacles(i, block)]
+        if any(module._compiled_call_impl is not None for module in self.model.modules()):
+            found.append("it was compiled with module.compile(): compiled code would run past the plan; load it anew")
+        return found
 
     def read_call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
         bound = self._signature.bind(self.model, *args, **kwargs).arguments

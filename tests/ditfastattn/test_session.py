@@ -249,6 +249,25 @@ def test_a_replaced_scheduler_is_refused(pipe: DiTPipeline) -> None:
             sample(pipe, STEPS)
 
 
+def test_a_replaced_transformer_does_not_run_uncompressed_unnoticed(pipe: DiTPipeline) -> None:
+    with ditfastattn.apply(pipe, random_plan(pipe, STEPS)):
+        ours, pipe.transformer = pipe.transformer, small_pipeline(seed=1).transformer
+        with pytest.raises(StepError, match="transformer was replaced"):
+            sample(pipe, STEPS)
+        pipe.transformer = ours
+        sample(pipe, STEPS)
+
+
+def test_a_setting_that_a_newer_diffusers_adds_is_no_difference(pipe: DiTPipeline) -> None:
+    plan = random_plan(pipe, STEPS)
+    fewer = {key: value for key, value in plan.sampler.settings.items() if key != "use_lu_lambdas"}
+    older = plan.model_copy(update={"sampler": plan.sampler.model_copy(update={"settings": fewer})})
+    ditfastattn.apply(pipe, older).remove()
+    pipe.scheduler.register_to_config(use_lu_lambdas=True)
+    with pytest.raises(PlanMismatch, match="use_lu_lambdas"):
+        ditfastattn.apply(pipe, older)
+
+
 def test_every_difference_is_listed_at_once(pipe: DiTPipeline) -> None:
     plan = random_plan(pipe, STEPS)
     other = small_pipeline(layers=5, sampler="ddim")
@@ -276,6 +295,10 @@ def test_what_cannot_be_compressed_says_why(pipe: DiTPipeline, tmp_path: Any) ->
         ditfastattn.apply(object(), plan)
     with pytest.raises(ApplyError, match="brings its own scheduler"):
         ditfastattn.apply(pipe, plan, scheduler=pipe.scheduler)
+    compiled = small_pipeline()
+    compiled.transformer.transformer_blocks[0].compile()
+    with pytest.raises(ApplyError, match="compiled"):
+        ditfastattn.apply(compiled, plan)
     pipe.transformer.transformer_blocks[2].attn1.processor = object()
     with pytest.raises(ApplyError, match="block 2: attention processor object"):
         ditfastattn.apply(pipe, plan)

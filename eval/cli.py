@@ -1,0 +1,48 @@
+"""``python -m eval COMMAND``: each command is a module with a ``main(argv)``, imported only when it is asked for."""
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from ditfastattn.errors import DitFastAttnError
+from plans import PlanError
+
+COMMANDS = {
+    "demo": "Frechet distances of the bundled demo's samples (EfficientNet-Lite0 features)",
+    "readme": "write the result tables of README.md from the files in eval/results",
+}
+
+USAGE = "usage: python -m eval COMMAND [options]\n\ncommands:\n" + "\n".join(
+    f"  {name:<10} {what}" for name, what in COMMANDS.items()
+)
+EPILOG = """
+examples:
+  python -m eval demo --art node_modules      the packages named in ditfastattn/demo/ART.md
+  python -m eval demo --help
+  python -m eval readme
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit status: 0, or 2 for what the user can mend."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(USAGE + "\n" + EPILOG)
+        return 0 if arguments else 2
+    name, *rest = arguments
+    if name not in COMMANDS:
+        print(f"error: there is no command {name!r}; choose one of {', '.join(COMMANDS)}", file=sys.stderr)
+        return 2
+    try:
+        import_module(f"eval.{name}").main(rest)
+    except (DitFastAttnError, PlanError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        where = f" {error.filename}" if error.filename else ""
+        print(f"error: cannot read or write{where}: {error.strerror or error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        return 130
+    return 0

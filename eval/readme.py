@@ -1,0 +1,64 @@
+"""Result tables of README.md, written from the committed files in eval/results.
+
+A table stands between ``<!-- table NAME -->`` and ``<!-- end -->``; nothing else of the page is touched.
+"""
+
+import argparse
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "eval" / "results"
+
+
+def source_line(result: dict[str, Any], file: str) -> str:
+    """Where a table comes from: command, device, versions, date, file."""
+    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
+    return f"`{result['command']}` on one {result['device']}; {versions}; {result['date']}; [{file}]({file})."
+
+
+def demo_thresholds() -> str:
+    file = "eval/results/demo_thresholds.json"
+    result = json.loads((ROOT / file).read_text())
+    lines = [
+        "| threshold | attention MACs | latents rel. L2 | PSNR | SSIM | on other noise |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in result["rows"]:
+        lines.append(
+            f"| {row['threshold']} | {row['attention_macs']:.1f} % | {row['latent_rel_l2']:.3f} | {row['psnr']:.1f} dB "
+            f"| {row['ssim']:.3f} | {row['unseen_psnr']:.1f} dB |"
+        )
+    return "\n".join([*lines, "", source_line(result, file)])
+
+
+def demo_quality() -> str:
+    file = "eval/results/demo_quality.json"
+    result = json.loads((ROOT / file).read_text())
+    lines = ["| Fréchet distance, EfficientNet-Lite0 features (not FID) | distance | images |", "|---|---|---|"]
+    for name, row in result["distances"].items():
+        lines.append(f"| {name} | {row['distance']:.1f} | {row['count_a']:,} / {row['count_b']:,} |")
+    return "\n".join([*lines, "", source_line(result, file)])
+
+
+TABLES = {"demo_thresholds": demo_thresholds, "demo_quality": demo_quality}
+
+
+def render(page: str) -> str:
+    """The page with every table written anew."""
+
+    def table(match: re.Match[str]) -> str:
+        return f"<!-- table {match[1]} -->\n{TABLES[match[1]]()}\n<!-- end -->"
+
+    return re.sub(r"<!-- table (\w+) -->\n.*?<!-- end -->", table, page, flags=re.DOTALL)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m eval readme", description=__doc__)
+    parser.parse_args(argv)
+    path = ROOT / "README.md"
+    page = render(path.read_text())
+    path.write_text(page)

@@ -13,6 +13,7 @@ from typing import Any
 from calibration.algorithm import Decision, Trial
 from calibration.errors import CalibrationError
 from plans import Method
+from plans.files import write_text
 
 FORMAT = "ditfastattn-trace"
 
@@ -37,12 +38,8 @@ class Journal:
         self.decisions: list[Decision] = []
         if resume and self.partial.exists():
             self.decisions = self._read_partial()
-        self.partial.parent.mkdir(parents=True, exist_ok=True)
-        beside = self.partial.with_name(self.partial.name + ".new")
-        with open(beside, "w") as file:
-            for line in [self.header, *(_encode(step, d) for step, d in enumerate(self.decisions))]:
-                file.write(json.dumps(line) + "\n")
-        os.replace(beside, self.partial)
+        lines = [self.header, *(_encode(step, decision) for step, decision in enumerate(self.decisions))]
+        write_text(self.partial, "".join(json.dumps(line) + "\n" for line in lines))
 
     def append(self, decision: Decision) -> None:
         with open(self.partial, "a") as file:

@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from calibration.drift import Images
+from plans.files import write_whole
 
 matplotlib.use("Agg", force=False)
 
@@ -28,9 +29,7 @@ def save_grid(path: Path, rows: Sequence[tuple[str, Images]], names: Sequence[st
         axes[r, 0].set_ylabel(row_name, fontsize=8, rotation=0, ha="right", va="center", labelpad=8)
     figure.suptitle(title, fontsize=9)
     figure.tight_layout(rect=(0, 0, 1, 0.97), pad=0.4)
-    beside = path.with_name(path.name + ".new")
-    figure.savefig(beside, format="png")
-    beside.replace(path)
+    write_whole(path, lambda beside: figure.savefig(beside, format="png"))
 
 
 def _shorten(name: str, length: int = 18) -> str:

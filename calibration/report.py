@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from calibration.algorithm import Trial
 from calibration.calibrate import Result, package_versions
 from calibration.drift import Drift
+from plans.files import write_text
 from plans.macs import plan_macs, shares
 
 LITTLE = 90.0  # percent of attention MACs left, above which a plan is called little compressed
@@ -110,6 +110,4 @@ def write_summary(path: Path, command: str, device: str, dtype: str, rows: Seque
         "date": datetime.now(UTC).date().isoformat(),
         "rows": list(rows),
     }
-    beside = path.with_name(path.name + ".new")
-    beside.write_text(json.dumps(content, indent=1) + "\n")
-    os.replace(beside, path)
+    write_text(path, json.dumps(content, indent=1) + "\n")

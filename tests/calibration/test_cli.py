@@ -77,7 +77,7 @@ def test_little_compression_is_said_plainly(folder: Path, tmp_path: Path, capsys
         (["--threshold", "0.1", "--steps", "0"], "at least one step"),
         (["--threshold", "0.1", "--device", "cuda:7"], "device 'cuda:7'"),
         (["--threshold", "0.1", "0.2", "--output", "one.json"], "one file, but 2 thresholds"),
-        (["--threshold", "0.1", "--output", "/proc/nothing/here"], "cannot read or write"),
+        (["--threshold", "0.1", "--output", "/proc/nothing/here"], "cannot be written"),
         (["explain", "/nowhere.json"], "required"),
         (["explain", "/nowhere.json", "--layer", "1", "--step", "1"], "nowhere.json"),
     ],

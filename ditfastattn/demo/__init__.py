@@ -1,7 +1,9 @@
-"""The bundled demo: a small class-conditional DiT pipeline in diffusers' folder format, and how it was trained.
+"""The bundled demo: a small class-conditional DiT pipeline in diffusers' folder format, and how it was
+trained.
 
-The weights lie in `pipeline/`, `DiTPipeline.from_pretrained` loads them with no code of ours. Of this package, only
-`pipeline_path` is needed to use them; `python -m ditfastattn.demo.train` makes them anew from the art in ART.md.
+The weights lie in `pipeline/`, `DiTPipeline.from_pretrained` loads them with no code of ours. Of this
+package, only `pipeline_path` is needed to use them; `python -m ditfastattn.demo.train` makes them anew from
+the art in ART.md.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The classes of the demo: Unicode subgroups, narrowed by label so that a sample reads at a glance.
 
-A rule is tried in order and the first that fits wins; an emoji that fits none is left out. Keycaps, letters and
-other glyph signs have no rule.
+A rule is tried in order and the first that fits wins; an emoji that fits none is left out. Keycaps, letters
+and other glyph signs have no rule.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 
 class Rule(NamedTuple):
-    """A class: its name, the Unicode subgroups it takes from, and patterns searched in the lower-case CLDR label."""
+    """A class: its name, the Unicode subgroups it takes from, and patterns searched in the lower-case CLDR
+    label."""
 
     name: str
     subgroups: str
@@ -23,9 +24,7 @@ _FACES = r"face|wolf|fox|raccoon|lion|moose|bear|koala|panda|hamster|unicorn|fro
 _SOLE = r"shoe|boot|sandal|skate$|ballet"
 _HEAD = r"crown|hat$| cap$|helmet"
 _BAG = r"purse|bag|backpack|briefcase|luggage"
-_PAGE = (
-    r"page|scroll|newspaper|bookmark tabs|memo|receipt|clipboard|notepad|calendar|chart|card index$|ledger"
-)
+_PAGE = r"page|scroll|newspaper|bookmark tabs|memo|receipt|clipboard|notepad|calendar|chart|card index$|ledger"
 _DISH = r"bowl|pot of|pan of|salad|fondue|cooking|rice$|spaghetti|oden|bento|takeout|stuffed|canned"
 
 RULES: tuple[Rule, ...] = (
@@ -137,10 +136,6 @@ def classify(label: str, subgroup: str) -> int | None:
     """The class index of an emoji with this CLDR `label` and Unicode `subgroup`, or None."""
     label = label.lower().replace("’", "'")
     for rule in RULES:
-        if (
-            subgroup in rule.subgroups.split()
-            and re.search(rule.include, label)
-            and not re.search(rule.exclude, label)
-        ):
+        if subgroup in rule.subgroups.split() and re.search(rule.include, label) and not re.search(rule.exclude, label):
             return CLASSES.index(rule.name)
     return None

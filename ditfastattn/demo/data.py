@@ -1,12 +1,14 @@
 """The demo's images: emoji art from npm packages, rasterised at 64 px on white.
 
-`prepare(art, ...)` reads `<art>/@iconify-json/<set>/icons.json` of seven sets and the labels of `<art>/emojibase-data`,
-names each icon's emoji by its CLDR label, sorts it into a class (`classes.py`) and draws it several times through
-slightly different view boxes, so that shifts and zooms are drawn by the vector renderer and stay sharp.
+`prepare(art, ...)` reads `<art>/@iconify-json/<set>/icons.json` of seven sets and the labels of
+`<art>/emojibase-data`, names each icon's emoji by its CLDR label, sorts it into a class (`classes.py`) and
+draws it several times through slightly different view boxes, so that shifts and zooms are drawn by the vector
+renderer and stay sharp.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import json
@@ -53,8 +55,9 @@ class Icon:
 
 @dataclass(frozen=True)
 class Art:
-    """The rasterised set. `images` is (N, V, 64, 64, 3) uint8, drawing 0 of each being the plain one; the other
-    arrays are (N,): class index, set index, emoji code, and whether the emoji is held out of training."""
+    """The rasterised set. `images` is (N, V, 64, 64, 3) uint8, drawing 0 of each being the plain one; the
+    other arrays are (N,): class index, set index, emoji code, and whether the emoji is held out of
+    training."""
 
     images: np.ndarray
     labels: np.ndarray
@@ -64,22 +67,21 @@ class Art:
 
 
 def _key(text: str) -> str:
-    """A label or an icon name reduced to letters and digits, accents dropped: the form that names are matched in."""
+    """A label or an icon name reduced to letters and digits, accents dropped: the form that names are
+    matched in."""
     plain = unicodedata.normalize("NFKD", text.lower().replace("&", "and"))
     return re.sub("[^a-z0-9]", "", plain)
 
 
 def _load(path: Path) -> Any:
     if not path.exists():
-        raise FileNotFoundError(
-            f"{path} is missing: install the npm packages that ditfastattn/demo/ART.md lists"
-        )
+        raise FileNotFoundError(f"{path} is missing: install the npm packages that ditfastattn/demo/ART.md lists")
     return json.loads(path.read_text(encoding="utf-8"))
 
 
 def emoji_names(art: Path) -> dict[str, tuple[str, str, str]]:
-    """Map each known name of an emoji, reduced by `_key`, to (code, CLDR label, subgroup). CLDR labels win over
-    Unicode names, and those over shortcodes."""
+    """Map each known name of an emoji, reduced by `_key`, to (code, CLDR label, subgroup). CLDR labels win
+    over Unicode names, and those over shortcodes."""
     base = art / "emojibase-data"
     subgroups = _load(base / "meta" / "groups.json")["subgroups"]
     entries = [e for e in _load(base / "en" / "data.json") if e.get("subgroup") is not None]
@@ -140,10 +142,10 @@ def emoji_family(code: str) -> str:
 
 
 def held_out(emoji: list[str], labels: list[int], fraction: float = HELD_OUT) -> np.ndarray:
-    """(N,) bool: about `fraction` of each class's emoji, at least one where there are two, chosen by hash of the
-    code, so neither the order nor the presence of other emoji of other classes matters."""
+    """(N,) bool: about `fraction` of each class's emoji, at least one where there are two, chosen by hash
+    of the code, so neither the order nor the presence of other emoji of other classes matters."""
     families: dict[int, set[str]] = defaultdict(set)
-    for code, label in zip(emoji, labels):
+    for code, label in zip(emoji, labels, strict=True):
         families[label].add(emoji_family(code))
     out: set[str] = set()
     for members in families.values():
@@ -178,9 +180,7 @@ def draw(icon: Icon, count: int = 1, seed: int = 0, size: int = SIZE) -> np.ndar
             '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
             f'width="{size}" height="{size}" viewBox="{" ".join(f"{v:.5f}" for v in box)}">{icon.body}</svg>'
         )
-        png = resvg_py.svg_to_bytes(
-            svg_string=svg, background="white", width=size, height=size, skip_system_fonts=True
-        )
+        png = resvg_py.svg_to_bytes(svg_string=svg, background="white", width=size, height=size, skip_system_fonts=True)
         images.append(np.asarray(Image.open(io.BytesIO(bytes(png))).convert("RGB")))
     return np.stack(images)
 
@@ -191,8 +191,8 @@ def _draw_job(job: tuple[Icon, int, int]) -> np.ndarray:
 
 def prepare(art: Path, drawings: int = 6, seed: int = 0, sets: tuple[str, ...] = SETS, per_class: int = 350,
             workers: int | None = None) -> Art:  # fmt: skip
-    """Read, draw and split the art in folder `art` (a `node_modules`). At most `per_class` icons a class are kept,
-    chosen by hash; icons that two sets draw alike to the pixel are kept once."""
+    """Read, draw and split the art in folder `art` (a `node_modules`). At most `per_class` icons a class
+    are kept, chosen by hash; icons that two sets draw alike to the pixel are kept once."""
     from tqdm import tqdm
 
     groups: dict[int, list[Icon]] = defaultdict(list)
@@ -200,16 +200,17 @@ def prepare(art: Path, drawings: int = 6, seed: int = 0, sets: tuple[str, ...] =
         groups[icon.label].append(icon)
     icons: list[Icon] = []
     for label in sorted(groups):
-        ranked = sorted(
-            groups[label], key=lambda i: hashlib.sha256(f"{i.style}/{i.name}".encode()).hexdigest()
-        )
+        ranked = sorted(groups[label], key=lambda i: hashlib.sha256(f"{i.style}/{i.name}".encode()).hexdigest())
         icons += ranked[:per_class]
     jobs = [(icon, drawings, seed) for icon in icons]
-    workers = workers or os.cpu_count() or 1
-    with ProcessPoolExecutor(workers) as pool:
-        images = list(
-            tqdm(pool.map(_draw_job, jobs, chunksize=16), total=len(jobs), desc="drawing", unit="icon")
-        )
+    # Processes are worth their start for many icons only.
+    workers = min(workers or os.cpu_count() or 1, 1 + len(jobs) // 64)
+    progress = functools.partial(tqdm, total=len(jobs), desc="drawing", unit="icon")
+    if workers == 1:
+        images = list(progress(map(_draw_job, jobs)))
+    else:
+        with ProcessPoolExecutor(workers) as pool:
+            images = list(progress(pool.map(_draw_job, jobs, chunksize=16)))
     first: dict[bytes, int] = {}
     for index, image in enumerate(images):
         first.setdefault(hashlib.sha256(image[0].tobytes()).digest(), index)

@@ -22,7 +22,8 @@ class Diffusion:
         beta = torch.linspace(BETA_START, BETA_END, STEPS, dtype=torch.float64, device=device)
         abar = torch.cumprod(1 - beta, 0)
         abar_prev = torch.cat([abar.new_ones(1), abar[:-1]])
-        # DDPM Eq. 7. The variance is 0 at t = 0, where its logarithm is replaced by the next one (IDDPM's code does so).
+        # DDPM Eq. 7. The variance is 0 at t = 0, where its logarithm is replaced by the next one (IDDPM's
+        # code does so).
         variance = beta * (1 - abar_prev) / (1 - abar)
         self.sqrt_abar, self.sqrt_one_minus_abar = abar.sqrt(), (1 - abar).sqrt()
         self.log_beta = beta.log()
@@ -40,13 +41,15 @@ class Diffusion:
         return self.at(self.sqrt_abar, t, x0) * x0 + self.at(self.sqrt_one_minus_abar, t, x0) * noise
 
     def log_sigma2(self, v: Tensor, t: Tensor) -> Tensor:
-        """IDDPM Eq. 15 with v in [-1, 1] standing for [0, 1]: between the posterior's log variance and log beta_t."""
+        """IDDPM Eq. 15 with v in [-1, 1] standing for [0, 1]: between the posterior's log variance and log
+        beta_t."""
         share = (v + 1) / 2
         return share * self.at(self.log_beta, t, v) + (1 - share) * self.at(self.log_variance, t, v)
 
     def variational(self, eps: Tensor, v: Tensor, x0: Tensor, xt: Tensor, t: Tensor) -> Tensor:
-        """The term L_t of the bound in bits per dimension, (B,): KL(q(x_{t-1}|x_t,x_0) || p(x_{t-1}|x_t)), and at t = 0
-        the Gaussian negative log density of x_0 (latents are continuous, so there are no bins to integrate over)."""
+        """The term L_t of the bound in bits per dimension, (B,): KL(q(x_{t-1}|x_t,x_0) || p(x_{t-1}|x_t)),
+        and at t = 0 the Gaussian negative log density of x_0 (latents are continuous, so there are no bins
+        to integrate over)."""
         x0_pred = (xt - self.at(self.sqrt_one_minus_abar, t, xt) * eps) / self.at(self.sqrt_abar, t, xt)
         a, b = self.at(self.mean_x0, t, xt), self.at(self.mean_xt, t, xt)
         true_mean, mean = a * x0 + b * xt, a * x0_pred + b * xt
@@ -57,10 +60,12 @@ class Diffusion:
         return bound.flatten(1).mean(1) / math.log(2)
 
     def loss(self, output: Tensor, x0: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """(L_simple, L_vlb), each (B,), to be added as they are. `output` is the network's (B, 2C, H, W): eps, then v.
+        """(L_simple, L_vlb), each (B,), to be added as they are. `output` is the network's (B, 2C, H, W):
+        eps, then v.
 
-        IDDPM Eq. 16 weighs the bound by 0.001; as its code and DiT's do, the bound is taken as 1000 times one random
-        term, so the two factors cancel. The mean's gradient is stopped in it: it trains the variance alone.
+        IDDPM Eq. 16 weighs the bound by 0.001; as its code and DiT's do, the bound is taken as 1000 times one
+        random term, so the two factors cancel. The mean's gradient is stopped in it: it trains the variance
+        alone.
         """
         eps, v = output.chunk(2, dim=1)
         simple = ((eps - noise) ** 2).flatten(1).mean(1)

@@ -24,9 +24,7 @@ def sample(pipe: DiTPipeline, labels: list[int], steps: int = 50, guidance: floa
     return np.concatenate(out)
 
 
-def grid(
-    pipe: DiTPipeline, path: Path, each: int = 8, columns: int = 2, steps: int = 50, seed: int = 0
-) -> None:
+def grid(pipe: DiTPipeline, path: Path, each: int = 8, columns: int = 2, steps: int = 50, seed: int = 0) -> None:
     """A picture with one row of `each` samples per class beside its name, in `columns` columns of classes."""
     from PIL import Image, ImageDraw, ImageFont
 
@@ -54,12 +52,16 @@ def curve(points: list[dict[str, float]], path: Path) -> None:
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
     held = [p for p in points if "held_out" in p]
     left.plot([p["iteration"] for p in points], [p["simple"] for p in points], lw=0.8, label="training")
-    left.plot(
-        [p["iteration"] for p in held], [p["held_out"] for p in held], "o-", ms=3, label="held out, EMA"
-    )
+    left.plot([p["iteration"] for p in held], [p["held_out"] for p in held], "o-", ms=3, label="held out, EMA")
     left.set(xlabel="iteration", ylabel="squared error of the noise", yscale="log")
     left.legend()
     right.plot([p["iteration"] for p in points], [p["bound"] for p in points], lw=0.8)
-    right.set(xlabel="iteration", ylabel="variational term (bits/dim)", yscale="symlog")
+    late = [p["bound"] for p in points[len(points) // 20 :]]
+    margin = (max(late) - min(late)) / 2 or 1.0
+    right.set(
+        xlabel="iteration",
+        ylabel="variational term (bits/dim)",
+        ylim=(min(late) - margin, max(late) + margin),
+    )
     figure.savefig(path, dpi=110)
     plt.close(figure)

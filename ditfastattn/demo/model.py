@@ -7,13 +7,15 @@ from diffusers import DiTTransformer2DModel
 from torch import nn
 
 NULL_CLASS = 1000
-"""The label of "no class": DiTPipeline has this number built in, so the embedding keeps ImageNet's 1,000 rows."""
+"""The label of "no class": DiTPipeline has this number built in, so the embedding keeps ImageNet's 1,000
+rows."""
 
 
 def build_transformer(
     layers: int = 13, heads: int = 3, head_dim: int = 64, sample_size: int = 32
 ) -> DiTTransformer2DModel:
-    """A DiT of `layers` blocks and width heads * head_dim over (4, sample_size, sample_size) latents, patch 2."""
+    """A DiT of `layers` blocks and width heads * head_dim over (4, sample_size, sample_size) latents,
+    patch 2."""
     model = DiTTransformer2DModel(
         num_attention_heads=heads,
         attention_head_dim=head_dim,
@@ -25,15 +27,16 @@ def build_transformer(
         num_embeds_ada_norm=NULL_CLASS,
     )
     initialise(model)
-    # Each block would drop labels on its own in training mode; the trainer drops a sample's label once for all of them.
+    # Each block would drop labels on its own in training mode; the trainer drops a sample's label once for
+    # all of them.
     return model.eval()
 
 
 @torch.no_grad()
 def initialise(model: DiTTransformer2DModel) -> None:
-    """DiT's initialisation: Xavier for linear layers, N(0, 0.02) for the embeddings, and zero for what modulates and
-    for the last layer, so that each block starts as the identity and the output as zero. diffusers leaves this to
-    its checkpoints."""
+    """DiT's initialisation: Xavier for linear layers, N(0, 0.02) for the embeddings, and zero for what
+    modulates and for the last layer, so that each block starts as the identity and the output as zero.
+    diffusers leaves this to its checkpoints."""
     for module in model.modules():
         if isinstance(module, nn.Linear):
             nn.init.xavier_uniform_(module.weight)

@@ -1,8 +1,8 @@
 """Make the demo: `python -m ditfastattn.demo.train --art node_modules --out build/demo`.
 
-Reads the art, trains the autoencoder, then the transformer on its latents, and writes `pipeline/`, `samples.png`,
-`curve.png` and `training.json` to the output folder. Run again with the same folder, it goes on from the checkpoints
-there; `--iterations` may be changed then, to settle the length of the run late.
+Reads the art, trains the autoencoder, then the transformer on its latents, and writes `pipeline/`,
+`samples.png`, `curve.png` and `training.json` to the output folder. Run again with the same folder, it goes
+on from the checkpoints there; `--iterations` may be changed then, to settle the length of the run late.
 """
 
 from __future__ import annotations
@@ -29,9 +29,7 @@ from ditfastattn.demo.vae import build_vae, encode, psnr, reconstruct, standardi
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(prog="python -m ditfastattn.demo.train", description=__doc__.split("\n\n")[0])
-    p.add_argument(
-        "--art", type=Path, required=True, help="the node_modules folder with the packages of ART.md"
-    )
+    p.add_argument("--art", type=Path, required=True, help="the node_modules folder with the packages of ART.md")
     p.add_argument("--out", type=Path, required=True, help="where checkpoints and results go")
     p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     p.add_argument("--seed", type=int, default=0)
@@ -48,9 +46,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--heads", type=int, default=3)
     p.add_argument("--head-dim", type=int, default=64)
     p.add_argument("--save-every", type=int, default=2000)
-    p.add_argument(
-        "--each", type=int, default=8, help="samples of each class in samples.png; 0 for no picture"
-    )
+    p.add_argument("--each", type=int, default=8, help="samples of each class in samples.png; 0 for no picture")
     p.add_argument("--sample-steps", type=int, default=50)
     p.add_argument("--no-compile", action="store_true", help="do without torch.compile on a GPU")
     return p
@@ -58,7 +54,8 @@ def parser() -> argparse.ArgumentParser:
 
 def autoencoder(args: argparse.Namespace, train: torch.Tensor, held_out: torch.Tensor,
                 compile_model: bool) -> tuple[AutoencoderKL, dict]:  # fmt: skip
-    """Load the autoencoder from `vae.pt` or train it on drawings (N, V, H, W, 3); measure it on held-out ones."""
+    """Load the autoencoder from `vae.pt` or train it on drawings (N, V, H, W, 3); measure it on held-out
+    ones."""
     path = args.out / "vae.pt"
     torch.manual_seed(args.seed)
     vae = build_vae((args.vae_width, 2 * args.vae_width), train.shape[2]).to(args.device)
@@ -103,9 +100,7 @@ def main(argv: list[str] | None = None) -> None:
     vae, vae_report = autoencoder(args, train, held_out, compile_model)
     mirror = torch.tensor([name not in NO_FLIP for name in CLASSES])[labels]
     weights = torch.from_numpy(demo_data.class_weights(art.labels[~art.held_out])).float()
-    latents = Latents(
-        encode_training(vae, train), labels[kept].to(device), weights.to(device), mirror[kept].to(device)
-    )
+    latents = Latents(encode_training(vae, train), labels[kept].to(device), weights.to(device), mirror[kept].to(device))
     unseen = (torch.cat(list(encode(vae, held_out))), labels[~kept].to(device))
 
     recipe = Recipe(args.iterations, args.batch, args.lr, args.warmup, seed=args.seed)
@@ -116,9 +111,7 @@ def main(argv: list[str] | None = None) -> None:
         run.load(checkpoint)
         print(f"going on from iteration {run.iteration}", flush=True)
     first, started = run.iteration, time.monotonic()
-    finished = train_dit(
-        run, latents, recipe, checkpoint, args.save_every, unseen, args.seconds, compile_model
-    )
+    finished = train_dit(run, latents, recipe, checkpoint, args.save_every, unseen, args.seconds, compile_model)
     if on_gpu:
         torch.cuda.synchronize()
     seconds = time.monotonic() - started
@@ -136,7 +129,7 @@ def main(argv: list[str] | None = None) -> None:
         },
         "training_images": len(train),
         "held_out_images": len(held_out),
-        "class_counts": {c: int(n) for c, n in zip(CLASSES, np.bincount(art.labels, minlength=len(CLASSES)))},
+        "class_counts": dict(zip(CLASSES, np.bincount(art.labels, minlength=len(CLASSES)).tolist(), strict=True)),
         "autoencoder": vae_report,
         "curve": run.curve,
         "device": torch.cuda.get_device_name(device) if on_gpu else platform.processor() or "cpu",
@@ -154,9 +147,7 @@ def main(argv: list[str] | None = None) -> None:
         pipe = DiTPipeline.from_pretrained(
             args.out / "pipeline", torch_dtype=torch.float16 if on_gpu else torch.float32
         )
-        figures.grid(
-            pipe.to(device), args.out / "samples.png", args.each, steps=args.sample_steps, seed=args.seed
-        )
+        figures.grid(pipe.to(device), args.out / "samples.png", args.each, steps=args.sample_steps, seed=args.seed)
 
 
 if __name__ == "__main__":

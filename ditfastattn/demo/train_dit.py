@@ -21,7 +21,8 @@ from ditfastattn.demo.vae import encode
 
 @dataclass(frozen=True)
 class Latents:
-    """The training set: z is (N, V, 2, 4, h, w), V drawings of each icon, plain and mirrored; the rest are (N,)."""
+    """The training set: z is (N, V, 2, 4, h, w), V drawings of each icon, plain and mirrored; the rest are
+    (N,)."""
 
     z: Tensor
     labels: Tensor
@@ -39,7 +40,8 @@ class Latents:
 
 @torch.no_grad()
 def encode_training(vae: AutoencoderKL, images: Tensor) -> Tensor:
-    """Latents (N, V, 2, 4, h, w) of drawings (N, V, H, W, 3) uint8; float16 on a GPU, where they take half the room."""
+    """Latents (N, V, 2, 4, h, w) of drawings (N, V, H, W, 3) uint8; float16 on a GPU, where they take half
+    the room."""
     dtype = torch.float16 if vae.device.type == "cuda" else torch.float32
     n, v = images.shape[:2]
     both = []
@@ -50,8 +52,8 @@ def encode_training(vae: AutoencoderKL, images: Tensor) -> Tensor:
 
 @dataclass
 class Recipe:
-    """The numbers of a run. `iterations` may change between a run and its continuation: the rate stays level until
-    the last `decay` share of it, so only the end depends on the total."""
+    """The numbers of a run. `iterations` may change between a run and its continuation: the rate stays
+    level until the last `decay` share of it, so only the end depends on the total."""
 
     iterations: int = 20_000
     batch: int = 512
@@ -95,9 +97,7 @@ class Run:
         os.replace(aside, path)
 
     def load(self, path: Path) -> None:
-        state: dict[str, Any] = torch.load(
-            path, map_location=next(self.model.parameters()).device, weights_only=True
-        )
+        state: dict[str, Any] = torch.load(path, map_location=next(self.model.parameters()).device, weights_only=True)
         for name in ("model", "ema", "optimiser"):
             getattr(self, name).load_state_dict(state[name])
         self.iteration, self.curve = state["iteration"], state["curve"]
@@ -112,9 +112,9 @@ def held_out_loss(model: DiTTransformer2DModel, z: Tensor, labels: Tensor, seed:
     xt = Diffusion(z.device).noisy(z, noise, t)
     total = 0.0
     with torch.autocast(z.device.type, torch.bfloat16, enabled=z.device.type == "cuda"):
-        for x, time_, label, target in zip(xt.split(256), t.split(256), labels.split(256), noise.split(256)):
-            eps = model(x, timestep=time_, class_labels=label).sample[:, :4].float()
-            total += ((eps - target) ** 2).flatten(1).mean(1).sum().item()
+        for part in torch.arange(len(z), device=z.device).split(256):
+            eps = model(xt[part], timestep=t[part], class_labels=labels[part]).sample[:, :4].float()
+            total += ((eps - noise[part]) ** 2).flatten(1).mean(1).sum().item()
     return total / len(z)
 
 

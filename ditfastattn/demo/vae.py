@@ -46,7 +46,7 @@ def vae_loss(vae: AutoencoderKL, x: Tensor, noise: Tensor, kl_weight: float) -> 
     logvar = logvar.clamp(-30, 20)
     out = vae.decoder(vae.post_quant_conv(mean + (0.5 * logvar).exp() * noise)).float()
     l1 = (out - x).abs().mean()
-    edges = sum((a - b).abs().mean() for a, b in zip(gradients(out), gradients(x)))
+    edges = sum((a - b).abs().mean() for a, b in zip(gradients(out), gradients(x), strict=True))
     kl = 0.5 * (mean**2 + logvar.exp() - 1 - logvar).mean()
     return l1 + 0.5 * edges + kl_weight * kl, l1
 
@@ -54,9 +54,11 @@ def vae_loss(vae: AutoencoderKL, x: Tensor, noise: Tensor, kl_weight: float) -> 
 def train_vae(vae: AutoencoderKL, images: Tensor, iterations: int = 4000, batch: int = 256, lr: float = 2e-3,
               kl_weight: float = 3e-4, seed: int = 0, seconds: float | None = None,
               compile_model: bool = False) -> list[tuple[int, float]]:  # fmt: skip
-    """Train in place on `images` (N, H, W, 3) uint8, on the device they are on. Returns (iteration, L1) pairs.
+    """Train in place on `images` (N, H, W, 3) uint8, on the device they are on. Returns (iteration, L1)
+    pairs.
 
-    With `seconds` the learning rate falls by whichever of iterations and time is further on, and training ends there.
+    With `seconds` the learning rate falls by whichever of iterations and time is further on, and training
+    ends there.
     """
     device = images.device
     generator = torch.Generator(device)
@@ -106,8 +108,9 @@ def encode(vae: AutoencoderKL, images: Tensor, batch: int = 512) -> Iterator[Ten
 
 @torch.no_grad()
 def standardise(vae: AutoencoderKL, images: Tensor) -> None:
-    """Give each latent channel mean 0 and variance 1 over `images`, by folding the affine map into the two 1x1
-    convolutions beside the latent. DiTPipeline knows one scaling factor and no shift; after this, it is 1."""
+    """Give each latent channel mean 0 and variance 1 over `images`, by folding the affine map into the two
+    1x1 convolutions beside the latent. DiTPipeline knows one scaling factor and no shift; after this, it
+    is 1."""
     count, total, square = 0, 0.0, 0.0
     for z in encode(vae, images):
         z = z.double()

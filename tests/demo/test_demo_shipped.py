@@ -1,0 +1,58 @@
+"""The weights that are shipped, where the checkout has them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DiTPipeline
+
+import ditfastattn.demo
+from ditfastattn.demo.classes import CLASSES
+
+FOLDER = Path(ditfastattn.demo.__file__).parent / "pipeline"
+pytestmark = pytest.mark.skipif(not (FOLDER / "model_index.json").exists(), reason=f"no weights at {FOLDER}")
+
+
+@pytest.fixture(scope="module")
+def pipe() -> DiTPipeline:
+    pipe = DiTPipeline.from_pretrained(ditfastattn.demo.pipeline_path())
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def test_size() -> None:
+    assert sum(f.stat().st_size for f in FOLDER.rglob("*") if f.is_file()) <= 28e6
+
+
+def test_labels_and_shapes(pipe: DiTPipeline) -> None:
+    assert [pipe.labels[name] for name in CLASSES] == list(range(len(CLASSES)))
+    config = pipe.transformer.config
+    assert (config.sample_size, config.in_channels, config.out_channels, config.num_embeds_ada_norm) == (32, 4, 8, 1000)
+    assert pipe.scheduler.config.algorithm_type == "dpmsolver++"
+
+
+def test_it_predicts_noise_and_its_variance_is_trained(pipe: DiTPipeline) -> None:
+    """On the latent of a plain red disc at a low noise level, the error is far below that of predicting nothing."""
+    y, x = torch.meshgrid(*[torch.linspace(-1, 1, 64)] * 2, indexing="ij")
+    disc = torch.where(x**2 + y**2 < 0.7, torch.tensor([0.8, -0.8, -0.8]).view(3, 1, 1), torch.ones(3, 1, 1))
+    with torch.no_grad():
+        z = pipe.vae.encode(disc[None]).latent_dist.mode()
+        noise = torch.randn(z.shape, generator=torch.Generator().manual_seed(0))
+        t = torch.tensor([400])
+        label = torch.tensor([pipe.labels["coloured shape"]])
+        out = pipe.transformer(pipe.scheduler.add_noise(z, noise, t), timestep=t, class_labels=label).sample
+    assert ((out[:, :4] - noise) ** 2).mean() < 0.1
+    assert out[:, 4:].std() > 1e-3
+
+
+def test_guided_samples_are_drawings_on_white(pipe: DiTPipeline) -> None:
+    labels = [pipe.labels["smiling face"], pipe.labels["heart"]]
+    generator = torch.Generator().manual_seed(0)
+    images = pipe(labels, generator=generator, num_inference_steps=8, output_type="np").images
+    corners = images[:, [0, 0, -1, -1], [0, -1, 0, -1]]
+    assert np.median(corners) > 0.95
+    face = images[0, 8:56, 8:56].mean((0, 1))
+    assert face[0] > face[2] + 0.2  # yellow

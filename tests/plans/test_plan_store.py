@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from plan_examples import golden
 from plan_strategies import plans as any_plan
 
@@ -38,7 +38,7 @@ def test_there_is_a_golden_file_for_every_example() -> None:
     assert [path.stem for path in GOLDEN] == sorted(golden())
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])  # by the wall clock
 @given(plan=any_plan())
 def test_any_plan_comes_back_equal(plan: Plan) -> None:
     text = plans.dumps(plan)

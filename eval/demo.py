@@ -12,6 +12,7 @@ import json
 import platform
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -89,7 +90,7 @@ def main(argv: list[str] | None = None) -> None:
     def row(a: Moments, b: Moments) -> dict[str, float | int]:
         return {"distance": round(frechet_distance(a, b), 3), "count_a": a.count, "count_b": b.count}
 
-    report = {
+    report: dict[str, Any] = {
         "what": "Frechet distances; lower is closer. Not the FID.",
         "features": NAME,
         "distances": {

@@ -7,18 +7,19 @@ FID: that name belongs to Inception-V3's, and the numbers do not compare.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 NAME = "EfficientNet-Lite0 (ImageNet), mean-pooled, 1280 dimensions"
 WIDTH = 1280
 _SIDE = 224
 
 
-def load_network(device: torch.device | str = "cpu") -> nn.Module:
+def load_network(device: torch.device | str = "cpu") -> Any:
     """The network in evaluation mode. Raises ImportError naming the pip command where its packages are
     missing."""
     try:
@@ -40,7 +41,7 @@ def preprocess(images: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def features(network: nn.Module, images: np.ndarray | Tensor, batch: int = 128) -> Iterator[Tensor]:
+def features(network: Any, images: np.ndarray | Tensor, batch: int = 128) -> Iterator[Tensor]:
     """Features (B, 1280) float32 on the CPU, batch by batch, of images (N, H, W, 3) uint8."""
     device = next(network.parameters()).device
     for chunk in torch.as_tensor(images).split(batch):

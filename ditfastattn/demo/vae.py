@@ -111,7 +111,8 @@ def standardise(vae: AutoencoderKL, images: Tensor) -> None:
     """Give each latent channel mean 0 and variance 1 over `images`, by folding the affine map into the two
     1x1 convolutions beside the latent. DiTPipeline knows one scaling factor and no shift; after this, it
     is 1."""
-    count, total, square = 0, 0.0, 0.0
+    count = 0
+    total = square = torch.zeros(4, dtype=torch.float64, device=vae.device)
     for z in encode(vae, images):
         z = z.double()
         count += z.numel() // 4

@@ -53,8 +53,6 @@ def candidates(q: Tensor) -> list[Config]:
         Config(128, 64, warps=8, stages=3),
         Config(64, 64, warps=4, stages=2, tma=False),
     ]
-    if q.shape[3] <= 96:
-        more += [Config(128, 128, warps=8, stages=2, registers=128), Config(64, 32, warps=4, stages=3)]
     return [default, *more]
 
 

@@ -133,15 +133,15 @@ def _calibrate(options: argparse.Namespace, arguments: list[str]) -> int:
 
 def _search(pipe: Any, settings: Settings, journal: Journal, name: str) -> Result:
     """Algorithm 1 under a bar that shows the step, the attention MACs left so far and the time left."""
-    spent = 0.0
+    spent, done = 0.0, 0
     with tqdm(total=0, desc=f"threshold {name}", unit="step", dynamic_ncols=True) as bar:
 
         def on_step(total: int, share: float) -> None:
-            nonlocal spent
+            nonlocal spent, done
             bar.total = total
-            spent += share
+            spent, done = spent + share, done + 1
+            bar.set_postfix_str(f"attention MACs {100 * spent / done:.1f} %", refresh=False)
             bar.update()
-            bar.set_postfix_str(f"attention MACs {100 * spent / bar.n:.1f} %")
 
         return calibrate(pipe, settings, journal, on_step)
 

@@ -60,4 +60,3 @@ def drift(full: Images, compressed: Images) -> Drift:
         psnr=10 * math.log10(255**2 / error) if error else math.inf,
         ssim=float(similarity),
     )
-

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import small_pipeline, small_transformer
+from small_models import small_pipeline, small_transformer
 
 import ditfastattn
 from calibration.calibrate import Result, calibrate

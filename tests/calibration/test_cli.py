@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import small_pipeline
+from small_models import small_pipeline
 from PIL import Image
 
 from calibration.cli import main

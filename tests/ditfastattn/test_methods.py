@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import small_transformer
+from small_models import small_transformer
 from torch import Tensor
 
 from ditfastattn.cache import Cell, LayerCache, Rows

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import TRAINING, sample, small_pipeline
+from small_models import TRAINING, sample, small_pipeline
 from diffusers import DDPMScheduler, DPMSolverMultistepScheduler
 from test_original_dit import native_state
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_module
-from conftest import full_plan, random_plan, sample, small_pipeline
+from small_models import full_plan, random_plan, sample, small_pipeline
 from diffusers import DiTPipeline
 
 import ditfastattn

@@ -33,8 +33,10 @@ def default_config(q: Tensor) -> Config:
     head_dim = q.shape[3]
     if q.device.type != "cuda":
         return Config(rows=32, keys=32, warps=4, stages=1)
-    if q.dtype == torch.float32:
-        return Config(rows=32, keys=32, warps=4, stages=1) if head_dim > 128 else Config(64, 32, warps=4, stages=2)
+    if q.dtype == torch.float32:  # its products run on the plain cores: what counts is that no register spills
+        if head_dim > 128:
+            return Config(rows=32, keys=32, warps=8, stages=1, tma=False)
+        return Config(rows=32 if head_dim > 96 else 64, keys=32, warps=4, stages=2, tma=False)
     if head_dim > 128:
         return Config(rows=64, keys=32, warps=4, stages=2)
     return Config(rows=64, keys=64, warps=4, stages=2)

@@ -16,12 +16,14 @@ from calibration.drift import Drift, Images, drift, sample
 from calibration.errors import CalibrationError
 from calibration.journal import Journal, read_trace, trace_path
 from calibration.labels import choose_labels, names_of
+from calibration.memory import keep_freed_memory
 from calibration.picture import save_grid
 from calibration.report import describe, explain_trial, summary_row, write_summary
 from calibration.settings import Settings, parse_threshold
 from ditfastattn.errors import DitFastAttnError
 from ditfastattn.pipelines import load_pipeline
 from ditfastattn.samplers import DEFAULT_STEPS
+from ditfastattn.sampling import decode
 from plans import Plan, PlanError, load, save
 from plans.figure import picture
 from plans.macs import plan_macs
@@ -30,6 +32,7 @@ from plans.macs import plan_macs
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0, 2 for what the user can mend, 130 after Ctrl-C."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    keep_freed_memory()
     try:
         if arguments[:1] == ["explain"]:
             return _explain(explain_parser().parse_args(arguments[1:]))
@@ -110,7 +113,10 @@ def _calibrate(options: argparse.Namespace, arguments: list[str]) -> int:
         result = _search(pipe, settings, journal, text)
         if not references:  # the uncompressed images are the same for every threshold
             references = [_sample(pipe, result.plan, settings, unseen, False) for unseen in (False, True)]
-        compressed = [_sample(pipe, result.plan, settings, unseen, True) for unseen in (False, True)]
+        compressed = [
+            Images(result.latents, decode(pipe.vae, result.latents)),
+            _sample(pipe, result.plan, settings, True, True),
+        ]
         seen, unseen = (drift(a, b) for a, b in zip(references, compressed, strict=True))
         _write(path, result, journal, references[0], compressed[0], [names.get(n, str(n)) for n in labels], seen)
         print(describe(result, seen, unseen))

@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from small_models import small_pipeline
 from PIL import Image
+from small_models import small_pipeline
 
 from calibration.cli import main
 from plans import load

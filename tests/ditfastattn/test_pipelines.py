@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small_models import TRAINING, sample, small_pipeline
 from diffusers import DDPMScheduler, DPMSolverMultistepScheduler
+from small_models import TRAINING, sample, small_pipeline
 from test_original_dit import native_state
 
 from ditfastattn import load_pipeline

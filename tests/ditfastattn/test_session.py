@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 import torch
 from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_module
-from small_models import full_plan, random_plan, sample, small_pipeline
 from diffusers import DiTPipeline
+from small_models import full_plan, random_plan, sample, small_pipeline
 
 import ditfastattn
 from ditfastattn.errors import ApplyError, KernelError, StepError

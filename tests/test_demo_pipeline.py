@@ -1,0 +1,59 @@
+"""The bundled demo, its plans, and the page that shows them."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import ditfastattn
+from calibration.cli import main
+from eval.readme import render
+from plans import Plan, PlanMismatch, load
+
+ROOT = Path(__file__).parent.parent
+LIBRARY = sorted((ROOT / "plans" / "library").glob("*.json"))
+
+
+def test_every_plan_that_ships_fits_the_demo() -> None:
+    assert len(LIBRARY) >= 6
+    pipe = ditfastattn.load_pipeline("demo")
+    for path in LIBRARY:
+        ditfastattn.apply(pipe, path).remove()
+
+
+def test_an_uncompressed_plan_changes_no_pixel_of_the_demo() -> None:
+    pipe = ditfastattn.load_pipeline("demo")
+    pipe.set_progress_bar_config(disable=True)
+    steps = 3
+
+    def run() -> torch.Tensor:
+        generator = torch.Generator().manual_seed(0)
+        return pipe([0, 20], num_inference_steps=steps, generator=generator, output_type="pt").images
+
+    shipped = load(LIBRARY[0])
+    pipe.scheduler.set_timesteps(steps)
+    sampler = shipped.sampler.model_copy(update={"timesteps": tuple(float(t) for t in pipe.scheduler.timesteps)})
+    plan = Plan.full(model=shipped.model, sampler=sampler, guidance=shipped.guidance)
+    expected = run()
+    with ditfastattn.apply(pipe, plan):
+        assert torch.equal(run(), expected)
+
+
+def test_the_main_job_on_a_few_steps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--threshold", "0.05", "--steps", "4", "--n-calib", "2", "--device", "cpu", "--output", str(tmp_path)]
+    assert main(arguments) == 0
+    assert {path.name.removeprefix("demo-dpm4-mrae-0.05") for path in tmp_path.iterdir()} == {
+        ".json",
+        ".png",
+        ".images.png",
+        ".trace.jsonl",
+    }
+    pipe = ditfastattn.load_pipeline("demo")
+    with pytest.raises(PlanMismatch, match="steps: the plan has 4, this sampler 50"):
+        with ditfastattn.apply(pipe, tmp_path / "demo-dpm4-mrae-0.05.json"):
+            pipe([0], num_inference_steps=50)
+
+
+def test_the_tables_of_the_readme_come_from_the_committed_results() -> None:
+    page = (ROOT / "README.md").read_text()
+    assert render(page) == page, "run python -m eval readme"

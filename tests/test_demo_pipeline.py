@@ -49,9 +49,12 @@ def test_the_main_job_on_a_few_steps(tmp_path: Path, capsys: pytest.CaptureFixtu
         ".trace.jsonl",
     }
     pipe = ditfastattn.load_pipeline("demo")
-    with pytest.raises(PlanMismatch, match="steps: the plan has 4, this sampler 50"):
-        with ditfastattn.apply(pipe, tmp_path / "demo-dpm4-mrae-0.05.json"):
-            pipe([0], num_inference_steps=50)
+    plan = tmp_path / "demo-dpm4-mrae-0.05.json"
+    with (
+        ditfastattn.apply(pipe, plan),
+        pytest.raises(PlanMismatch, match="steps: the plan has 4, this sampler 50"),
+    ):
+        pipe([0], num_inference_steps=50)
 
 
 def test_the_tables_of_the_readme_come_from_the_committed_results() -> None:

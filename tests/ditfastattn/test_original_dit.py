@@ -50,7 +50,7 @@ def native_state(seed: int = 0, width: int = WIDTH) -> dict[str, Tensor]:
 
 
 def native_forward(p: dict[str, Tensor], x: Tensor, t: Tensor, y: Tensor) -> Tensor:
-    """DiT as its repository defines it (arXiv 2212.09748), in the dtype of its weights. (B, 4, h, w) in, (B, 8, ...) out."""
+    """DiT as its repository defines it (arXiv 2212.09748), in the dtype of its weights. (B, 4, h, w) -> (B, 8, ...)."""
 
     def linear(name: str, x: Tensor) -> Tensor:
         return F.linear(x, p[f"{name}.weight"], p[f"{name}.bias"])

@@ -20,11 +20,11 @@ from calibration.memory import keep_freed_memory
 from calibration.picture import save_grid
 from calibration.report import describe, explain_trial, summary_row, write_summary
 from calibration.settings import Settings, parse_threshold
-from ditfastattn.errors import DitFastAttnError
+from ditfastattn.console import run
 from ditfastattn.pipelines import load_pipeline
 from ditfastattn.samplers import DEFAULT_STEPS
 from ditfastattn.sampling import decode
-from plans import Plan, PlanError, load, save
+from plans import Plan, load, save
 from plans.figure import picture
 from plans.macs import plan_macs
 
@@ -33,23 +33,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0, 2 for what the user can mend, 130 after Ctrl-C."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     keep_freed_memory()
-    try:
+
+    def command() -> int:
         if arguments[:1] == ["explain"]:
             return _explain(explain_parser().parse_args(arguments[1:]))
         return _calibrate(calibrate_parser().parse_args(arguments), arguments)
-    except (DitFastAttnError, PlanError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        where = f" {error.filename}" if error.filename else ""
-        print(f"error: cannot read or write{where}: {error.strerror or error}", file=sys.stderr)
-        return 2
-    except torch.cuda.OutOfMemoryError:
-        print("error: the GPU ran out of memory: use fewer labels (--n-calib) or --dtype float16", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\ninterrupted; the same command with --resume goes on from here", file=sys.stderr)
-        return 130
+
+    return run(command, interrupted="interrupted; the same command with --resume goes on from here")
 
 
 def _explain(options: argparse.Namespace) -> int:

@@ -4,8 +4,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from ditfastattn.errors import DitFastAttnError
-from plans import PlanError
+from ditfastattn.console import run
 
 COMMANDS = {
     "demo": "Frechet distances of the bundled demo's samples (EfficientNet-Lite0 features)",
@@ -33,16 +32,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name not in COMMANDS:
         print(f"error: there is no command {name!r}; choose one of {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
-    try:
+
+    def command() -> int:
         import_module(f"eval.{name}").main(rest)
-    except (DitFastAttnError, PlanError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        where = f" {error.filename}" if error.filename else ""
-        print(f"error: cannot read or write{where}: {error.strerror or error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
-        return 130
-    return 0
+        return 0
+
+    return run(command)

@@ -8,6 +8,7 @@ from ditfastattn.console import run
 
 COMMANDS = {
     "demo": "Frechet distances of the bundled demo's samples (EfficientNet-Lite0 features)",
+    "kernels": "time every attention kernel that runs here, over the shapes of DiT, PixArt and a video model (GPU)",
     "readme": "write the result tables of README.md from the files in eval/results",
 }
 
@@ -18,6 +19,7 @@ EPILOG = """
 examples:
   python -m eval demo --art node_modules      the packages named in ditfastattn/demo/ART.md
   python -m eval demo --help
+  python -m eval kernels --quick
   python -m eval readme
 """
 

@@ -44,7 +44,32 @@ def demo_quality() -> str:
     return "\n".join([*lines, "", source_line(result, file)])
 
 
-TABLES = {"demo_thresholds": demo_thresholds, "demo_quality": demo_quality}
+def kernels() -> str:
+    """Window + residual (a WA_RS step), N/8 keys on each side, bf16: ours beside the fastest library with an add."""
+    file = "eval/results/kernels.json"
+    result = json.loads((ROOT / file).read_text())
+    lines = [
+        "| (B, H, N, D) | window | SDPA, full | fastest library, window + add | Triton, window + residual | of the library |",
+        "|---|---|---|---|---|---|",
+    ]
+    rows = [row for row in result["rows"] if row["dtype"] == "bf16"]
+    for shape in dict.fromkeys(tuple(row["shape"]) for row in rows):
+        here = [row for row in rows if tuple(row["shape"]) == shape]
+        full = next(row["us"] for row in here if row["op"] == "full" and row["kernel"] == "sdpa")
+        side = shape[2] // 8
+        steps = {
+            row["kernel"]: row["us"] for row in here if row["op"] == "window + residual" and row["window"][0] == side
+        }
+        ours = steps.pop("triton")
+        library = min(steps, key=lambda name: steps[name])
+        lines.append(
+            f"| {shape} | {side} | {full:,.0f} us | {steps[library]:,.0f} us ({library}) | {ours:,.0f} us "
+            f"| {ours / steps[library]:.2f} x |"
+        )
+    return "\n".join([*lines, "", source_line(result, file)])
+
+
+TABLES = {"kernels": kernels, "demo_thresholds": demo_thresholds, "demo_quality": demo_quality}
 
 
 def render(page: str) -> str:

@@ -1,14 +1,19 @@
-"""Window-attention kernels behind one interface. ``make_kernel("auto")`` takes the first that fits."""
+"""Window-attention kernels behind one interface. ``make_kernel`` says why one does not fit."""
 
+import torch
 from torch import Tensor
 
 from ditfastattn.errors import KernelError
 from ditfastattn.kernels.base import Kernel
+from ditfastattn.kernels.flash3 import Flash3
 from ditfastattn.kernels.flex import Flex
 from ditfastattn.kernels.sdpa import SDPA
+from ditfastattn.kernels.triton import Triton
+from ditfastattn.kernels.varlen import Varlen
+from ditfastattn.kernels.xformers import XFormers
 from plans import Window
 
-KERNELS: dict[str, type[Kernel]] = {kernel.name: kernel for kernel in (SDPA, Flex)}
+KERNELS: dict[str, type[Kernel]] = {kernel.name: kernel for kernel in (SDPA, Flex, Triton, XFormers, Varlen, Flash3)}
 NAMES = ("auto", *KERNELS)
 
 
@@ -22,13 +27,18 @@ def make_kernel(name: str, q: Tensor, window: Window) -> Kernel:
     """A new kernel for inputs like ``q`` (B, N, H, D).
 
     Args:
-        name: a key of ``KERNELS``, or "auto": the reference kernel, until measured choices replace it.
+        name: a key of ``KERNELS``, or "auto": our Triton kernel for half precision on a GPU that it fits, else the
+            reference, which runs everywhere.
 
     Raises:
         KernelError: no such kernel, or it does not fit; the message lists every reason.
     """
     check_name(name)
-    kernel = KERNELS["sdpa" if name == "auto" else name]()
+    if name == "auto":
+        triton = Triton()
+        half = q.dtype in (torch.float16, torch.bfloat16)
+        return triton if half and not triton.not_supported_reasons(q, window) else SDPA()
+    kernel = KERNELS[name]()
     reasons = kernel.not_supported_reasons(q, window)
     if reasons:
         shape = "x".join(str(size) for size in q.shape)

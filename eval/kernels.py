@@ -9,7 +9,9 @@ measured in the same process.
 import argparse
 import json
 import math
+import shlex
 import statistics
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import date
@@ -257,7 +259,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(table(rows))
 
     result: dict[str, Any] = {
-        "command": "python -m eval kernels" + (" --quick" if arguments.quick else ""),
+        "command": shlex.join(["python", "-m", "eval", "kernels", *(sys.argv[2:] if argv is None else argv)]),
         "device": device,
         "versions": versions(),
         "date": date.today().isoformat(),

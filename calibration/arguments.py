@@ -48,7 +48,7 @@ def calibrate_parser() -> argparse.ArgumentParser:
     add("--loss", default="mrae", choices=list(LOSSES), help="default: mrae, the paper's")
     add("--methods", default=",".join(CANDIDATES), help=f"candidates, with commas (default: {','.join(CANDIDATES)})")
     add("--search", default="replay", choices=SEARCHES, help="plain runs the whole model for every candidate")
-    add("--seed", type=int, default=0, help="of the noise and of the choice of labels (default: 0)")
+    add("--seed", type=parse_seed, default=0, help="of the noise and of the choice of labels (default: 0)")
     add("--device", help="cpu, cuda, ... (default: cuda if there is one)")
     add("--dtype", default="float32", choices=["float32", "float16", "bfloat16"], help="default: float32")
     add("--kernel", default="auto", choices=NAMES, help="default: auto")
@@ -66,6 +66,12 @@ def explain_parser() -> argparse.ArgumentParser:
     parser.add_argument("--layer", type=int, required=True)
     parser.add_argument("--step", type=int, required=True)
     return parser
+
+
+def parse_seed(text: str) -> int:
+    if not text.isdecimal() or int(text) >= 2**63:
+        raise CalibrationError(f"the seed must be a whole number from 0, got {text}")
+    return int(text)
 
 
 def parse_methods(text: str) -> tuple[Method, ...]:

@@ -39,6 +39,7 @@ class Result:
     block_runs: int
     plain_block_runs: int  # what Algorithm 1 without replay would have run
     residual_passes: int
+    resumed_steps: int
     latents: Tensor  # (B, C, h, w), the end of the compressed trajectory
 
 
@@ -99,12 +100,15 @@ def calibrate(
     plan = plan.model_copy(update={"calibration": record}).with_methods(
         [d.methods for d in decisions], [d.losses for d in decisions]
     )
-    return Result(plan, tuple(decisions), probe.block_runs, plain_runs, probe.residual_passes, run.latents)
+    return Result(plan, tuple(decisions), probe.block_runs, plain_runs, probe.residual_passes, len(done), run.latents)
 
 
 def empty_plan(adapter: ModelAdapter, scheduler: Any, settings: Settings) -> Plan:
     """The all-FULL plan of these settings; calibration fills in its cells."""
     model = adapter.spec()
+    trained = scheduler.config.num_train_timesteps
+    if settings.steps > trained:
+        raise CalibrationError(f"{settings.steps} steps are more than the {trained} timesteps the model was trained on")
     layout = adapter.guided_layout if settings.guided else Layout.NONE
     window = settings.window or Window.default(model.tokens)
     if max(window.left, window.right) > model.tokens:

@@ -70,6 +70,9 @@ def _calibrate(options: argparse.Namespace, arguments: list[str]) -> int:
     steps = DEFAULT_STEPS[options.sampler] if options.steps is None else options.steps
     window, methods = parse_window(options.window), parse_methods(options.methods)
     device = _device(options.device)
+    values = [value for _, value in thresholds]
+    if len(set(values)) < len(values):
+        raise CalibrationError(f"a threshold stands twice: {' '.join(options.threshold)}")
     paths = [_plan_path(options, steps, value, len(thresholds)) for _, value in thresholds]
     pipe = load_pipeline(
         options.model, sampler=options.sampler, dtype=getattr(torch, options.dtype), device=device, vae=options.vae
@@ -164,7 +167,7 @@ def _device(name: str | None) -> str:
     try:
         torch.empty(1, device=name)
     except (RuntimeError, AssertionError) as error:
-        raise CalibrationError(f"device {name!r} cannot be used here: {str(error).splitlines()[0]}") from error
+        raise CalibrationError(f"device {name!r} cannot be used here: {str(error).splitlines()[0][:100]}") from error
     return name
 
 

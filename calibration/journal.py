@@ -36,8 +36,13 @@ class Journal:
         self.partial = path.with_name(path.name + ".partial")
         self.header = json.loads(json.dumps({"format": FORMAT, "version": 1, **header}))
         self.decisions: list[Decision] = []
-        if resume and self.partial.exists():
+        if self.partial.exists() and not resume:
+            raise CalibrationError(
+                f"{self.partial} was left by an interrupted calibration: go on with --resume, or delete it to begin anew"
+            )
+        if self.partial.exists():
             self.decisions = self._read_partial()
+        self._refuse_other_plan()
         lines = [self.header, *(_encode(step, decision) for step, decision in enumerate(self.decisions))]
         write_text(self.partial, "".join(json.dumps(line) + "\n" for line in lines))
 
@@ -45,6 +50,17 @@ class Journal:
         with open(self.partial, "a") as file:
             file.write(json.dumps(_encode(len(self.decisions), decision)) + "\n")
         self.decisions.append(decision)
+
+    def _refuse_other_plan(self) -> None:
+        """A finished trace of other settings belongs to a plan that must not be lost."""
+        if not self.path.exists():
+            return
+        changed = _changed(read_trace(self.path)[0], self.header)
+        if changed:
+            raise CalibrationError(
+                f"{self.path} and its plan have other settings ({', '.join(changed)}): name another --output, "
+                "or delete them"
+            )
 
     def finish(self) -> None:
         os.replace(self.partial, self.path)
@@ -54,10 +70,10 @@ class Journal:
         if not lines:
             return []  # killed before the first line was whole
         if lines[0] != self.header:
-            changed = sorted(k for k in {*lines[0], *self.header} if lines[0].get(k) != self.header.get(k))
+            changed = _changed(lines[0], self.header)
             raise CalibrationError(
                 f"{self.partial} was begun with other settings ({', '.join(changed)}): resume with the same command, "
-                "or run without --resume to begin anew"
+                "or delete it to begin anew"
             )
         return [_decode(line) for line in lines[1:]]
 
@@ -72,7 +88,7 @@ def read_trace(path: Path) -> tuple[dict[str, Any], list[Decision]]:
         lines = list(_lines(path))
     except FileNotFoundError:
         raise CalibrationError(
-            f"there is no trace at {path}: it is written beside the plan when a calibration ends"
+            f"there is no trace at {path}: a calibration writes it beside its plan; the plans that ship have none"
         ) from None
     except UnicodeDecodeError:
         lines = []
@@ -82,6 +98,10 @@ def read_trace(path: Path) -> tuple[dict[str, Any], list[Decision]]:
         return lines[0], [_decode(line) for line in lines[1:]]
     except (KeyError, TypeError, ValueError) as error:
         raise CalibrationError(f"{path} is a damaged calibration trace ({error})") from error
+
+
+def _changed(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    return sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
 
 
 def _lines(path: Path) -> Iterator[Any]:

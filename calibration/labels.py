@@ -25,7 +25,8 @@ def choose_labels(pipe: Any, text: str | None, count: int, seed: int) -> tuple[i
     named = names_of(pipe)
     if text is not None:
         by_name = {name.casefold(): label for name, label in (getattr(pipe, "labels", None) or {}).items()}
-        return tuple(_label(part.strip(), by_name, classes) for part in text.split(",") if part.strip())
+        known = set(named) or set(range(classes))
+        return tuple(_label(part.strip(), by_name, known) for part in text.split(",") if part.strip())
     if count < 1:
         raise CalibrationError(f"--n-calib must be at least 1, got {count}")
     pool = sorted(named) or list(range(classes))
@@ -33,10 +34,12 @@ def choose_labels(pipe: Any, text: str | None, count: int, seed: int) -> tuple[i
     return tuple(pool[(start + i * len(pool) // count) % len(pool)] for i in range(count))
 
 
-def _label(text: str, by_name: dict[str, int], classes: int) -> int:
+def _label(text: str, by_name: dict[str, int], classes: set[int]) -> int:
     if text.lstrip("-").isdecimal():
-        if not 0 <= int(text) < classes:
-            raise CalibrationError(f"label {text} is not among the model's classes 0..{classes - 1}")
+        if int(text) not in classes:
+            raise CalibrationError(
+                f"label {text} is none of the model's {len(classes)} classes ({min(classes)}..{max(classes)})"
+            )
         return int(text)
     if text.casefold() not in by_name:
         known = ", ".join(sorted(by_name)[:8]) or "none"

@@ -16,7 +16,7 @@ matplotlib.use("Agg", force=False)
 def save_grid(path: Path, rows: Sequence[tuple[str, Images]], names: Sequence[str], title: str) -> None:
     """One row of images per (row name, images), one column per label; written whole or not at all."""
     columns = len(names)
-    figure = Figure(figsize=(1.15 * columns + 1.3, 1.2 * len(rows) + 0.75), dpi=130)
+    figure = Figure(figsize=(max(1.15 * columns + 1.3, 5.0), 1.2 * len(rows) + 0.75), dpi=130)
     axes = figure.subplots(len(rows), columns, squeeze=False)
     for r, (row_name, images) in enumerate(rows):
         for c in range(columns):

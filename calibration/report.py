@@ -22,13 +22,14 @@ def describe(result: Result, seen: Drift, unseen: Drift) -> str:
     lines = ["", "method        share of cells"]
     for method, share in shares(result.plan).items():
         lines.append(f"  {method:<11} {share:5.1f} %  {'█' * round(share / 2.5)}")
+    taken_over = f"; {result.resumed_steps} steps were taken over" if result.resumed_steps else ""
     saved = 100 * (1 - result.block_runs / result.plain_block_runs) if result.plain_block_runs else 0.0
     lines += [
         "",
         f"attention MACs      {macs.percent:.1f} % of full (projections counted; storing residuals adds "
         f"{macs.store_percent:.1f} %)",
         f"block runs          {result.block_runs} made, {result.plain_block_runs - result.block_runs} saved of "
-        f"{result.plain_block_runs} ({saved:.0f} %), and {result.residual_passes} attention-only passes",
+        f"{result.plain_block_runs} ({saved:.0f} %), and {result.residual_passes} attention-only passes{taken_over}",
         "drift from the uncompressed sampler       latents rel. L2    PSNR       SSIM",
         f"  on the calibration noise                {_drift(seen)}",
         f"  on other noise, the same labels         {_drift(unseen)}",

@@ -34,12 +34,17 @@ class Settings:
             raise CalibrationError("calibration needs at least one label")
         if self.steps < 1:
             raise CalibrationError(f"the sampler needs at least one step, got {self.steps}")
+        if not 0 <= self.seed < 2**63:
+            raise CalibrationError(f"the seed must be a whole number from 0, got {self.seed}")
         if not 1 <= self.guidance_scale < float("inf"):
             raise CalibrationError(f"the guidance scale must be 1 (no guidance) or more, got {self.guidance_scale}")
         if self.loss not in LOSSES:
             raise CalibrationError(f"there is no loss {self.loss!r}; choose one of {', '.join(LOSSES)}")
         if self.search not in SEARCHES:
             raise CalibrationError(f"there is no search {self.search!r}; choose one of {', '.join(SEARCHES)}")
+
+        if not self.candidates():
+            raise CalibrationError("there is no method to choose besides FULL: name others in --methods")
 
     @property
     def guided(self) -> bool:

@@ -1,11 +1,14 @@
 """A pipeline from the bundled demo, a folder, a hub id or an original DiT checkpoint."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DiTPipeline
+from diffusers.utils import logging
 
 from ditfastattn.errors import LoadError
 from ditfastattn.original_dit import load_original_dit
@@ -43,6 +46,8 @@ def load_pipeline(
         name = os.fspath(DEMO)
         if not (DEMO / "model_index.json").exists():
             raise LoadError("the bundled demo pipeline is missing from this installation; reinstall the package")
+    if vae is not None and not name.endswith((".pt", ".pth")):
+        raise LoadError(f"vae= goes with a .pt checkpoint; {name!r} brings a VAE of its own")
     if name.endswith((".pt", ".pth")):
         pipe = _original_pipeline(name, vae or ORIGINAL_VAE, dtype)
     else:
@@ -54,15 +59,32 @@ def load_pipeline(
 
 def _diffusers_pipeline(name: str, dtype: torch.dtype) -> Any:
     local = Path(name)
-    if (local.exists() or name.startswith((".", "/", "~"))) and not (local / "model_index.json").exists():
+    if not local.exists() and name.startswith((".", "/", "~")):
+        raise LoadError(f"{name} does not exist; name a folder in diffusers' format, a hub id or a .pt checkpoint")
+    if local.exists() and not (local / "model_index.json").exists():
         raise LoadError(f"{name} holds no model_index.json, so it is not a pipeline folder in diffusers' format")
     try:
-        pipe = DiTPipeline.from_pretrained(name, dtype=dtype, local_files_only=local.exists())
+        with _quiet_diffusers():
+            pipe = DiTPipeline.from_pretrained(name, dtype=dtype, local_files_only=local.exists())
     except Exception as error:  # diffusers, the hub client and safetensors raise many kinds
         reason = " ".join(str(error).split())[:300]
         kind = "folder" if local.exists() else "hub id (is there a network, and does the name exist?)"
         raise LoadError(f"cannot load {name!r} as a pipeline {kind}: {type(error).__name__}: {reason}") from error
     return pipe
+
+
+@contextmanager
+def _quiet_diffusers() -> Iterator[None]:
+    """Without the bar over three components, and the warning that diffusers gives at every DiT's id2label."""
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def _original_pipeline(path: str, vae: str | os.PathLike[str], dtype: torch.dtype) -> DiTPipeline:

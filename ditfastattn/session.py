@@ -46,7 +46,7 @@ class Session:
         self._first_call: Call | None = None
         self._unverified_output: Tensor | None = None
         self._used: Counter[Method] = Counter()
-        self._runs = self._peak_bytes = self._predicted_peak_bytes = 0
+        self._begun = self._finished = self._peak_bytes = self._predicted_peak_bytes = 0
         self._install()
 
     def __enter__(self) -> "Session":
@@ -75,7 +75,8 @@ class Session:
         return SessionSummary(
             methods=dict(self._used),
             plan=self.plan,
-            runs=self._runs,
+            runs_begun=self._begun,
+            runs_finished=self._finished,
             cache_bytes=self._cache_bytes(),
             peak_cache_bytes=self._peak_bytes,
             predicted_peak_cache_bytes=self._predicted_peak_bytes,
@@ -151,7 +152,7 @@ class Session:
         self._entered_at = step
         self._cells = [liveness(entering_at(self.plan.column(layer), step)) for layer in range(self.plan.layers)]
         self._first_call = call
-        self._runs += 1
+        self._begun += 1
         batch, tokens, heads, head_dim = sample.shape
         row_bytes = tokens * heads * head_dim * sample.element_size()
         predicted = max(predicted_bytes(self._cells, batch, row_bytes))
@@ -204,6 +205,7 @@ class Session:
                 cache.output = None
             if cell.free_residual:
                 cache.residual = None
+        self._finished += self._step + 1 == self.plan.steps
         guided = self._layout is not Layout.NONE and self._scheduler is not None
         self._unverified_output = output if guided and self._step == self._entered_at else None
 

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ditfastattn.errors import DitFastAttnError
+
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "eval" / "results"
 
@@ -85,5 +87,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m eval readme", description=__doc__)
     parser.parse_args(argv)
     path = ROOT / "README.md"
+    if not path.exists() or not RESULTS.exists():
+        raise DitFastAttnError("this works in a checkout of the project, where README.md and eval/results are")
     page = render(path.read_text())
     path.write_text(page)

@@ -65,7 +65,12 @@ def test_little_compression_is_said_plainly(folder: Path, tmp_path: Path, capsys
         (["--threshold", "abc"], "no threshold"),
         (["--threshold", "-1"], "positive"),
         ([], "required"),
-        (["--threshold", "0.1", "--model", "/nowhere/at/all"], "not a pipeline folder"),
+        (["--threshold", "0.1", "--model", "/nowhere/at/all"], "does not exist"),
+        (["--threshold", "0.1", "--methods", "FULL"], "no method to choose"),
+        (["--threshold", "0.1", "--seed", "-1"], "the seed"),
+        (["--threshold", "0.1", "--steps", "2000"], "2000 steps are more than the 1000"),
+        (["--threshold", "0.05", "D2"], "stands twice"),
+        (["--threshold", "0.1", "--vae", "somewhere"], "brings a VAE of its own"),
         (["--threshold", "0.1", "--kernel", "warp"], "invalid choice"),
         (["--threshold", "0.1", "--methods", "AST,FAST"], "unknown methods"),
         (["--threshold", "0.1", "--window", "wide"], "window 'wide'"),
@@ -112,6 +117,20 @@ def test_interrupted_and_resumed_from_the_command_line(
     assert main(base(folder, tmp_path / "plan.json", "--threshold", "0.3", "--resume")) == 0
     whole, resumed = load(tmp_path / "whole.json"), load(tmp_path / "plan.json")
     assert whole.methods == resumed.methods and whole.losses == resumed.losses
+
+
+def test_nothing_is_overwritten_by_other_settings(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = tmp_path / "plan.json"
+    assert main(base(folder, plan, "--threshold", "0.3")) == 0
+    before = plan.read_bytes()
+    assert main(base(folder, plan, "--threshold", "0.3", "--guidance", "2")) == 2
+    assert "other settings (guidance_scale)" in capsys.readouterr().err and plan.read_bytes() == before
+    assert main(base(folder, plan, "--threshold", "0.3")) == 0  # the same settings may be run again
+    (tmp_path / "new.trace.jsonl.partial").write_text("")
+    assert main(base(folder, tmp_path / "new.json", "--threshold", "0.3")) == 2
+    assert "--resume" in capsys.readouterr().err
 
 
 def test_help_has_examples() -> None:

@@ -11,7 +11,7 @@ import torch
 from tqdm import tqdm
 
 from calibration.arguments import calibrate_parser, explain_parser, parse_methods, parse_window
-from calibration.calibrate import Result, calibrate
+from calibration.calibrate import Result, calibrate, package_versions
 from calibration.drift import Drift, Images, drift, sample
 from calibration.errors import CalibrationError
 from calibration.journal import Journal, read_trace, trace_path
@@ -70,10 +70,9 @@ def _calibrate(options: argparse.Namespace, arguments: list[str]) -> int:
     steps = DEFAULT_STEPS[options.sampler] if options.steps is None else options.steps
     window, methods = parse_window(options.window), parse_methods(options.methods)
     device = _device(options.device)
-    values = [value for _, value in thresholds]
-    if len(set(values)) < len(values):
-        raise CalibrationError(f"a threshold stands twice: {' '.join(options.threshold)}")
     paths = [_plan_path(options, steps, value, len(thresholds)) for _, value in thresholds]
+    if len(set(paths)) < len(paths):
+        raise CalibrationError(f"a threshold stands twice: {' '.join(options.threshold)}")
     pipe = load_pipeline(
         options.model, sampler=options.sampler, dtype=getattr(torch, options.dtype), device=device, vae=options.vae
     )
@@ -165,7 +164,7 @@ def _device(name: str | None) -> str:
     if name is None:
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.empty(1, device=name)
+        torch.empty(1, device=name).item()
     except (RuntimeError, AssertionError) as error:
         raise CalibrationError(f"device {name!r} cannot be used here: {str(error).splitlines()[0][:100]}") from error
     return name
@@ -186,5 +185,5 @@ def _grid_path(path: Path) -> Path:
 
 
 def _header(options: argparse.Namespace, settings: Settings, device: str) -> dict[str, Any]:
-    run = {"model": options.model, "sampler": options.sampler, "dtype": options.dtype, "device": device}
-    return {**run, **settings.as_json()}
+    run = {name: getattr(options, name) for name in ("model", "sampler", "dtype")}
+    return {**run, "device": device, "versions": package_versions(), **settings.as_json()}

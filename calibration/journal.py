@@ -38,10 +38,13 @@ class Journal:
         self.decisions: list[Decision] = []
         if self.partial.exists() and not resume:
             raise CalibrationError(
-                f"{self.partial} was left by an interrupted calibration: go on with --resume, or delete it to begin anew"
+                f"{self.partial} is an interrupted calibration: go on with --resume, or delete it to begin anew"
             )
         if self.partial.exists():
             self.decisions = self._read_partial()
+        elif resume and self.path.exists():
+            header, decisions = read_trace(self.path)
+            self.decisions = [] if _changed(header, self.header) else decisions
         self._refuse_other_plan()
         lines = [self.header, *(_encode(step, decision) for step, decision in enumerate(self.decisions))]
         write_text(self.partial, "".join(json.dumps(line) + "\n" for line in lines))
@@ -66,16 +69,21 @@ class Journal:
         os.replace(self.partial, self.path)
 
     def _read_partial(self) -> list[Decision]:
-        lines = list(_lines(self.partial))
-        if not lines:
-            return []  # killed before the first line was whole
+        try:
+            lines = list(_lines(self.partial))
+            if not lines:
+                return []  # killed before the first line was whole
+            decisions = [_decode(line) for line in lines[1:]]
+            lines[0].keys()
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise CalibrationError(f"{self.partial} is damaged ({error!r}): delete it to begin anew") from error
         if lines[0] != self.header:
             changed = _changed(lines[0], self.header)
             raise CalibrationError(
                 f"{self.partial} was begun with other settings ({', '.join(changed)}): resume with the same command, "
                 "or delete it to begin anew"
             )
-        return [_decode(line) for line in lines[1:]]
+        return decisions
 
 
 def read_trace(path: Path) -> tuple[dict[str, Any], list[Decision]]:

@@ -11,7 +11,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics.functional.image import structural_similarity_index_measure
 
+from calibration.errors import CalibrationError
+
 EPSILON = 1e-6
+_SSIM_WINDOW = 11
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -38,11 +41,13 @@ def mse(reference: Tensor, candidate: Tensor) -> Tensor:
 
 def cosine(reference: Tensor, candidate: Tensor) -> Tensor:
     """One minus the cosine between the outputs of each row, averaged over rows."""
-    return (1 - F.cosine_similarity(reference.flatten(1).double(), candidate.flatten(1).double())).mean()
+    return (1 - F.cosine_similarity(reference.flatten(1).double(), candidate.flatten(1).double())).mean().clamp(min=0)
 
 
 def ssim(reference: Tensor, candidate: Tensor) -> Tensor:
     """One minus the structural similarity of the outputs seen as images, over the range of the reference."""
+    if min(reference.shape[-2:]) < _SSIM_WINDOW:
+        raise CalibrationError(f"ssim needs outputs of {_SSIM_WINDOW} x {_SSIM_WINDOW} or more; choose another --loss")
     low, high = float(reference.min()), float(reference.max())
     similarity = structural_similarity_index_measure(
         candidate.float(), reference.float(), data_range=max(high - low, EPSILON)

@@ -1,6 +1,7 @@
 """Installing a plan: every difference between the plan and what it is applied to is found before anything changes."""
 
 import os
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -11,7 +12,7 @@ from ditfastattn.layout import Layout
 from ditfastattn.models import adapt
 from ditfastattn.samplers import inference_steps, sampler_spec
 from ditfastattn.session import Session
-from plans import Plan, PlanMismatch, load
+from plans import Plan, PlanError, PlanMismatch, SamplerSpec, dumps, load, loads
 
 
 def apply(target: Any, plan: Plan | str | os.PathLike[str], *, kernel: str = "auto", scheduler: Any = None) -> Session:
@@ -37,6 +38,7 @@ def apply(target: Any, plan: Plan | str | os.PathLike[str], *, kernel: str = "au
         if not isinstance(plan, str | os.PathLike):
             raise ApplyError(f"a plan is a plans.Plan or the path of a plan file, not a {type(plan).__name__}")
         plan = load(plan)
+    plan = _checked(plan)
     check_name(kernel)
     pipeline = None if isinstance(target, nn.Module) else target
     if pipeline is not None:
@@ -51,18 +53,19 @@ def apply(target: Any, plan: Plan | str | os.PathLike[str], *, kernel: str = "au
     transformer = target if pipeline is None else pipeline.transformer
 
     adapter = adapt(transformer)
-    if getattr(transformer.__dict__.get("forward"), "func", None) is not None and isinstance(
-        getattr(transformer.__dict__["forward"].func, "__self__", None), Session
-    ):
+    if _follows_a_plan(transformer):
         raise ApplyError("this transformer already follows a plan; remove that session first")
     obstacles = adapter.obstacles()
+    if getattr(pipeline, "_all_hooks", None):
+        obstacles.append("CPU offload is on: call remove_all_hooks(), apply the plan, then enable offload again")
+    if any("forward" in block.module.__dict__ for block in adapter.blocks):
+        obstacles.append("the forward of its blocks was already replaced by another tool; undo that first")
     if obstacles:
         raise ApplyError("this transformer cannot follow a plan as it is: " + "; ".join(obstacles))
 
     differences = plan.differences(model=adapter.spec())
     if scheduler is not None:
-        actual = sampler_spec(scheduler, inference_steps(scheduler, plan.steps), known_settings=plan.sampler.settings)
-        differences += plan.differences(sampler=actual)
+        differences += plan.differences(sampler=_actual_sampler(scheduler, plan))
     if plan.guidance.layout not in (Layout.NONE.value, adapter.guided_layout.value):
         differences.append(
             f"guidance layout: the plan has {plan.guidance.layout}, this model {adapter.guided_layout.value}"
@@ -70,3 +73,27 @@ def apply(target: Any, plan: Plan | str | os.PathLike[str], *, kernel: str = "au
     if differences:
         raise PlanMismatch(differences)
     return Session(adapter, plan, kernel, scheduler, pipeline)
+
+
+def _checked(plan: Plan) -> Plan:
+    """The plan as it would be read from a file: one built past the checks (``model_copy``) is refused."""
+    try:
+        return loads(dumps(plan), source="this plan")
+    except (AttributeError, TypeError, ValueError) as error:
+        if isinstance(error, PlanError):
+            raise
+        raise ApplyError(f"this plan object is broken ({type(error).__name__}): build it with plans.Plan") from error
+
+
+def _follows_a_plan(transformer: nn.Module) -> bool:
+    forward = transformer.__dict__.get("forward")
+    return isinstance(forward, partial) and isinstance(getattr(forward.func, "__self__", None), Session)
+
+
+def _actual_sampler(scheduler: Any, plan: Plan) -> SamplerSpec:
+    steps = inference_steps(scheduler, plan.steps)
+    try:
+        return sampler_spec(scheduler, steps, known_settings=plan.sampler.settings)
+    except (TypeError, ValueError) as error:
+        reason = str(error).split("\n")[0]
+        raise ApplyError(f"{type(scheduler).__name__} cannot make the plan's {plan.steps} steps ({reason})") from error

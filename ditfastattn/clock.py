@@ -22,6 +22,7 @@ class StepClock:
         self.timesteps = tuple(timesteps)
         self.step: int | None = None  # the last step that was begun
         self._new_run = False
+        self._announced = False  # the run that goes on began with expect_new_run()
 
     def expect_new_run(self) -> None:
         """The next call begins a run, whatever came before and wherever it begins."""
@@ -33,8 +34,12 @@ class StepClock:
         self.step = None
         self._new_run = False
 
-    def tick(self, timestep: float) -> tuple[int, bool]:
+    def tick(self, timestep: float, begin_index: int | None = None) -> tuple[int, bool]:
         """The step of a model call at ``timestep``, and whether it begins a run.
+
+        Args:
+            begin_index: where the sampler says that its run begins; of two equal timesteps in the middle the second is
+                taken without it, as diffusers' samplers do.
 
         Raises:
             StepError: the timestep is not in the plan, or does not follow the last one.
@@ -48,11 +53,19 @@ class StepClock:
             )
         last = self.step
         if self._new_run:
-            step, begins = matches[0], True
+            first = 0 if 0 in matches else matches[-1]
+            step, begins = begin_index if begin_index in matches else first, True
+            self._announced = True
+        elif last is not None and 0 in matches and last + 1 in matches and not self._announced:
+            raise StepError(
+                f"timestep {timestep:g} begins the plan twice, so a new run cannot be told from the one that "
+                "goes on: call session.expect_new_run() before each run, or give apply() the scheduler"
+            )
         elif last is not None and last + 1 in matches:
             step, begins = last + 1, False
         elif 0 in matches:
             step, begins = 0, True
+            self._announced = False
         else:
             raise StepError(self._out_of_order(timestep, matches))
         self.step, self._new_run = step, False

@@ -15,6 +15,8 @@ def run(command: Callable[[], int], interrupted: str = "interrupted") -> int:
         return command()
     except (DitFastAttnError, PlanError) as error:
         return _fail(str(error))
+    except ImportError as error:
+        return _fail(str(error))
     except OSError as error:
         where = f" {error.filename}" if error.filename else ""
         return _fail(f"cannot read or write{where}: {error.strerror or error}")

@@ -2,8 +2,6 @@
 
 from typing import Any
 
-from ditfastattn.errors import ApplyError
-
 _ABSENT = object()
 
 
@@ -21,21 +19,25 @@ class Overrides:
         object.__setattr__(owner, name, value)
         self._set.append((owner, name, before, value))
 
-    def restore(self) -> None:
-        """Puts everything back, the last set first.
+    def replaced(self) -> list[str]:
+        """The attributes that another tool has replaced since, as "Class.name"."""
+        return [
+            f"{type(owner).__name__}.{name}"
+            for owner, name, _, ours in self._set
+            if owner.__dict__.get(name, _ABSENT) is not ours
+        ]
 
-        Raises:
-            ApplyError: another tool has since replaced one of the attributes; nothing is changed then.
-        """
-        for owner, name, _, ours in self._set:
+    def restore(self) -> list[str]:
+        """Puts back whatever is still ours, the last set first. Returns what is not; calling again tries it again."""
+        foreign = self.replaced()
+        kept = []
+        for entry in reversed(self._set):
+            owner, name, before, ours = entry
             if owner.__dict__.get(name, _ABSENT) is not ours:
-                raise ApplyError(
-                    f"{type(owner).__name__}.{name} was replaced by another tool after the plan was applied (CPU "
-                    "offload, another accelerator): undo that first, then remove the plan"
-                )
-        for owner, name, before, _ in reversed(self._set):
-            if before is _ABSENT:
+                kept.append(entry)
+            elif before is _ABSENT:
                 owner.__dict__.pop(name)
             else:
                 owner.__dict__[name] = before
-        self._set.clear()
+        self._set = kept[::-1]
+        return foreign

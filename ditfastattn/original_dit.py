@@ -50,13 +50,17 @@ def load_original_dit(path: str | os.PathLike[str], heads: int | None = None) ->
     except FileNotFoundError as error:
         raise LoadError(f"there is no checkpoint at {os.fspath(path)}") from error
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, ValueError) as error:
-        reason = str(error).split("\n")[0][:200]
+        reason = str(error).split(". ")[0].split("\n")[0][:120]
         raise LoadError(f"{os.fspath(path)} is not a readable checkpoint of plain tensors: {reason}") from error
     if isinstance(state, Mapping):  # training checkpoints hold {"model", "ema", "opt", "args"}
         state = state.get("ema", state.get("model", state))
     if not isinstance(state, Mapping) or "x_embedder.proj.weight" not in state:
         raise LoadError(f"{os.fspath(path)} is no facebookresearch/DiT checkpoint: it has no x_embedder.proj.weight")
-    return convert_original_dit(state, heads)
+    try:
+        return convert_original_dit(state, heads)
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:150]
+        raise LoadError(f"{os.fspath(path)} does not hold the parameters of a DiT ({reason})") from error
 
 
 def convert_original_dit(state: Mapping[str, Tensor], heads: int | None = None) -> DiTTransformer2DModel:
@@ -93,7 +97,15 @@ def convert_original_dit(state: Mapping[str, Tensor], heads: int | None = None) 
     model.pos_embed.pos_embed = state["pos_embed"].float().clone()
     for block in model.transformer_blocks:
         block.norm1.emb.time_proj.downscale_freq_shift = 0
+    model.save_pretrained = _refuse_to_save
     return model
+
+
+def _refuse_to_save(*_: object, **__: object) -> None:
+    raise LoadError(
+        "a converted DiT cannot be saved in diffusers' format: its class always reads other timestep frequencies than "
+        "the original, so what is loaded again would be another model; keep the .pt file"
+    )
 
 
 def _converted(state: Mapping[str, Tensor], layers: int):  # type: ignore[no-untyped-def]

@@ -16,17 +16,40 @@ from diffusers import (
 from ditfastattn.errors import LoadError
 from plans import SamplerSpec
 
+
+class IDDPMScheduler(DDPMScheduler):
+    """DDPM with the learned-range variance of arXiv 2102.09672, Eq. 15; refuses an output that lacks the variance."""
+
+    def step(
+        self, model_output: Any, timestep: Any, sample: Any, generator: Any = None, return_dict: bool = True
+    ) -> Any:
+        if model_output.shape[1] != 2 * sample.shape[1]:
+            raise LoadError(
+                "iddpm needs the variance that the model predicts, and DiTPipeline drops it: sample with "
+                "ditfastattn.sampling.sample_latents, or choose ddpm"
+            )
+        return super().step(model_output, timestep, sample, generator, return_dict)
+
+
 # What each name means beyond the class's defaults. The training betas always come from the pipeline's own config.
 SAMPLERS: dict[str, tuple[Any, dict[str, Any]]] = {
     "dpm": (DPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver++", "solver_order": 2}),
     "ddim": (DDIMScheduler, {"clip_sample": False, "set_alpha_to_one": False}),
     "ddpm": (DDPMScheduler, {"clip_sample": False, "variance_type": "fixed_small"}),
-    "iddpm": (DDPMScheduler, {"clip_sample": False, "variance_type": "learned_range"}),
+    "iddpm": (IDDPMScheduler, {"clip_sample": False, "variance_type": "learned_range"}),
     "heun": (HeunDiscreteScheduler, {}),
 }
 DEFAULT_STEPS = {"dpm": 50, "ddim": 50, "ddpm": 250, "iddpm": 250, "heun": 25}
 _NO_DEFAULT = object()
-_TRAINING = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type")
+_TRAINING = (
+    "num_train_timesteps",
+    "beta_start",
+    "beta_end",
+    "beta_schedule",
+    "trained_betas",
+    "prediction_type",
+    "rescale_betas_zero_snr",
+)
 
 
 def make_sampler(name: str, config: Any) -> Any:
@@ -43,6 +66,8 @@ def make_sampler(name: str, config: Any) -> Any:
     """
     if name not in SAMPLERS:
         raise LoadError(f"there is no sampler {name!r}; choose one of {', '.join(SAMPLERS)}")
+    if "beta_schedule" not in config:
+        raise LoadError("the model's own scheduler has no beta_schedule (flow matching?); these samplers need one")
     cls, settings = SAMPLERS[name]
     training = {key: config[key] for key in _TRAINING if key in config}
     return cls.from_config({**training, **settings})
@@ -59,15 +84,20 @@ def sampler_spec(scheduler: Any, num_inference_steps: int, known_settings: Conta
     """
     copy = type(scheduler).from_config(scheduler.config)
     copy.set_timesteps(num_inference_steps)
+    return SamplerSpec(
+        class_name=type(scheduler).__name__,
+        settings=settings_of(scheduler, known_settings),
+        timesteps=tuple(float(t) for t in copy.timesteps),
+    )
+
+
+def settings_of(scheduler: Any, known_settings: Container[str] | None = None) -> dict[str, Any]:
+    """The settings part of :func:`sampler_spec`."""
     settings = {key: value for key, value in scheduler.config.items() if not key.startswith("_")}
     if known_settings is not None:
         defaults = {name: p.default for name, p in inspect.signature(type(scheduler).__init__).parameters.items()}
         settings = {k: v for k, v in settings.items() if k in known_settings or defaults.get(k, _NO_DEFAULT) != v}
-    return SamplerSpec(
-        class_name=type(scheduler).__name__,
-        settings={key: _plain(value) for key, value in sorted(settings.items())},
-        timesteps=tuple(float(t) for t in copy.timesteps),
-    )
+    return {key: _plain(value) for key, value in sorted(settings.items())}
 
 
 def _plain(value: Any) -> Any:

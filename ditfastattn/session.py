@@ -1,5 +1,6 @@
 """A plan installed on a transformer: follows the sampler's steps, keeps what later steps need, restores exactly."""
 
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
@@ -10,15 +11,16 @@ from torch import Tensor
 
 from ditfastattn.cache import Cell, LayerCache, entering_at, liveness, predicted_bytes
 from ditfastattn.clock import StepClock
-from ditfastattn.errors import StepError
+from ditfastattn.errors import ApplyError, StepError
 from ditfastattn.execute import Context, run_block
-from ditfastattn.guidance import implied_scale, same_scale
+from ditfastattn.guidance import guidance_fault
 from ditfastattn.install import Overrides
 from ditfastattn.kernels import make_kernel
 from ditfastattn.layout import Layout
 from ditfastattn.models.base import Call, ModelAdapter
+from ditfastattn.samplers import settings_of
 from ditfastattn.summary import SessionSummary
-from plans import GuidanceSpec, Method, Plan, PlanMismatch
+from plans import Method, Plan, PlanMismatch
 from plans.schema import SamplerSpec
 
 
@@ -44,7 +46,9 @@ class Session:
         self._entered_at = 0
         self._cells: list[tuple[Cell, ...]] = []
         self._first_call: Call | None = None
-        self._unverified_output: Tensor | None = None
+        self._last_output: Tensor | None = None  # until the sampler steps with it
+        self._stepped = False  # the sampler's step followed the last model call
+        self._removed = False
         self._used: Counter[Method] = Counter()
         self._begun = self._finished = self._peak_bytes = self._predicted_peak_bytes = 0
         self._install()
@@ -58,11 +62,21 @@ class Session:
     def remove(self) -> None:
         """Gives the model and the sampler back as they were and frees the caches. Harmless when called twice.
 
-        Raises:
-            ApplyError: another tool has since replaced what this session installed.
+        What another tool has wrapped since (CPU offload) stays where it is, passing calls on unchanged, with a warning;
+        when that tool is undone, a second call takes it off too.
         """
-        self._overrides.restore()
+        self._removed = True
         self._end_run()
+        foreign = self._overrides.restore()
+        if foreign:
+            warnings.warn(
+                f"another tool has wrapped {', '.join(foreign[:3])} after the plan was applied; the plan is off, but "
+                "undo that tool and call remove() again to have the attributes back as they were",
+                stacklevel=2,
+            )
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise ApplyError("a model that follows a plan cannot be copied or pickled: remove the plan first")
 
     def expect_new_run(self) -> None:
         """The next model call begins a run, at whatever step. Needed only for a run that starts in the middle on a
@@ -89,7 +103,7 @@ class Session:
         model = self._adapter.model
         self._overrides.set(model, "forward", partial(self._forward, model.forward))
         for layer, block in enumerate(self._adapter.blocks):
-            self._overrides.set(block.module, "forward", partial(self._block_forward, layer))
+            self._overrides.set(block.module, "forward", partial(self._block_forward, layer, block.module.forward))
         if self._scheduler is not None:
             scheduler = self._scheduler
             self._overrides.set(scheduler, "set_timesteps", partial(self._set_timesteps, scheduler.set_timesteps))
@@ -97,6 +111,8 @@ class Session:
 
     def _forward(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """The transformer's forward."""
+        if self._removed:
+            return original(*args, **kwargs)
         call = self._adapter.read_call(args, kwargs)
         try:
             self._step = self._begin_step(call)
@@ -109,8 +125,10 @@ class Session:
         finally:
             self._step = None
 
-    def _block_forward(self, layer: int, *args: Any, **kwargs: Any) -> Tensor:
+    def _block_forward(self, layer: int, original: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
         """A block's forward."""
+        if self._removed:
+            return original(*args, **kwargs)
         if self._step is None or self._context is None:
             raise StepError(
                 f"block {layer} was called outside of its transformer's forward, so its step is unknown: another tool "
@@ -125,7 +143,8 @@ class Session:
 
     def _begin_step(self, call: Call) -> int:
         self._check_pipeline()
-        step, begins = self._clock.tick(_timestep_value(call.timestep))
+        begin_index = getattr(self._scheduler, "begin_index", None)
+        step, begins = self._clock.tick(_timestep_value(call.timestep), begin_index)
         if begins:
             self._begin_run(step, call)
         else:
@@ -143,6 +162,7 @@ class Session:
     def _begin_run(self, step: int, call: Call) -> None:
         for cache in self._caches:
             cache.clear()
+        self._check_model()
         self._check_batch(call)
         kernel = self._context.kernel if self._context else None
         sample = _like_queries(self.plan, call.latents, self._adapter.model.dtype)
@@ -151,12 +171,20 @@ class Session:
         self._context = Context(kernel, self.plan.window, self._layout)
         self._entered_at = step
         self._cells = [liveness(entering_at(self.plan.column(layer), step)) for layer in range(self.plan.layers)]
-        self._first_call = call
+        condition = None if call.condition is None else call.condition.clone()  # the caller may reuse its buffer
+        self._first_call = Call(call.latents, call.timestep, condition)
         self._begun += 1
         batch, tokens, heads, head_dim = sample.shape
         row_bytes = tokens * heads * head_dim * sample.element_size()
         predicted = max(predicted_bytes(self._cells, batch, row_bytes))
         self._predicted_peak_bytes = max(self._predicted_peak_bytes, predicted)
+
+    def _check_model(self) -> None:
+        """What was refused at apply() may have come since."""
+        forwards = [name for name in self._overrides.replaced() if name.endswith("Block.forward")]
+        faults = [*self._adapter.obstacles(), *(f"{name} was replaced by another tool" for name in forwards[:1])]
+        if faults:
+            raise StepError("the transformer was changed after the plan was applied: " + "; ".join(faults))
 
     def _check_batch(self, call: Call) -> None:
         """The batch must hold the guidance branches, and the tokens, that the plan was made for."""
@@ -164,7 +192,7 @@ class Session:
         tokens = self._adapter.tokens(height, width)
         if tokens != self.plan.model.tokens:
             raise PlanMismatch([f"tokens: the plan has {self.plan.model.tokens}, this run {tokens} ({height}x{width})"])
-        if self._layout is Layout.NONE and self._adapter.is_guided(call):
+        if self._layout is Layout.NONE and self._adapter.mixes_branches(call):
             raise PlanMismatch(["guidance layout: the plan has none, this batch holds both guidance branches"])
         if self._layout is not Layout.NONE and not self._adapter.is_guided(call):
             raise PlanMismatch(
@@ -175,7 +203,18 @@ class Session:
                 ]
             )
 
+        half = call.latents.shape[0] // 2
+        if self._layout is not Layout.NONE and not torch.equal(call.latents[:half], call.latents[half:]):
+            raise PlanMismatch(
+                ["guidance layout: the two halves of this batch hold different latents, so they are not two branches"]
+            )
+
     def _check_same_run(self, step: int, call: Call) -> None:
+        if self._scheduler is not None and not self._stepped:
+            raise StepError(
+                f"the sampler's step was not called between the last model call and this one (step {step}): another "
+                "sampler runs this transformer; apply the plan to the pipeline that is run, or to the bare transformer"
+            )
         first = self._first_call
         assert first is not None
         here, there = call.latents, first.latents
@@ -184,7 +223,8 @@ class Session:
                 f"step {step} got latents {tuple(here.shape)} {here.dtype} on {here.device}, but the run began with "
                 f"{tuple(there.shape)} {there.dtype} on {there.device}: begin a new run at step 0"
             )
-        same = call.condition is first.condition or (
+        same = call.condition is None and first.condition is None
+        same = same or (
             call.condition is not None
             and first.condition is not None
             and call.condition.shape == first.condition.shape
@@ -207,12 +247,13 @@ class Session:
                 cache.residual = None
         self._finished += self._step + 1 == self.plan.steps
         guided = self._layout is not Layout.NONE and self._scheduler is not None
-        self._unverified_output = output if guided and self._step == self._entered_at else None
+        self._last_output = output if guided else None
+        self._stepped = False
 
     def _end_run(self) -> None:
         """Drops all that belongs to a run; only a new one can follow."""
         self._clock.forget()
-        self._unverified_output = self._first_call = None
+        self._last_output = self._first_call = None
         for cache in self._caches:
             cache.clear()
 
@@ -222,14 +263,19 @@ class Session:
     # ------------------------------------------------------------------------------------------------- the sampler
 
     def _set_timesteps(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        self._check_pipeline()
         result = original(*args, **kwargs)
-        actual = SamplerSpec(
-            class_name=self.plan.sampler.class_name,
-            settings=self.plan.sampler.settings,
-            timesteps=tuple(float(t) for t in self._scheduler.timesteps),
-        )
+        if self._removed:
+            return result
+        self._check_pipeline()
         self._end_run()
+        try:
+            actual = SamplerSpec(
+                class_name=type(self._scheduler).__name__,
+                settings=settings_of(self._scheduler, self.plan.sampler.settings),
+                timesteps=tuple(float(t) for t in self._scheduler.timesteps),
+            )
+        except ValueError as error:  # timesteps that increase, say
+            raise PlanMismatch([f"timesteps: the sampler's are not those of a plan ({_first_line(error)})"]) from error
         differences = self.plan.differences(sampler=actual)
         if differences:
             raise PlanMismatch(differences)
@@ -237,21 +283,26 @@ class Session:
         return result
 
     def _scheduler_step(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        if self._unverified_output is not None:
-            output, self._unverified_output = self._unverified_output, None
-            self._check_scale(output, args[0] if args else kwargs["model_output"])
+        self._stepped = True
+        if self._last_output is not None and not self._removed:
+            output, self._last_output = self._last_output, None
+            self._check_guidance(output, args[0] if args else kwargs["model_output"])
         return original(*args, **kwargs)
 
-    def _check_scale(self, output: Tensor, guided: Tensor) -> None:
-        """Refuses a run whose guidance scale is not the plan's, after its first (uncompressed) model call."""
+    def _check_guidance(self, output: Tensor, guided: Tensor) -> None:
+        """Refuses a run that is guided otherwise than the plan, as soon as it can be told."""
         rows = self._layout.conditional_rows(output.shape[0])
         half = output.shape[0] // 2
         cond, uncond = (output[:half], output[half:]) if rows.start == 0 else (output[half:], output[:half])
-        scale = implied_scale(cond, uncond, guided[:half])
-        if scale is not None and not same_scale(self.plan.guidance.scale, scale):
+        fault = guidance_fault(cond, uncond, guided[:half], self.plan.guidance.scale)
+        if fault:
             self._end_run()
-            actual = GuidanceSpec(scale=max(1.0, round(scale, 2)), layout=self.plan.guidance.layout)
-            raise PlanMismatch(self.plan.differences(guidance=actual))
+            raise PlanMismatch([fault])
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines()]
+    return lines[min(2, len(lines) - 1)] if lines else type(error).__name__
 
 
 def _timestep_value(timestep: Any) -> float:

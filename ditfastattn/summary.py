@@ -32,7 +32,7 @@ class SessionSummary:
         )
         return "\n".join(
             [
-                f"runs             {self.runs_finished} finished of {self.runs_begun} begun, of {self.plan.steps} steps",
+                f"runs             {self.runs_finished} finished, {self.runs_begun} begun ({self.plan.steps} steps)",
                 f"methods used     {shares or 'none yet'}",
                 f"attention MACs   {self.attention_macs_percent:.1f} % of full (planned, projections counted)",
                 f"cache            {self.cache_bytes / 2**20:.2f} MiB now, {self.peak_cache_bytes / 2**20:.2f} MiB at "

@@ -77,3 +77,7 @@ class ModelAdapter(ABC):
     @abstractmethod
     def is_guided(self, call: Call) -> bool:
         """Whether the batch holds both guidance branches in the order of ``guided_layout``."""
+
+    @abstractmethod
+    def mixes_branches(self, call: Call) -> bool:
+        """Whether the batch holds conditional and unconditional rows, in whatever order."""

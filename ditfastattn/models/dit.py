@@ -45,7 +45,7 @@ class DiTBlock(BlockAdapter[AdaLNState]):
             raise NotImplementedError("self-attention masks are not supported; DiT has none")
         norm: Any = self.module.norm1
         condition = norm.silu(norm.emb(kwargs["timestep"], kwargs["class_labels"], hidden_dtype=hidden_states.dtype))
-        if skip_attention and type(norm.linear) is nn.Linear:  # a LoRA layer must be called, not read
+        if skip_attention and _is_plain(norm.linear):
             width = norm.linear.in_features
             bias = None if norm.linear.bias is None else norm.linear.bias[2 * width :]
             chunks = F.linear(condition, norm.linear.weight[2 * width :], bias)[:, None].chunk(4, dim=2)
@@ -111,6 +111,12 @@ class DiT(ModelAdapter):
         found = [reason for i, block in enumerate(self._blocks) for reason in _block_obstacles(i, block)]
         if any(module._compiled_call_impl is not None for module in self.model.modules()):
             found.append("it was compiled with module.compile(): compiled code would run past the plan; load it anew")
+        if self.model.training or self.model.gradient_checkpointing:
+            found.append("it is set up for training; call eval() and disable_gradient_checkpointing()")
+        if any(parameter.is_meta for parameter in self.model.parameters()):
+            found.append("its parameters are not loaded (sequential CPU offload?); undo that first")
+        if [block.module for block in self._blocks] != list(self.model.transformer_blocks):
+            found.append("its blocks are not those that the plan was applied to; apply the plan anew")
         return found
 
     def read_call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
@@ -123,6 +129,18 @@ class DiT(ModelAdapter):
             return False
         null = (call.condition == self.null_label).tolist()
         return not any(null[: batch // 2]) and all(null[batch // 2 :])
+
+    def mixes_branches(self, call: Call) -> bool:
+        if call.condition is None:
+            return False
+        null = (call.condition == self.null_label).tolist()
+        return any(null) and not all(null)
+
+
+def _is_plain(linear: nn.Module) -> bool:
+    """A Linear whose weight is all there is to it: LoRA layers, hooks and patched forwards must be called, not read."""
+    hooks = linear._forward_hooks or linear._forward_pre_hooks
+    return type(linear) is nn.Linear and not hooks and "forward" not in linear.__dict__
 
 
 def _block_obstacles(index: int, block: DiTBlock) -> list[str]:
@@ -140,11 +158,9 @@ def _block_obstacles(index: int, block: DiTBlock) -> list[str]:
         found.append(f"{where}: attention with q/k-norm or an inner residual is not what DiT has")
     if attention.rescale_output_factor != 1 or block.module._chunk_size is not None:
         found.append(f"{where}: output rescaling and chunked feed-forward are not supported; switch them off")
-    if attention._forward_hooks or attention._forward_pre_hooks or "forward" in attention.__dict__:
-        found.append(f"{where}: attn1 carries hooks that would be bypassed; remove them first")
-    if "forward" in block.module.__dict__:
-        found.append(
-            f"{where}: its forward was already replaced (another plan, sequential CPU offload, another "
-            "accelerator); undo that first"
-        )
+    if attention is not block.module.attn1:
+        found.append(f"{where}: its attn1 was replaced; apply the plan anew")
+    for name, module in (("attn1", attention), ("norm1", block.module.norm1)):
+        if module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__:
+            found.append(f"{where}: {name} carries hooks that would be bypassed; remove them first")
     return found

@@ -59,3 +59,21 @@ def test_after_a_failed_call_only_a_new_run_follows() -> None:
     clock.forget()
     with pytest.raises(StepError, match="cannot begin a run"):
         clock.tick(700)
+
+
+def test_a_plan_that_begins_with_two_equal_timesteps_needs_announced_runs() -> None:
+    times = (999.0, 999.0, 500.0)
+    clock = StepClock(times)
+    clock.tick(999)
+    with pytest.raises(StepError, match="begins the plan twice"):
+        clock.tick(999)
+    clock.expect_new_run()
+    assert [clock.tick(t) for t in times] == [(0, True), (1, False), (2, False)]
+
+
+def test_of_two_equal_timesteps_in_the_middle_a_run_begins_at_the_samplers_or_the_second() -> None:
+    clock = StepClock((900.0, 700.0, 700.0, 500.0))
+    clock.expect_new_run()
+    assert clock.tick(700.0) == (2, True)
+    clock.expect_new_run()
+    assert clock.tick(700.0, begin_index=1) == (1, True)

@@ -1,5 +1,7 @@
 """A plan on a pipeline and on a bare transformer: right, or refused before anything wrong is computed."""
 
+import copy
+import pickle
 from typing import Any
 
 import pytest
@@ -12,7 +14,7 @@ import ditfastattn
 from ditfastattn.errors import ApplyError, KernelError, StepError
 from ditfastattn.samplers import make_sampler
 from ditfastattn.sampling import Denoiser, sample_latents
-from plans import GuidanceSpec, Method, Plan, PlanMismatch, Window, save
+from plans import GuidanceSpec, Method, Plan, PlanError, PlanMismatch, Window, save
 
 STEPS = 8
 
@@ -143,7 +145,7 @@ def test_heun_calls_the_model_twice_a_step() -> None:
 @torch.no_grad()
 def test_bare_transformer_called_as_module_and_by_forward(pipe: DiTPipeline) -> None:
     plan = random_plan(pipe, STEPS)
-    latents = torch.randn(4, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0)).repeat(2, 1, 1, 1)
     labels = torch.tensor([1, 2, 1000, 1000])
 
     def run(call: Any) -> list[torch.Tensor]:
@@ -159,7 +161,7 @@ def test_bare_transformer_called_as_module_and_by_forward(pipe: DiTPipeline) -> 
 @torch.no_grad()
 def test_a_run_that_starts_in_the_middle_begins_uncompressed(pipe: DiTPipeline) -> None:
     plan = full_plan(pipe, STEPS).with_methods([[Method.FULL] * 4, *[[Method.AST] * 4] * (STEPS - 1)])
-    latents = torch.randn(4, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0)).repeat(2, 1, 1, 1)
     labels = torch.tensor([1, 2, 1000, 1000])
 
     def call(step: int) -> torch.Tensor:
@@ -168,7 +170,10 @@ def test_a_run_that_starts_in_the_middle_begins_uncompressed(pipe: DiTPipeline) 
     uncompressed = call(3)
     with ditfastattn.apply(pipe, plan) as session:
         pipe.scheduler.set_timesteps(STEPS)
-        assert torch.equal(call(3), uncompressed)
+        output = call(3)
+        assert torch.equal(output, uncompressed)
+        guided = output[2:, :4] + 4.0 * (output[:2, :4] - output[2:, :4])
+        pipe.scheduler.step(guided, pipe.scheduler.timesteps[3], latents[:2])
         call(4)
         assert session.summary().methods == {Method.FULL: 4, Method.AST: 4}
     with ditfastattn.apply(pipe.transformer, plan) as session:
@@ -202,7 +207,7 @@ def test_a_run_without_guidance_is_refused_by_a_guided_plan(pipe: DiTPipeline) -
 @pytest.mark.parametrize("scale", [1.5, 3.9, 4.5, 7.0])
 def test_another_guidance_scale_is_refused_before_anything_compressed(pipe: DiTPipeline, scale: float) -> None:
     with ditfastattn.apply(pipe, random_plan(pipe, STEPS)) as session:
-        with pytest.raises(PlanMismatch, match=f"guidance scale: the plan has 4, this run {scale:g}"):
+        with pytest.raises(PlanMismatch, match=f"guidance scale: the plan has 4, this run {scale:.3g}"):
             sample(pipe, STEPS, guidance_scale=scale)
         assert set(session.summary().methods) == {Method.FULL}
 
@@ -226,7 +231,7 @@ def test_changes_within_a_run_are_refused(pipe: DiTPipeline) -> None:
     first, second = (torch.tensor(t) for t in plan.sampler.timesteps[:2])
     labels = torch.tensor([1, 2, 1000, 1000])
     with ditfastattn.apply(pipe.transformer, plan):
-        pipe.transformer(torch.randn(4, 4, 8, 8), first.expand(4), labels)
+        pipe.transformer(torch.randn(2, 4, 8, 8).repeat(2, 1, 1, 1), first.expand(4), labels)
         with pytest.raises(StepError, match="latents"):
             pipe.transformer(torch.randn(2, 4, 8, 8), second.expand(2), labels[1:3])
         with pytest.raises(StepError, match="one timestep"):
@@ -314,21 +319,31 @@ def test_a_plan_file_is_as_good_as_a_plan(pipe: DiTPipeline, tmp_path: Any) -> N
         assert torch.equal(sample(pipe, STEPS), expected)
 
 
-def test_offload_hooks_around_a_session(pipe: DiTPipeline) -> None:
+def test_hooks_around_a_session(pipe: DiTPipeline) -> None:
     plan = random_plan(pipe, STEPS)
+    uncompressed = sample(pipe, STEPS)
     with ditfastattn.apply(pipe, plan):
         expected = sample(pipe, STEPS)
     add_hook_to_module(pipe.transformer, ModelHook())
     with ditfastattn.apply(pipe, plan):
         assert torch.equal(sample(pipe, STEPS), expected)
     remove_hook_from_module(pipe.transformer)
+    before = everything(pipe)
     session = ditfastattn.apply(pipe, plan)
     add_hook_to_module(pipe.transformer, ModelHook())
     assert torch.equal(sample(pipe, STEPS), expected)
-    with pytest.raises(ApplyError, match="replaced by another tool"):
+    with pytest.warns(UserWarning, match="another tool has wrapped DiTTransformer2DModel.forward"):
         session.remove()
+    assert torch.equal(sample(pipe, STEPS), uncompressed)  # the plan is off all the same
     remove_hook_from_module(pipe.transformer)
     session.remove()
+    assert same(before, everything(pipe))
+
+
+def test_offload_before_apply_is_refused(pipe: DiTPipeline) -> None:
+    pipe._all_hooks = [object()]  # what enable_model_cpu_offload() leaves
+    with pytest.raises(ApplyError, match="CPU offload is on"):
+        ditfastattn.apply(pipe, random_plan(pipe, STEPS))
 
 
 def test_a_forward_taken_away_is_noticed(pipe: DiTPipeline) -> None:
@@ -336,6 +351,159 @@ def test_a_forward_taken_away_is_noticed(pipe: DiTPipeline) -> None:
     del pipe.transformer.__dict__["forward"]
     with pytest.raises(StepError, match="outside of its transformer's forward"):
         sample(pipe, STEPS)
+
+
+# ------------------------------------------------------------------------------------- what an adversary would try
+
+
+def test_another_sampler_on_the_same_transformer_is_refused(pipe: DiTPipeline) -> None:
+    other = DiTPipeline(pipe.transformer, pipe.vae, make_sampler("dpm", pipe.scheduler.config))
+    other.set_progress_bar_config(disable=True)
+    with (
+        ditfastattn.apply(pipe, random_plan(pipe, STEPS)) as session,
+        pytest.raises(StepError, match="step was not called"),
+    ):
+        sample(other, STEPS, guidance_scale=9.0)
+    assert set(session.summary().methods) == {Method.FULL}
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.5, 1.0, 4.05])
+def test_any_other_combination_of_the_branches_is_refused(pipe: DiTPipeline, scale: float) -> None:
+    with (
+        ditfastattn.apply(pipe.transformer, random_plan(pipe, STEPS), scheduler=pipe.scheduler),
+        pytest.raises(PlanMismatch, match="guidance"),
+    ):
+        own_loop(pipe, lambda cond, uncond, step: uncond + scale * (cond - uncond))
+
+
+def test_rescaled_and_changing_guidance_are_refused(pipe: DiTPipeline) -> None:
+    def rescaled(cond: torch.Tensor, uncond: torch.Tensor, step: int) -> torch.Tensor:
+        guided = uncond + 4.0 * (cond - uncond)
+        return guided * (0.8 + 0.2 * cond.std() / guided.std())
+
+    def changing(cond: torch.Tensor, uncond: torch.Tensor, step: int) -> torch.Tensor:
+        return uncond + (4.0 if step < 3 else 1.5) * (cond - uncond)
+
+    for guide in (rescaled, changing):
+        with (
+            ditfastattn.apply(pipe.transformer, random_plan(pipe, STEPS), scheduler=pipe.scheduler),
+            pytest.raises(PlanMismatch, match="guidance"),
+        ):
+            own_loop(pipe, guide)
+    with ditfastattn.apply(pipe.transformer, random_plan(pipe, STEPS), scheduler=pipe.scheduler):
+        own_loop(pipe, lambda cond, uncond, step: uncond + 4.0 * (cond - uncond))
+
+
+@torch.no_grad()
+def own_loop(pipe: DiTPipeline, guide: Any) -> None:
+    latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor([1, 2, 1000, 1000])
+    pipe.scheduler.set_timesteps(STEPS)
+    for step, t in enumerate(pipe.scheduler.timesteps):
+        output = pipe.transformer(torch.cat([latents, latents]), t.expand(4), labels).sample[:, :4]
+        latents = pipe.scheduler.step(guide(*output.chunk(2), step), t, latents).prev_sample
+
+
+def test_sampler_settings_changed_after_apply_are_seen(pipe: DiTPipeline) -> None:
+    with ditfastattn.apply(pipe, random_plan(pipe, STEPS)):
+        pipe.scheduler.register_to_config(solver_order=3)
+        with pytest.raises(PlanMismatch, match="solver_order"):
+            sample(pipe, STEPS)
+
+
+def test_patched_linears_are_called_and_hidden_hooks_refused(pipe: DiTPipeline) -> None:
+    linear = pipe.transformer.transformer_blocks[1].norm1.linear
+    plan = full_plan(pipe, STEPS).with_methods([[Method.FULL] * 4, *[[Method.AST] * 4] * (STEPS - 1)])
+    calls = 0
+
+    def count(*_: Any) -> None:
+        nonlocal calls
+        calls += 1
+
+    handle = linear.register_forward_hook(count)
+    with ditfastattn.apply(pipe, plan):
+        sample(pipe, STEPS)
+    assert calls == STEPS  # at AST steps too
+    handle.remove()
+    pipe.transformer.transformer_blocks[1].norm1.register_forward_hook(lambda *_: None)
+    with pytest.raises(ApplyError, match="norm1 carries hooks"):
+        ditfastattn.apply(pipe, plan)
+
+
+def test_parts_changed_after_apply_are_noticed_at_the_next_run(pipe: DiTPipeline) -> None:
+    blocks = pipe.transformer.transformer_blocks
+    spare = small_pipeline(seed=1).transformer.transformer_blocks
+    with ditfastattn.apply(pipe, random_plan(pipe, STEPS)):
+        ours, blocks[2].attn1 = blocks[2].attn1, spare[2].attn1
+        with pytest.raises(StepError, match="block 2: its attn1 was replaced"):
+            sample(pipe, STEPS)
+        blocks[2].attn1 = ours
+        ours, blocks[1] = blocks[1], spare[1]
+        with pytest.raises(StepError, match="blocks are not those"):
+            sample(pipe, STEPS)
+        blocks[1] = ours
+        pipe.transformer.train()
+        with pytest.raises(StepError, match="training"):
+            sample(pipe, STEPS)
+        pipe.transformer.eval()
+        sample(pipe, STEPS)
+
+
+def test_a_plan_built_past_its_checks_is_refused(pipe: DiTPipeline) -> None:
+    plan = random_plan(pipe, STEPS)
+    hidden = plan.model_copy(update={"window": Window.model_construct(left=-20, right=20)})
+    site = plan.sites["attn"]
+    reuse_at_0 = site.model_copy(update={"methods": ((Method.AST,) * 4, *site.methods[1:])})
+    for broken in (
+        hidden,
+        plan.model_copy(update={"sites": {"attn": reuse_at_0}}),
+        plan.model_copy(update={"window": 3}),
+    ):
+        with pytest.raises((PlanError, ApplyError)):
+            ditfastattn.apply(pipe, broken)
+    with pytest.raises(ApplyError, match="not a NoneType"):
+        ditfastattn.apply(pipe, None)  # type: ignore[arg-type]
+
+
+@torch.no_grad()
+def test_mixed_batches_are_refused(pipe: DiTPipeline) -> None:
+    unguided, guided = random_plan(pipe, STEPS, guidance_scale=1.0), random_plan(pipe, STEPS)
+    timestep = torch.full((4,), guided.sampler.timesteps[0])
+    same_latents = torch.randn(2, 4, 8, 8).repeat(2, 1, 1, 1)
+    with ditfastattn.apply(pipe.transformer, unguided), pytest.raises(PlanMismatch, match="holds both"):
+        pipe.transformer(same_latents, timestep, torch.tensor([1000, 1000, 1, 2]))
+    with ditfastattn.apply(pipe.transformer, guided), pytest.raises(PlanMismatch, match="different latents"):
+        pipe.transformer(torch.randn(4, 4, 8, 8), timestep, torch.tensor([1, 2, 1000, 1000]))
+
+
+@torch.no_grad()
+def test_a_label_buffer_refilled_in_place_is_another_condition(pipe: DiTPipeline) -> None:
+    plan = random_plan(pipe, STEPS)
+    latents, labels = torch.randn(2, 4, 8, 8).repeat(2, 1, 1, 1), torch.tensor([1, 2, 1000, 1000])
+    with ditfastattn.apply(pipe.transformer, plan):
+        pipe.transformer(latents, torch.full((4,), plan.sampler.timesteps[0]), labels)
+        labels[0] = 5
+        with pytest.raises(StepError, match="another condition"):
+            pipe.transformer(latents, torch.full((4,), plan.sampler.timesteps[1]), labels)
+
+
+def test_a_model_that_follows_a_plan_is_not_copied(pipe: DiTPipeline) -> None:
+    with ditfastattn.apply(pipe, random_plan(pipe, STEPS)):
+        for copied in (lambda: copy.deepcopy(pipe.transformer), lambda: pickle.dumps(pipe.transformer)):
+            with pytest.raises(ApplyError, match="remove the plan first"):
+                copied()
+
+
+@torch.no_grad()
+def test_after_a_failed_call_a_bare_transformer_needs_a_new_run(pipe: DiTPipeline) -> None:
+    plan = random_plan(pipe, STEPS)
+    latents, labels = torch.randn(2, 4, 8, 8).repeat(2, 1, 1, 1), torch.tensor([1, 2, 1000, 1000])
+    with ditfastattn.apply(pipe.transformer, plan):
+        pipe.transformer(latents, torch.full((4,), plan.sampler.timesteps[0]), labels)
+        with pytest.raises(StepError):
+            pipe.transformer(latents, torch.full((4,), 3.0), labels)
+        with pytest.raises(StepError, match="cannot begin a run"):
+            pipe.transformer(latents, torch.full((4,), plan.sampler.timesteps[1]), labels)
 
 
 # ---------------------------------------------------------------------------------------------------- the summary

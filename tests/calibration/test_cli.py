@@ -119,6 +119,17 @@ def test_interrupted_and_resumed_from_the_command_line(
     assert whole.methods == resumed.methods and whole.losses == resumed.losses
 
 
+def test_finished_thresholds_are_not_searched_again_on_resume(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(base(folder, tmp_path, "--threshold", "0.3")) == 0
+    before = load(tmp_path / "small-dpm5-mrae-0.3.json")
+    capsys.readouterr()
+    assert main(base(folder, tmp_path, "--threshold", "0.3", "--resume")) == 0
+    assert "block runs          20 made" in capsys.readouterr().out  # five steps of four blocks, no trial
+    assert load(tmp_path / "small-dpm5-mrae-0.3.json").methods == before.methods
+
+
 def test_nothing_is_overwritten_by_other_settings(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -10,11 +10,11 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DiTPipeline
 from diffusers.utils import logging
 
+from ditfastattn.demo import pipeline_path
 from ditfastattn.errors import LoadError
 from ditfastattn.original_dit import load_original_dit
 from ditfastattn.samplers import make_sampler
 
-DEMO = Path(__file__).parent / "demo" / "pipeline"
 # The VAE that the official DiT samples were made with.
 ORIGINAL_VAE = "stabilityai/sd-vae-ft-mse"
 
@@ -43,9 +43,10 @@ def load_pipeline(
     dtype = dtype or torch.float32
     name = os.fspath(source)
     if name == "demo":
-        name = os.fspath(DEMO)
-        if not (DEMO / "model_index.json").exists():
-            raise LoadError("the bundled demo pipeline is missing from this installation; reinstall the package")
+        try:
+            name = os.fspath(pipeline_path())
+        except FileNotFoundError as error:
+            raise LoadError(str(error)) from error
     if vae is not None and not name.endswith((".pt", ".pth")):
         raise LoadError(f"vae= goes with a .pt checkpoint; {name!r} brings a VAE of its own")
     if name.endswith((".pt", ".pth")):

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ditfastattn.batch import check_batch, check_same_run, timestep_value
 from ditfastattn.cache import Cell, LayerCache, entering_at, liveness, predicted_bytes
 from ditfastattn.clock import StepClock
 from ditfastattn.errors import ApplyError, StepError
@@ -144,11 +145,13 @@ class Session:
     def _begin_step(self, call: Call) -> int:
         self._check_pipeline()
         begin_index = getattr(self._scheduler, "begin_index", None)
-        step, begins = self._clock.tick(_timestep_value(call.timestep), begin_index)
+        step, begins = self._clock.tick(timestep_value(call.timestep), begin_index)
         if begins:
             self._begin_run(step, call)
         else:
-            self._check_same_run(step, call)
+            self._check_stepped(step)
+            assert self._first_call is not None
+            check_same_run(step, call, self._first_call)
         return step
 
     def _check_pipeline(self) -> None:
@@ -163,7 +166,7 @@ class Session:
         for cache in self._caches:
             cache.clear()
         self._check_model()
-        self._check_batch(call)
+        check_batch(self.plan, self._adapter, call)
         kernel = self._context.kernel if self._context else None
         sample = _like_queries(self.plan, call.latents, self._adapter.model.dtype)
         if kernel is None or kernel.not_supported_reasons(sample, self.plan.window):
@@ -186,54 +189,11 @@ class Session:
         if faults:
             raise StepError("the transformer was changed after the plan was applied: " + "; ".join(faults))
 
-    def _check_batch(self, call: Call) -> None:
-        """The batch must hold the guidance branches, and the tokens, that the plan was made for."""
-        height, width = call.latents.shape[-2:]
-        tokens = self._adapter.tokens(height, width)
-        if tokens != self.plan.model.tokens:
-            raise PlanMismatch([f"tokens: the plan has {self.plan.model.tokens}, this run {tokens} ({height}x{width})"])
-        if self._layout is Layout.NONE and self._adapter.mixes_branches(call):
-            raise PlanMismatch(["guidance layout: the plan has none, this batch holds both guidance branches"])
-        if self._layout is not Layout.NONE and not self._adapter.is_guided(call):
-            raise PlanMismatch(
-                [
-                    f"guidance layout: the plan has {self._layout.value}, this batch of {call.latents.shape[0]} does "
-                    "not hold a conditional and an unconditional half in that order (run with guidance_scale > 1 and "
-                    "both branches in one call)"
-                ]
-            )
-
-        half = call.latents.shape[0] // 2
-        if self._layout is not Layout.NONE and not torch.equal(call.latents[:half], call.latents[half:]):
-            raise PlanMismatch(
-                ["guidance layout: the two halves of this batch hold different latents, so they are not two branches"]
-            )
-
-    def _check_same_run(self, step: int, call: Call) -> None:
+    def _check_stepped(self, step: int) -> None:
         if self._scheduler is not None and not self._stepped:
             raise StepError(
                 f"the sampler's step was not called between the last model call and this one (step {step}): another "
                 "sampler runs this transformer; apply the plan to the pipeline that is run, or to the bare transformer"
-            )
-        first = self._first_call
-        assert first is not None
-        here, there = call.latents, first.latents
-        if (here.shape, here.dtype, here.device) != (there.shape, there.dtype, there.device):
-            raise StepError(
-                f"step {step} got latents {tuple(here.shape)} {here.dtype} on {here.device}, but the run began with "
-                f"{tuple(there.shape)} {there.dtype} on {there.device}: begin a new run at step 0"
-            )
-        same = call.condition is None and first.condition is None
-        same = same or (
-            call.condition is not None
-            and first.condition is not None
-            and call.condition.shape == first.condition.shape
-            and torch.equal(call.condition, first.condition)
-        )
-        if not same:
-            raise StepError(
-                f"step {step} got another condition than the run began with: two runs are interleaved on one "
-                "transformer, or the guidance branches come in separate calls; give each its own, or one batch"
             )
 
     def _finish_step(self, output: Tensor) -> None:
@@ -303,14 +263,6 @@ class Session:
 def _first_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines()]
     return lines[min(2, len(lines) - 1)] if lines else type(error).__name__
-
-
-def _timestep_value(timestep: Any) -> float:
-    """The one timestep of a call, from a number or a tensor of equal values."""
-    values = set(timestep.flatten().tolist()) if isinstance(timestep, Tensor) else {timestep}
-    if len(values) != 1 or None in values:
-        raise StepError(f"every row of a call must be at one timestep, got {sorted(values, key=str)}")
-    return float(values.pop())
 
 
 def _like_queries(plan: Plan, latents: Tensor, dtype: torch.dtype) -> Tensor:

@@ -66,3 +66,17 @@ def sample(pipe: Any, steps: int = 8, labels: tuple[int, ...] = (1, 2), **kwargs
     ).images
     assert isinstance(images, torch.Tensor)
     return images
+
+
+def everything(pipe: DiTPipeline) -> list[dict[str, Any]]:
+    """Every attribute of every module and of the scheduler."""
+    return [dict(owner.__dict__) for owner in (*pipe.transformer.modules(), pipe.scheduler)]
+
+
+def same(before: list[dict[str, Any]], after: list[dict[str, Any]]) -> bool:
+    """Equal keys in equal order, and the very same objects behind them, but for what the sampler itself moves."""
+    moving = ("_step_index", "timesteps", "sigmas", "model_outputs", "lower_order_nums", "num_inference_steps")
+    return all(
+        list(a) == list(b) and all(a[k] is b[k] for k in a if k not in moving)
+        for a, b in zip(before, after, strict=True)
+    )

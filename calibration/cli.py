@@ -1,6 +1,7 @@
 """Calibrating from the command line, from loading the pipeline to the last picture."""
 
 import argparse
+import math
 import shlex
 import sys
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from calibration.arguments import calibrate_parser, explain_parser, parse_method
 from calibration.calibrate import Result, calibrate, package_versions
 from calibration.drift import Drift, Images, drift, sample
 from calibration.errors import CalibrationError
-from calibration.journal import Journal, read_trace, trace_path
+from calibration.journal import Journal, partial_path, read_trace, trace_path
 from calibration.labels import choose_labels, names_of
 from calibration.memory import keep_freed_memory
 from calibration.picture import save_grid
@@ -73,6 +74,9 @@ def _calibrate(options: argparse.Namespace, arguments: list[str]) -> int:
     paths = [_plan_path(options, steps, value, len(thresholds)) for _, value in thresholds]
     if len(set(paths)) < len(paths):
         raise CalibrationError(f"a threshold stands twice: {' '.join(options.threshold)}")
+    for path in paths:
+        if path.exists() and not _traces(path):
+            raise CalibrationError(f"{path} was not written by this command: name another --output")
     pipe = load_pipeline(
         options.model, sampler=options.sampler, dtype=getattr(torch, options.dtype), device=device, vae=options.vae
     )
@@ -156,7 +160,8 @@ def _write(
     journal.finish()
     picture(result.plan, path.with_suffix(".png"))
     percent = plan_macs(result.plan).percent
-    title = f"{percent:.0f} % of attention MACs, {seen.psnr:.1f} dB to the uncompressed images"
+    distance = f"{seen.psnr:.1f} dB to" if math.isfinite(seen.psnr) else "equal to"
+    title = f"{percent:.0f} % of attention MACs, {distance} the uncompressed images"
     save_grid(_grid_path(path), [("full", full), ("compressed", compressed)], names, title)
 
 
@@ -180,10 +185,16 @@ def _plan_path(options: argparse.Namespace, steps: int, threshold: float, count:
     return output / f"{model}-{options.sampler}{steps}-{options.loss}-{threshold:g}.json"
 
 
+def _traces(path: Path) -> list[Path]:
+    """The finished and the interrupted trace of a plan, as far as they exist."""
+    trace = trace_path(path)
+    return [file for file in (trace, partial_path(trace)) if file.exists()]
+
+
 def _grid_path(path: Path) -> Path:
     return path.with_suffix(".images.png")
 
 
 def _header(options: argparse.Namespace, settings: Settings, device: str) -> dict[str, Any]:
-    run = {name: getattr(options, name) for name in ("model", "sampler", "dtype")}
-    return {**run, "device": device, "versions": package_versions(), **settings.as_json()}
+    given = {name: getattr(options, name) for name in ("model", "sampler", "dtype")}
+    return {**given, "device": device, "versions": package_versions(), **settings.as_json()}

@@ -23,6 +23,11 @@ def trace_path(plan_path: Path) -> Path:
     return plan_path.with_suffix(".trace.jsonl")
 
 
+def partial_path(trace: Path) -> Path:
+    """What a trace is called while the search runs."""
+    return trace.with_name(trace.name + ".partial")
+
+
 class Journal:
     """Appends decisions to a trace file; :meth:`finish` is called when the plan stands.
 
@@ -33,7 +38,7 @@ class Journal:
 
     def __init__(self, path: Path, header: dict[str, Any], resume: bool) -> None:
         self.path = path
-        self.partial = path.with_name(path.name + ".partial")
+        self.partial = partial_path(path)
         self.header = json.loads(json.dumps({"format": FORMAT, "version": 1, **header}))
         self.decisions: list[Decision] = []
         if self.partial.exists() and not resume:
@@ -42,10 +47,10 @@ class Journal:
             )
         if self.partial.exists():
             self.decisions = self._read_partial()
-        elif resume and self.path.exists():
-            header, decisions = read_trace(self.path)
-            self.decisions = [] if _changed(header, self.header) else decisions
-        self._refuse_other_plan()
+        elif self.path.exists():
+            header, finished = read_trace(self.path)
+            self._refuse_other_plan(header)
+            self.decisions = finished if resume else []
         lines = [self.header, *(_encode(step, decision) for step, decision in enumerate(self.decisions))]
         write_text(self.partial, "".join(json.dumps(line) + "\n" for line in lines))
 
@@ -54,11 +59,9 @@ class Journal:
             file.write(json.dumps(_encode(len(self.decisions), decision)) + "\n")
         self.decisions.append(decision)
 
-    def _refuse_other_plan(self) -> None:
+    def _refuse_other_plan(self, header: dict[str, Any]) -> None:
         """A finished trace of other settings belongs to a plan that must not be lost."""
-        if not self.path.exists():
-            return
-        changed = _changed(read_trace(self.path)[0], self.header)
+        changed = _changed(header, self.header)
         if changed:
             raise CalibrationError(
                 f"{self.path} and its plan have other settings ({', '.join(changed)}): name another --output, "

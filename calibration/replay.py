@@ -45,9 +45,7 @@ class ReplayStep:
         if method is not Method.FULL:
             self._accept(layer)
         kept = self._probe.caches[layer]
-        if method.reuses_output:
-            return  # AST leaves both caches as they are
-        kept.output = self._caches[layer].output
+        kept.output = self._caches[layer].output  # AST ran on a copy of what is kept, so it leaves it as it is
         if method.refreshes_residual and self._probe.residuals:
             hidden = self._inputs[layer]
             assert hidden is not None

@@ -38,7 +38,8 @@ def apply(target: Any, plan: Plan | str | os.PathLike[str], *, kernel: str = "au
         if not isinstance(plan, str | os.PathLike):
             raise ApplyError(f"a plan is a plans.Plan or the path of a plan file, not a {type(plan).__name__}")
         plan = load(plan)
-    plan = _checked(plan)
+    else:
+        plan = _checked(plan)
     check_name(kernel)
     pipeline = None if isinstance(target, nn.Module) else target
     if pipeline is not None:

@@ -19,15 +19,11 @@ class Overrides:
         object.__setattr__(owner, name, value)
         self._set.append((owner, name, before, value))
 
-    def replaced(self) -> list[str]:
-        """The attributes that another tool has replaced since, as "Class.name"."""
-        return [
-            f"{type(owner).__name__}.{name}"
-            for owner, name, _, ours in self._set
-            if owner.__dict__.get(name, _ABSENT) is not ours
-        ]
+    def replaced(self) -> list[tuple[Any, str]]:
+        """(owner, name) of the attributes that another tool has replaced since."""
+        return [(owner, name) for owner, name, _, ours in self._set if owner.__dict__.get(name, _ABSENT) is not ours]
 
-    def restore(self) -> list[str]:
+    def restore(self) -> list[tuple[Any, str]]:
         """Puts back whatever is still ours, the last set first. Returns what is not; calling again tries it again."""
         foreign = self.replaced()
         kept = []

@@ -70,9 +70,10 @@ class Session:
         self._end_run()
         foreign = self._overrides.restore()
         if foreign:
+            names = ", ".join(f"{type(owner).__name__}.{name}" for owner, name in foreign[:3])
             warnings.warn(
-                f"another tool has wrapped {', '.join(foreign[:3])} after the plan was applied; the plan is off, but "
-                "undo that tool and call remove() again to have the attributes back as they were",
+                f"another tool has wrapped {names} after the plan was applied; the plan is off, but undo that tool and "
+                "call remove() again to have the attributes back as they were",
                 stacklevel=2,
             )
 
@@ -184,8 +185,10 @@ class Session:
 
     def _check_model(self) -> None:
         """What was refused at apply() may have come since."""
-        forwards = [name for name in self._overrides.replaced() if name.endswith("Block.forward")]
-        faults = [*self._adapter.obstacles(), *(f"{name} was replaced by another tool" for name in forwards[:1])]
+        faults = self._adapter.obstacles()
+        replaced = [owner for owner, _ in self._overrides.replaced()]
+        if any(block.module is owner for block in self._adapter.blocks for owner in replaced):
+            faults.append("the forward of its blocks was replaced by another tool")
         if faults:
             raise StepError("the transformer was changed after the plan was applied: " + "; ".join(faults))
 

@@ -24,6 +24,7 @@ from ditfastattn.demo import figures
 from ditfastattn.demo.vae import psnr, reconstruct
 from eval.features import NAME, WIDTH, features, load_network
 from eval.frechet import Moments, frechet_distance
+from plans.files import write_text
 
 
 def parser() -> argparse.ArgumentParser:
@@ -120,8 +121,7 @@ def main(argv: list[str] | None = None) -> None:
         },
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
     }
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(report, indent=2) + "\n")
+    write_text(args.out, json.dumps(report, indent=2) + "\n")
     for name, value in report["distances"].items():
         print(f"{value['distance']:10.3f}  {name} ({value['count_a']} / {value['count_b']})")
     if args.grid is not None:

@@ -31,6 +31,7 @@ from ditfastattn.kernels.triton import Triton
 from ditfastattn.kernels.varlen import Varlen
 from ditfastattn.kernels.xformers import XFormers
 from plans import Window
+from plans.files import write_text
 
 RESULTS = Path(__file__).parent / "results"
 KERNELS: dict[str, type[Kernel]] = {k.name: k for k in (SDPA, Flex, XFormers, Varlen, Flash3, Triton)}
@@ -276,5 +277,5 @@ def main(argv: Sequence[str] | None = None) -> None:
             result["curve"] += measure(fast, shape, "bf16", [window], (FULL, ADD), top)
         plot(result["curve"], device, arguments.out / "kernels.png")
     file = arguments.out / ("kernels-quick.json" if arguments.quick else "kernels.json")
-    file.write_text(json.dumps(result, indent=1) + "\n")
+    write_text(file, json.dumps(result, indent=1) + "\n")
     print(f"written: {file}")

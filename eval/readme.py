@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ditfastattn.errors import DitFastAttnError
+from plans.files import write_text
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "eval" / "results"
@@ -90,4 +91,4 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not path.exists() or not RESULTS.exists():
         raise DitFastAttnError("this works in a checkout of the project, where README.md and eval/results are")
     page = render(path.read_text())
-    path.write_text(page)
+    write_text(path, page)

@@ -225,8 +225,13 @@ def test_rescaled_and_changing_guidance_are_refused(pipe: DiTPipeline) -> None:
             pytest.raises(PlanMismatch, match="guidance"),
         ):
             own_loop(pipe, guide)
-    with ditfastattn.apply(pipe.transformer, random_plan(pipe, STEPS), scheduler=pipe.scheduler):
-        own_loop(pipe, lambda cond, uncond, step: uncond + 4.0 * (cond - uncond))
+
+    def three_channels(cond: torch.Tensor, uncond: torch.Tensor, step: int) -> torch.Tensor:
+        return torch.cat([(uncond + 4.0 * (cond - uncond))[:, :3], cond[:, 3:]], dim=1)  # as the official DiT samples
+
+    for guide in (lambda cond, uncond, step: uncond + 4.0 * (cond - uncond), three_channels):
+        with ditfastattn.apply(pipe.transformer, random_plan(pipe, STEPS), scheduler=pipe.scheduler):
+            own_loop(pipe, guide)
 
 
 @torch.no_grad()

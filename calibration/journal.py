@@ -51,13 +51,20 @@ class Journal:
             header, finished = read_trace(self.path)
             self._refuse_other_plan(header)
             self.decisions = finished if resume else []
-        lines = [self.header, *(_encode(step, decision) for step, decision in enumerate(self.decisions))]
-        write_text(self.partial, "".join(json.dumps(line) + "\n" for line in lines))
+        self._begun = False  # nothing is written before the first decision: a run that fails at once leaves no file
 
     def append(self, decision: Decision) -> None:
-        with open(self.partial, "a") as file:
-            file.write(json.dumps(_encode(len(self.decisions), decision)) + "\n")
         self.decisions.append(decision)
+        if not self._begun:
+            self._write_all()
+            return
+        with open(self.partial, "a") as file:
+            file.write(json.dumps(_encode(len(self.decisions) - 1, decision)) + "\n")
+
+    def _write_all(self) -> None:
+        lines = [self.header, *(_encode(step, decision) for step, decision in enumerate(self.decisions))]
+        write_text(self.partial, "".join(json.dumps(line) + "\n" for line in lines))
+        self._begun = True
 
     def _refuse_other_plan(self, header: dict[str, Any]) -> None:
         """A finished trace of other settings belongs to a plan that must not be lost."""
@@ -69,6 +76,8 @@ class Journal:
             )
 
     def finish(self) -> None:
+        if not self._begun:  # every step was taken over
+            self._write_all()
         os.replace(self.partial, self.path)
 
     def _read_partial(self) -> list[Decision]:

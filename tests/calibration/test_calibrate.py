@@ -8,6 +8,7 @@ import torch
 from small_models import small_pipeline, small_transformer
 
 import ditfastattn
+from calibration.algorithm import all_full
 from calibration.calibrate import Result, calibrate
 from calibration.errors import CalibrationError
 from calibration.journal import Journal, read_trace
@@ -162,7 +163,8 @@ def test_an_interrupted_run_resumes_to_the_same_plan(tmp_path: Path, stop_after:
 
 def test_a_trace_of_other_settings_is_not_resumed(tmp_path: Path) -> None:
     path = tmp_path / "plan.trace.jsonl"
-    Journal(path, {"loss": "mrae", "seed": 0}, resume=False)
+    assert not Journal(path, {"loss": "mrae", "seed": 0}, resume=False).partial.exists()
+    Journal(path, {"loss": "mrae", "seed": 0}, resume=False).append(all_full(4))
     with pytest.raises(CalibrationError, match=r"other settings \(seed\)"):
         Journal(path, {"loss": "mrae", "seed": 1}, resume=True)
 

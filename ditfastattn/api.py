@@ -6,16 +6,26 @@ from typing import Any
 
 from torch import nn
 
+from ditfastattn.compiled import ProgramRunner
 from ditfastattn.errors import ApplyError
 from ditfastattn.kernels import check_name
 from ditfastattn.layout import Layout
 from ditfastattn.models import adapt
+from ditfastattn.runner import EagerRunner
 from ditfastattn.samplers import inference_steps, sampler_spec
 from ditfastattn.session import Session
 from plans import Plan, PlanError, PlanMismatch, SamplerSpec, dumps, load, loads
 
 
-def apply(target: Any, plan: Plan | str | os.PathLike[str], *, kernel: str = "auto", scheduler: Any = None) -> Session:
+def apply(
+    target: Any,
+    plan: Plan | str | os.PathLike[str],
+    *,
+    kernel: str = "auto",
+    scheduler: Any = None,
+    compile: bool = False,
+    graphs: bool = False,
+) -> Session:
     """Makes a pipeline or a transformer follow a plan, until the returned session is removed.
 
     Args:
@@ -24,6 +34,9 @@ def apply(target: Any, plan: Plan | str | os.PathLike[str], *, kernel: str = "au
         kernel: "auto", or the name of a kernel in ``ditfastattn.kernels.KERNELS``.
         scheduler: for a bare transformer, the sampler of the user's own loop. With it a new run, another number of
             steps and another guidance scale are seen at once; without it only by the timesteps of the calls.
+        compile: compile the blocks' pieces with torch.compile, once for all layers, steps and methods.
+        graphs: capture every distinct step as a CUDA graph. Together with ``compile`` the fastest way to sample, for
+            an all-FULL plan too; the first run of a shape prepares it. Without a CUDA GPU it warns and does without.
 
     Returns:
         A session: ``with apply(pipe, plan) as session: ...`` or ``session = apply(...); ...; session.remove()``.
@@ -56,7 +69,8 @@ def apply(target: Any, plan: Plan | str | os.PathLike[str], *, kernel: str = "au
     adapter = adapt(transformer)
     if _follows_a_plan(transformer):
         raise ApplyError("this transformer already follows a plan; remove that session first")
-    obstacles = adapter.obstacles()
+    runner = ProgramRunner(adapter, compile, graphs) if compile or graphs else EagerRunner(adapter)
+    obstacles = adapter.obstacles() + runner.obstacles()
     if getattr(pipeline, "_all_hooks", None):
         obstacles.append("CPU offload is on: call remove_all_hooks(), apply the plan, then enable offload again")
     if any("forward" in block.module.__dict__ for block in adapter.blocks):
@@ -73,7 +87,7 @@ def apply(target: Any, plan: Plan | str | os.PathLike[str], *, kernel: str = "au
         )
     if differences:
         raise PlanMismatch(differences)
-    return Session(adapter, plan, kernel, scheduler, pipeline)
+    return Session(adapter, plan, kernel, scheduler, pipeline, runner)
 
 
 def _checked(plan: Plan) -> Plan:

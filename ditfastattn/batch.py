@@ -1,13 +1,16 @@
 """Whether the batch of a model call is one that a plan was made for, and whether two calls belong to one run."""
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ditfastattn.clock import TOLERANCE
 from ditfastattn.errors import StepError
 from ditfastattn.layout import Layout
 from ditfastattn.models.base import Call, ModelAdapter
+from ditfastattn.watch import Watch
 from plans import Plan, PlanMismatch
 
 
@@ -52,11 +55,11 @@ def check_batch(plan: Plan, adapter: ModelAdapter, call: Call) -> None:
         )
 
 
-def check_same_run(step: int, call: Call, first: Call) -> None:
-    """A later call must continue the run that ``first`` began.
+def check_same_shape(step: int, call: Call, first: Call) -> None:
+    """A later call must be of the shape, dtype and device that ``first`` began its run with.
 
     Raises:
-        StepError: another shape, dtype, device or condition.
+        StepError: it is not.
     """
     here, there = call.latents, first.latents
     if (here.shape, here.dtype, here.device) != (there.shape, there.dtype, there.device):
@@ -64,14 +67,54 @@ def check_same_run(step: int, call: Call, first: Call) -> None:
             f"step {step} got latents {tuple(here.shape)} {here.dtype} on {here.device}, but the run began with "
             f"{tuple(there.shape)} {there.dtype} on {there.device}: begin a new run at step 0"
         )
-    if not _same_condition(call.condition, first.condition):
+
+
+class ConditionCheck:
+    """Every call of a run must bring the condition that the first one brought."""
+
+    def __init__(self, first: Call) -> None:
+        self._given = first.condition
+        self._version = _version(first.condition)
+        self._values = None if first.condition is None else first.condition.clone()  # callers may reuse their buffer
+
+    def check(self, step: int, call: Call, watch: Watch) -> None:
+        """Raises StepError, now or when ``watch`` learns it, if the condition of ``call`` is another one."""
+        condition, values = call.condition, self._values
+        if condition is self._given and _version(condition) == self._version is not None:
+            return
+        if condition is None or values is None or condition.shape != values.shape:
+            if condition is not values:
+                _judge_condition(step, [1.0])
+            return
+        watch.post((condition != values).any().double()[None], partial(_judge_condition, step))
+
+
+def _version(tensor: Tensor | None) -> int | None:
+    """Counts changes in place; None where nothing counts them."""
+    return None if tensor is None or tensor.is_inference() else tensor._version
+
+
+def _judge_condition(step: int, numbers: list[float]) -> None:
+    if numbers[0]:
         raise StepError(
             f"step {step} got another condition than the run began with: two runs are interleaved on one transformer, "
             "or the guidance branches come in separate calls; give each its own, or one batch"
         )
 
 
-def _same_condition(a: Tensor | None, b: Tensor | None) -> bool:
-    if a is None or b is None:
-        return a is b
-    return a.shape == b.shape and torch.equal(a, b)
+def on_gpu(timestep: Any) -> bool:
+    return isinstance(timestep, Tensor) and timestep.is_cuda
+
+
+def timestep_error(timestep: Tensor, planned: float) -> Tensor:
+    """(1,) float64: how far a call's timesteps are from the planned one, at most."""
+    return (timestep.double() - planned).abs().amax()[None]
+
+
+def judge_timestep(step: int, planned: float, numbers: list[float]) -> None:
+    """Raises StepError if the call that was taken for ``step`` was at another timestep."""
+    if not numbers[0] <= TOLERANCE:
+        raise StepError(
+            f"the call after {step} steps of the sampler was not at step {step} of the plan (timestep {planned:g}): a "
+            "plan's steps must be run in order, all rows at one timestep, none left out"
+        )

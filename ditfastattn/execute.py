@@ -53,10 +53,13 @@ def attention_output(block: BlockAdapter[Any], state: Any, cell: Cell, cache: La
 
 
 def residual_to_store(
-    stored: Rows, q: Tensor, k: Tensor, v: Tensor, full: Tensor, batch: int, context: Context
+    stored: Rows, q: Tensor, k: Tensor, v: Tensor, full: Tensor, batch: int, context: Context, out: Tensor | None = None
 ) -> Tensor:
-    """O_full - O_window (DiTFastAttn, Eq. 1) of the rows to be stored; q, k, v, full are (rows, N, H, D)."""
+    """O_full - O_window (DiTFastAttn, Eq. 1) of the rows to be stored; q, k, v, full are (rows, N, H, D).
+
+    Written to ``out`` if one is given.
+    """
     if stored is Rows.CONDITIONAL_HALF and q.shape[0] == batch:
         rows = context.layout.conditional_rows(batch)
         q, k, v, full = q[rows], k[rows], v[rows], full[rows]
-    return context.kernel.residual(q, k, v, full, context.window)
+    return context.kernel.residual(q, k, v, full, context.window, out)

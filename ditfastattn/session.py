@@ -9,18 +9,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ditfastattn.batch import check_batch, check_same_run, timestep_value
-from ditfastattn.cache import Cell, LayerCache, entering_at, liveness, predicted_bytes
+from ditfastattn.batch import (
+    ConditionCheck,
+    check_batch,
+    check_same_shape,
+    judge_timestep,
+    on_gpu,
+    timestep_error,
+    timestep_value,
+)
+from ditfastattn.cache import entering_at, liveness
 from ditfastattn.clock import StepClock
 from ditfastattn.errors import ApplyError, StepError
-from ditfastattn.execute import Context, run_block
-from ditfastattn.guidance import guidance_fault
+from ditfastattn.execute import Context
+from ditfastattn.guidance import guidance_numbers, judge_guidance
 from ditfastattn.install import Overrides
 from ditfastattn.kernels import make_kernel
 from ditfastattn.layout import Layout
 from ditfastattn.models.base import Call, ModelAdapter
+from ditfastattn.runner import Run, Runner
 from ditfastattn.samplers import settings_of
 from ditfastattn.summary import SessionSummary
+from ditfastattn.watch import Watch
 from plans import Method, Plan, PlanMismatch
 from plans.schema import SamplerSpec
 
@@ -32,26 +42,27 @@ class Session:
     it is given; one that does not fit the plan raises StepError or PlanMismatch before it computes anything.
     """
 
-    def __init__(self, adapter: ModelAdapter, plan: Plan, kernel: str, scheduler: Any, pipeline: Any) -> None:
+    def __init__(
+        self, adapter: ModelAdapter, plan: Plan, kernel: str, scheduler: Any, pipeline: Any, runner: Runner
+    ) -> None:
         self.plan = plan
         self._adapter = adapter
+        self._runner = runner
         self._kernel_name = kernel
         self._scheduler = scheduler
         self._pipeline = pipeline
         self._clock = StepClock(plan.sampler.timesteps)
-        self._caches = [LayerCache() for _ in adapter.blocks]
+        self._watch = Watch()
         self._overrides = Overrides()
         self._layout = Layout(plan.guidance.layout)
         self._context: Context | None = None
-        self._step: int | None = None  # the step whose model call is running now
-        self._entered_at = 0
-        self._cells: list[tuple[Cell, ...]] = []
-        self._first_call: Call | None = None
+        self._run: Run | None = None
+        self._condition: ConditionCheck | None = None
         self._last_output: Tensor | None = None  # until the sampler steps with it
         self._stepped = False  # the sampler's step followed the last model call
         self._removed = False
         self._used: Counter[Method] = Counter()
-        self._begun = self._finished = self._peak_bytes = self._predicted_peak_bytes = 0
+        self._begun = self._finished = 0
         self._install()
 
     def __enter__(self) -> "Session":
@@ -68,6 +79,7 @@ class Session:
         """
         self._removed = True
         self._end_run()
+        self._runner.close()
         foreign = self._overrides.restore()
         if foreign:
             names = ", ".join(f"{type(owner).__name__}.{name}" for owner, name in foreign[:3])
@@ -93,10 +105,11 @@ class Session:
             plan=self.plan,
             runs_begun=self._begun,
             runs_finished=self._finished,
-            cache_bytes=self._cache_bytes(),
-            peak_cache_bytes=self._peak_bytes,
-            predicted_peak_cache_bytes=self._predicted_peak_bytes,
+            cache_bytes=self._runner.cache_bytes(),
+            peak_cache_bytes=self._runner.peak_bytes,
+            predicted_peak_cache_bytes=self._runner.predicted_peak_bytes,
             kernel=self._context.kernel.name if self._context else None,
+            runtime=self._runner.report(),
         )
 
     # ------------------------------------------------------------------------------------------------ installation
@@ -104,12 +117,13 @@ class Session:
     def _install(self) -> None:
         model = self._adapter.model
         self._overrides.set(model, "forward", partial(self._forward, model.forward))
-        for layer, block in enumerate(self._adapter.blocks):
-            self._overrides.set(block.module, "forward", partial(self._block_forward, layer, block.module.forward))
+        self._runner.install(self._overrides)
         if self._scheduler is not None:
             scheduler = self._scheduler
             self._overrides.set(scheduler, "set_timesteps", partial(self._set_timesteps, scheduler.set_timesteps))
             self._overrides.set(scheduler, "step", partial(self._scheduler_step, scheduler.step))
+
+    # ------------------------------------------------------------------------------------------------ a model call
 
     def _forward(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """The transformer's forward."""
@@ -117,43 +131,39 @@ class Session:
             return original(*args, **kwargs)
         call = self._adapter.read_call(args, kwargs)
         try:
-            self._step = self._begin_step(call)
-            output = original(*args, **kwargs)
-            self._finish_step(output[0])
-            return output
+            step = self._begin_step(call)
+            output, result = self._runner.forward(step, call, original, args, kwargs)
+            self._finish_step(step, output)
+            return result
         except BaseException:
             self._end_run()
             raise
-        finally:
-            self._step = None
-
-    def _block_forward(self, layer: int, original: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
-        """A block's forward."""
-        if self._removed:
-            return original(*args, **kwargs)
-        if self._step is None or self._context is None:
-            raise StepError(
-                f"block {layer} was called outside of its transformer's forward, so its step is unknown: another tool "
-                "replaced the transformer's forward after the plan was applied (CPU offload?), or a block was called "
-                "by itself; remove the plan first"
-            )
-        cell = self._cells[layer][self._step - self._entered_at]
-        self._used[cell.method] += 1
-        return run_block(self._adapter.blocks[layer], cell, self._caches[layer], self._context, *args, **kwargs)
-
-    # ------------------------------------------------------------------------------------------------ a model call
 
     def _begin_step(self, call: Call) -> int:
         self._check_pipeline()
-        begin_index = getattr(self._scheduler, "begin_index", None)
-        step, begins = self._clock.tick(timestep_value(call.timestep), begin_index)
+        self._watch.poll()
+        step, begins = self._place(call)
         if begins:
             self._begin_run(step, call)
         else:
             self._check_stepped(step)
-            assert self._first_call is not None
-            check_same_run(step, call, self._first_call)
+            assert self._run is not None and self._condition is not None
+            check_same_shape(step, call, self._run.call)
+            self._condition.check(step, call, self._watch)
         return step
+
+    def _place(self, call: Call) -> tuple[int, bool]:
+        """The step of a call, and whether it begins a run.
+
+        In the middle of a run of a known sampler the step follows from the sampler's own steps; a timestep on the GPU
+        is compared there, since reading it would wait for the GPU.
+        """
+        if self._scheduler is None or not on_gpu(call.timestep) or not self._clock.goes_on:
+            begin_index = getattr(self._scheduler, "begin_index", None)
+            return self._clock.tick(timestep_value(call.timestep), begin_index)
+        step, planned = self._clock.follow()
+        self._watch.post(timestep_error(call.timestep, planned), partial(judge_timestep, step, planned))
+        return step, False
 
     def _check_pipeline(self) -> None:
         """A part of the pipeline that was exchanged would run uncompressed, or by another sampler, unnoticed."""
@@ -164,8 +174,8 @@ class Session:
                 raise StepError(f"the pipeline's {name} was replaced after the plan was applied: apply the plan anew")
 
     def _begin_run(self, step: int, call: Call) -> None:
-        for cache in self._caches:
-            cache.clear()
+        self._runner.end()
+        self._watch.forget()
         self._check_model()
         check_batch(self.plan, self._adapter, call)
         kernel = self._context.kernel if self._context else None
@@ -173,19 +183,16 @@ class Session:
         if kernel is None or kernel.not_supported_reasons(sample, self.plan.window):
             kernel = make_kernel(self._kernel_name, sample, self.plan.window)
         self._context = Context(kernel, self.plan.window, self._layout)
-        self._entered_at = step
-        self._cells = [liveness(entering_at(self.plan.column(layer), step)) for layer in range(self.plan.layers)]
-        condition = None if call.condition is None else call.condition.clone()  # the caller may reuse its buffer
-        self._first_call = Call(call.latents, call.timestep, condition)
+        cells = [liveness(entering_at(self.plan.column(layer), step)) for layer in range(self.plan.layers)]
+        _, tokens, heads, head_dim = sample.shape
+        self._run = Run(self.plan, call, step, cells, self._context, tokens * heads * head_dim * sample.element_size())
+        self._condition = ConditionCheck(call)
+        self._runner.begin(self._run)
         self._begun += 1
-        batch, tokens, heads, head_dim = sample.shape
-        row_bytes = tokens * heads * head_dim * sample.element_size()
-        predicted = max(predicted_bytes(self._cells, batch, row_bytes))
-        self._predicted_peak_bytes = max(self._predicted_peak_bytes, predicted)
 
     def _check_model(self) -> None:
         """What was refused at apply() may have come since."""
-        faults = self._adapter.obstacles()
+        faults = self._adapter.obstacles() + self._runner.obstacles()
         replaced = [owner for owner, _ in self._overrides.replaced()]
         if any(block.module is owner for block in self._adapter.blocks for owner in replaced):
             faults.append("the forward of its blocks was replaced by another tool")
@@ -199,29 +206,23 @@ class Session:
                 "sampler runs this transformer; apply the plan to the pipeline that is run, or to the bare transformer"
             )
 
-    def _finish_step(self, output: Tensor) -> None:
-        assert self._step is not None
-        self._peak_bytes = max(self._peak_bytes, self._cache_bytes())
-        for cache, column in zip(self._caches, self._cells, strict=True):
-            cell = column[self._step - self._entered_at]
-            if cell.free_output:
-                cache.output = None
-            if cell.free_residual:
-                cache.residual = None
-        self._finished += self._step + 1 == self.plan.steps
+    def _finish_step(self, step: int, output: Tensor) -> None:
+        assert self._run is not None
+        self._used.update(column[step - self._run.entered_at].method for column in self._run.cells)
+        last = step + 1 == self.plan.steps
+        self._finished += last
         guided = self._layout is not Layout.NONE and self._scheduler is not None
         self._last_output = output if guided else None
         self._stepped = False
+        if last and not guided:
+            self._watch.drain()
 
     def _end_run(self) -> None:
         """Drops all that belongs to a run; only a new one can follow."""
         self._clock.forget()
-        self._last_output = self._first_call = None
-        for cache in self._caches:
-            cache.clear()
-
-    def _cache_bytes(self) -> int:
-        return sum(cache.nbytes() for cache in self._caches)
+        self._watch.forget()
+        self._last_output = self._run = self._condition = None
+        self._runner.end()
 
     # ------------------------------------------------------------------------------------------------- the sampler
 
@@ -249,7 +250,11 @@ class Session:
         self._stepped = True
         if self._last_output is not None and not self._removed:
             output, self._last_output = self._last_output, None
-            self._check_guidance(output, args[0] if args else kwargs["model_output"])
+            try:
+                self._check_guidance(output, args[0] if args else kwargs["model_output"])
+            except BaseException:
+                self._end_run()
+                raise
         return original(*args, **kwargs)
 
     def _check_guidance(self, output: Tensor, guided: Tensor) -> None:
@@ -257,10 +262,10 @@ class Session:
         rows = self._layout.conditional_rows(output.shape[0])
         half = output.shape[0] // 2
         cond, uncond = (output[:half], output[half:]) if rows.start == 0 else (output[half:], output[:half])
-        fault = guidance_fault(cond, uncond, guided[:half], self.plan.guidance.scale)
-        if fault:
-            self._end_run()
-            raise PlanMismatch([fault])
+        scale = self.plan.guidance.scale
+        self._watch.post(guidance_numbers(cond, uncond, guided[:half], scale), partial(judge_guidance, scale))
+        if not self._clock.goes_on:
+            self._watch.drain()
 
 
 def _first_line(error: Exception) -> str:

@@ -18,6 +18,7 @@ class SessionSummary:
     peak_cache_bytes: int
     predicted_peak_cache_bytes: int
     kernel: str | None  # None before the first run
+    runtime: list[str]  # lines on how steps are executed; none in eager mode
 
     @property
     def attention_macs_percent(self) -> float:
@@ -38,5 +39,6 @@ class SessionSummary:
                 f"cache            {self.cache_bytes / 2**20:.2f} MiB now, {self.peak_cache_bytes / 2**20:.2f} MiB at "
                 f"most ({self.predicted_peak_cache_bytes / 2**20:.2f} MiB predicted)",
                 f"kernel           {self.kernel or 'chosen at the first run'}",
+                *self.runtime,
             ]
         )

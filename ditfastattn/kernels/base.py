@@ -31,9 +31,14 @@ class Kernel(ABC):
         """Attention over all keys. (B, N, H, D) -> (B, N, H, D)."""
         return full_attention(q, k, v)
 
-    def residual(self, q: Tensor, k: Tensor, v: Tensor, full: Tensor, window: Window) -> Tensor:
-        """``full`` minus the window attention of the same inputs: what a later WA_RS step adds back."""
-        return full - self.window(q, k, v, window)
+    def residual(
+        self, q: Tensor, k: Tensor, v: Tensor, full: Tensor, window: Window, out: Tensor | None = None
+    ) -> Tensor:
+        """``full`` minus the window attention of the same inputs, what a later WA_RS step adds back.
+
+        Written to ``out`` (B, N, H, D), contiguous, if one is given.
+        """
+        return torch.sub(full, self.window(q, k, v, window), out=out)
 
 
 def full_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

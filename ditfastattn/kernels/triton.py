@@ -42,7 +42,10 @@ class Triton(Kernel):
             return triton_ops.window(q, k, v, window.left, window.right)
         return triton_ops.window_add(q, k, v, add, window.left, window.right)
 
-    def residual(self, q: Tensor, k: Tensor, v: Tensor, full: Tensor, window: Window) -> Tensor:
+    def residual(
+        self, q: Tensor, k: Tensor, v: Tensor, full: Tensor, window: Window, out: Tensor | None = None
+    ) -> Tensor:
         from ditfastattn.kernels import triton_ops
 
-        return triton_ops.window_residual(q, k, v, full, window.left, window.right)
+        residual: Tensor = triton_ops.window_residual(q, k, v, full, window.left, window.right)
+        return residual if out is None else out.copy_(residual)

@@ -30,8 +30,18 @@ class BlockAdapter(ABC, Generic[State]):
         """Queries, keys and values of some rows of the batch, each (rows, N, H, D)."""
 
     @abstractmethod
-    def project(self, core: Tensor) -> Tensor:
-        """The out-projection: (rows, N, H, D) -> (rows, N, C)."""
+    def state(self, hidden: Tensor, modulation: Tensor, context: tuple[Tensor, ...]) -> State:
+        """What :meth:`begin` returns, from a modulation that was computed ahead (:class:`Conditioning`).
+
+        Args:
+            hidden: (rows, N, C).
+            modulation: (rows, K, C), this block's at this step.
+            context: tensors that every block reads, of the same rows.
+        """
+
+    @abstractmethod
+    def project(self, core: Tensor, out: Tensor | None = None) -> Tensor:
+        """The out-projection: (rows, N, H, D) -> (rows, N, C), written to ``out`` if one is given."""
 
     @abstractmethod
     def finish(self, state: State, attention_output: Tensor) -> Tensor:
@@ -45,6 +55,18 @@ class Call:
     latents: Tensor  # (B, C, h, w)
     timestep: Any  # number or tensor, as the caller gave it
     condition: Tensor | None  # what tells the two guidance branches apart: labels (B,), prompt embeddings (B, T, C)
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """What some steps of a run take from their timestep and condition, before any latents are known.
+
+    It is the same for every step of every image of a batch, so that a run computes it once for many steps instead of
+    reading the weights of all modulations in every step.
+    """
+
+    blocks: Tensor  # (S, L, B, K, C): the modulation of S steps and L layers
+    head: Tensor  # (S, B, K', C)
 
 
 class ModelAdapter(ABC):
@@ -81,3 +103,23 @@ class ModelAdapter(ABC):
     @abstractmethod
     def mixes_branches(self, call: Call) -> bool:
         """Whether the batch holds conditional and unconditional rows, in whatever order."""
+
+    @abstractmethod
+    def conditioning(self, timesteps: Tensor, call: Call) -> Conditioning:
+        """The modulations of the steps at ``timesteps`` (S,), for the batch and the condition of ``call``."""
+
+    @abstractmethod
+    def context(self, call: Call) -> tuple[Tensor, ...]:
+        """What every block of every step of a run reads besides hidden states and modulation (prompts), (B, ...)."""
+
+    @abstractmethod
+    def embed(self, latents: Tensor) -> Tensor:
+        """Tokens with their positions: (B, C_in, h, w) -> (B, N, C)."""
+
+    @abstractmethod
+    def head(self, hidden: Tensor, modulation: Tensor, height: int, width: int) -> Tensor:
+        """The model output (B, C_out, h, w) from the last block's (B, N, C); modulation (B, K', C)."""
+
+    @abstractmethod
+    def wrap(self, output: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """The output (B, C_out, h, w) as the model's own forward returns it to a call with these arguments."""

@@ -5,14 +5,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from diffusers import DiTTransformer2DModel
 from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
+from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ditfastattn.layout import Layout
-from ditfastattn.models.base import BlockAdapter, Call, ModelAdapter
+from ditfastattn.models.base import BlockAdapter, Call, Conditioning, ModelAdapter
 from plans import ModelSpec
 
 
@@ -62,9 +64,23 @@ class DiTBlock(BlockAdapter[AdaLNState]):
         v = attention.to_v(x).view(heads)
         return q, k, v
 
-    def project(self, core: Tensor) -> Tensor:
+    def state(self, hidden: Tensor, modulation: Tensor, context: tuple[Tensor, ...]) -> AdaLNState:
+        return AdaLNState(hidden, *modulation.split(1, dim=1))
+
+    def modulation(self, timesteps: Tensor, labels: Tensor) -> Tensor:
+        """(R,), (R,) -> (R, 6, C): shift, scale and gate of the attention, then of the MLP."""
+        norm: Any = self.module.norm1
+        condition = norm.silu(norm.emb(timesteps, labels, hidden_dtype=norm.linear.weight.dtype))
+        return norm.linear(condition).unflatten(1, (6, -1))
+
+    def project(self, core: Tensor, out: Tensor | None = None) -> Tensor:
         projection, dropout = self.attention.to_out
-        return dropout(projection(core.flatten(2)))
+        if out is not None and _is_plain(projection) and projection.bias is not None:
+            flat = core.flatten(2).flatten(0, 1)  # (rows * N, C)
+            torch.addmm(projection.bias, flat, projection.weight.t(), out=out.flatten(0, 1))
+            return out
+        projected = dropout(projection(core.flatten(2)))
+        return projected if out is None else out.copy_(projected)
 
     def finish(self, state: AdaLNState, attention_output: Tensor) -> Tensor:
         hidden = state.gate_attn * attention_output + state.hidden
@@ -135,6 +151,34 @@ class DiT(ModelAdapter):
             return False
         null = (call.condition == self.null_label).tolist()
         return any(null) and not all(null)
+
+    def conditioning(self, timesteps: Tensor, call: Call) -> Conditioning:
+        assert call.condition is not None
+        steps, batch = len(timesteps), call.latents.shape[0]
+        t, labels = timesteps.repeat_interleave(batch), call.condition.repeat(steps)  # (S * B,) each
+        blocks = torch.stack([block.modulation(t, labels).unflatten(0, (steps, batch)) for block in self._blocks], 1)
+        model = self.model
+        condition = self._blocks[0].module.norm1.emb(t, labels, hidden_dtype=model.dtype)
+        head = model.proj_out_1(F.silu(condition)).unflatten(1, (2, -1)).unflatten(0, (steps, batch))
+        return Conditioning(blocks, head)  # (S, L, B, 6, C), (S, B, 2, C)
+
+    def context(self, call: Call) -> tuple[Tensor, ...]:
+        return ()
+
+    def embed(self, latents: Tensor) -> Tensor:
+        embedded: Tensor = self.model.pos_embed(latents)
+        return embedded
+
+    def head(self, hidden: Tensor, modulation: Tensor, height: int, width: int) -> Tensor:
+        model, patch = self.model, self.model.config.patch_size
+        shift, scale = modulation.split(1, dim=1)  # (B, 1, C)
+        x = model.proj_out_2(model.norm_out(hidden) * (1 + scale) + shift)
+        x = x.unflatten(2, (patch, patch, model.out_channels)).unflatten(1, (height // patch, width // patch))
+        return x.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)  # (B, C_out, h, w)
+
+    def wrap(self, output: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        bound = self._signature.bind(self.model, *args, **kwargs).arguments
+        return Transformer2DModelOutput(sample=output) if bound.get("return_dict", True) else (output,)
 
 
 def _is_plain(linear: nn.Module) -> bool:

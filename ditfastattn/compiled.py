@@ -1,0 +1,162 @@
+"""Runs steps from programs prepared at the first run of a shape: compiled pieces, CUDA graphs."""
+
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ditfastattn.errors import StepError
+from ditfastattn.install import Overrides
+from ditfastattn.models.base import Call, ModelAdapter
+from ditfastattn.pieces import Pieces, compiled_pieces
+from ditfastattn.program import CaptureError, Program
+from ditfastattn.runner import Run, Runner
+
+KEPT_SHARE = 0.25  # of the GPU's memory: programs of other shapes are kept while all together take no more
+RECOMPILE_LIMIT = 64  # torch's 8 would end in an error at the fifth shape
+
+Key = tuple[object, ...]
+
+
+class ProgramRunner(Runner):
+    """Keeps one :class:`Program` for each shape that was run.
+
+    A program is used only for the latents' very shape, dtype and device, the step it is entered at, and the weights it
+    was made with. Weights changed in place are seen by the next run as they are; moved, cast or replaced ones make
+    every program be prepared anew.
+    """
+
+    def __init__(self, adapter: ModelAdapter, compile: bool, graphs: bool) -> None:
+        super().__init__(adapter)
+        self._compile = compile
+        self._pieces = compiled_pieces() if compile else Pieces()
+        self._graphs = graphs
+        self._programs: OrderedDict[Key, tuple[Program, int]] = OrderedDict()  # with the bytes it took
+        self._program: Program | None = None
+        self._weights: Key = ()
+        self._without_graphs: str | None = None  # why, if they were asked for
+
+    def install(self, overrides: Overrides) -> None:
+        """Nothing: the model's own blocks are not called."""
+
+    def obstacles(self) -> list[str]:
+        hooked = [
+            name or type(module).__name__
+            for name, module in self.adapter.model.named_modules()
+            if module._forward_hooks or module._forward_pre_hooks
+        ]
+        if not hooked:
+            return []
+        return [f"{', '.join(hooked[:3])} carry forward hooks, which prepared steps would not run; remove them first"]
+
+    def begin(self, run: Run) -> None:
+        weights = _identity_of(self.adapter)
+        if weights != self._weights:
+            self._programs.clear()
+            self._weights = weights
+        latents, condition = run.call.latents, run.call.condition
+        prompts = None if condition is None else condition.shape
+        key = (latents.shape, latents.dtype, latents.device, prompts, run.entered_at, id(run.context.kernel))
+        with _normal_tensors():
+            if key not in self._programs:
+                self._programs[key] = self._prepared(run)
+                self._forget_oldest(latents.device)
+            self._programs.move_to_end(key)
+            self._program = self._programs[key][0]
+            self._program.begin(run.call)
+        arena = self._program.arena.nbytes(latents.shape[0], run.row_bytes)
+        self.predicted_peak_bytes = max(self.predicted_peak_bytes, arena)
+        self.peak_bytes = max(self.peak_bytes, self._program.store_bytes())
+
+    def forward(
+        self, step: int, call: Call, original: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> tuple[Tensor, Any]:
+        _refuse_what_is_not_captured(call)
+        assert self._program is not None
+        with _normal_tensors():
+            output = self._program.step(step, call.latents)
+        return output, self.adapter.wrap(output, args, kwargs)
+
+    def end(self) -> None:
+        """Buffers stay for the next run."""
+
+    def close(self) -> None:
+        self._program = None
+        self._programs.clear()
+
+    def cache_bytes(self) -> int:
+        return sum(program.store_bytes() for program, _ in self._programs.values())
+
+    def report(self) -> list[str]:
+        how = "compiled" if self._compile else "not compiled"
+        lines = [f"runtime          {how}{', CUDA graphs' if self._graphs and not self._without_graphs else ''}"]
+        if self._without_graphs:
+            lines.append(f"                 no CUDA graphs: {self._without_graphs}")
+        for key, (program, taken) in self._programs.items():
+            shape = "x".join(str(size) for size in key[0])  # type: ignore[attr-defined]
+            lines.append(
+                f"prepared         {shape} in {program.seconds:.1f} s: {program.graphs} graphs, {taken / 2**20:.0f} MiB"
+            )
+        return lines
+
+    def _prepared(self, run: Run) -> tuple[Program, int]:
+        _refuse_what_is_not_captured(run.call)
+        device = run.call.latents.device
+        before = _reserved(device)
+        with torch._dynamo.config.patch(
+            recompile_limit=RECOMPILE_LIMIT, accumulated_recompile_limit=8 * RECOMPILE_LIMIT
+        ):
+            program = Program(self.adapter, run, self._pieces)
+            if self._graphs and device.type != "cuda":
+                self._do_without_graphs(f"the model is on {device.type}, and only CUDA has them")
+            try:
+                program.prepare(capture=self._graphs and self._without_graphs is None)
+            except CaptureError as error:
+                self._do_without_graphs(str(error))
+                program = Program(self.adapter, run, self._pieces)
+                program.prepare(capture=False)
+        return program, max(_reserved(device) - before, program.store_bytes())
+
+    def _do_without_graphs(self, reason: str) -> None:
+        self._without_graphs = reason
+        warnings.warn(f"no CUDA graphs: {reason}; steps are launched one kernel at a time", stacklevel=2)
+
+    def _forget_oldest(self, device: torch.device) -> None:
+        if device.type != "cuda":
+            allowed = 2**31
+        else:
+            allowed = int(KEPT_SHARE * torch.cuda.get_device_properties(device).total_memory)
+        while len(self._programs) > 1 and sum(taken for _, taken in self._programs.values()) > allowed:
+            self._programs.popitem(last=False)
+
+
+def _identity_of(adapter: ModelAdapter) -> Key:
+    """Where every weight is and what it looks like; a change of values in place leaves it equal."""
+    model = adapter.model
+    return tuple(
+        (name, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.device)
+        for named in (model.named_parameters(), model.named_buffers())
+        for name, tensor in named
+    )
+
+
+def _refuse_what_is_not_captured(call: Call) -> None:
+    if torch.is_autocast_enabled(call.latents.device.type):
+        raise StepError("prepared steps do not follow autocast: cast the model (pipe.to(dtype)) and leave autocast")
+    if torch.is_grad_enabled() and call.latents.requires_grad:
+        raise StepError("prepared steps compute no gradients: sample under torch.no_grad()")
+
+
+def _reserved(device: torch.device) -> int:
+    return torch.cuda.memory_reserved(device) if device.type == "cuda" else 0
+
+
+@contextmanager
+def _normal_tensors() -> Iterator[None]:
+    """No gradients, and no inference tensors: those made under ``inference_mode`` could not be written to later."""
+    with torch.inference_mode(False), torch.no_grad():
+        yield

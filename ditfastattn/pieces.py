@@ -1,0 +1,60 @@
+"""A transformer in pieces, cut where attention kernels stand: each piece is a function of tensors, compiled once.
+
+An attention kernel and the product after it are calls that no compiler fuses with anything, so a block cut there loses
+nothing. One compilation of a piece serves all layers, steps and methods: rows and stored outputs of half a batch are
+other shapes, so a plan that uses everything needs four compilations (two of each piece of a block).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ditfastattn.layout import both_halves
+from ditfastattn.models.base import BlockAdapter, ModelAdapter
+
+
+def qkv(
+    block: BlockAdapter[Any], hidden: Tensor, modulation: Tensor, context: tuple[Tensor, ...]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values (rows, N, H, D) of ``hidden`` (rows, N, C)."""
+    return block.qkv(block.state(hidden, modulation, context), slice(None))
+
+
+def finish(
+    block: BlockAdapter[Any], hidden: Tensor, output: Tensor, modulation: Tensor, context: tuple[Tensor, ...]
+) -> Tensor:
+    """The block's end: (B, N, C). ``output`` is the attention's, (B, N, C), or (B/2, N, C) for both halves."""
+    if output.shape[0] != hidden.shape[0]:
+        output = both_halves(output)
+    return block.finish(block.state(hidden, modulation, context), output)
+
+
+def embed(adapter: ModelAdapter, latents: Tensor) -> Tensor:
+    """Contiguous, as every block's output is: the first block then shares the compilation of the others."""
+    return adapter.embed(latents).contiguous()
+
+
+def head(adapter: ModelAdapter, hidden: Tensor, modulation: Tensor, height: int, width: int) -> Tensor:
+    return adapter.head(hidden, modulation, height, width)
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """The functions above, or their compiled versions."""
+
+    qkv: Callable[..., tuple[Tensor, Tensor, Tensor]] = qkv
+    finish: Callable[..., Tensor] = finish
+    embed: Callable[..., Tensor] = embed
+    head: Callable[..., Tensor] = head
+
+
+def compiled_pieces() -> Pieces:
+    """Every piece compiled as a whole for the exact shapes it meets."""
+
+    def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+        return torch.compile(function, fullgraph=True, dynamic=False)
+
+    return Pieces(compiled(qkv), compiled(finish), compiled(embed), compiled(head))

@@ -1,0 +1,183 @@
+"""A plan's steps at one shape, prepared before the first of them runs: fixed buffers, and CUDA graphs over them."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ditfastattn.arena import Arena, Place, StepPlaces
+from ditfastattn.attention import attention_core, fit_rows
+from ditfastattn.cache import Cell, Rows
+from ditfastattn.execute import residual_to_store
+from ditfastattn.models.base import Call, Conditioning, ModelAdapter
+from ditfastattn.pieces import Pieces
+from ditfastattn.runner import Run
+
+ROWS_AHEAD = 256  # rows of modulation computed at a time: enough to read the weights seldom, little to keep
+
+Kind = tuple[tuple[Cell, StepPlaces], ...]  # all that tells one step's work from another's
+
+
+class CaptureError(RuntimeError):
+    """CUDA refused to record a step; the message says why."""
+
+
+class Program:
+    """Runs the steps of one plan for one shape of latents, entered at one step.
+
+    Buffers never move: latents in, model output out, the modulation of the current step, what all blocks read, and the
+    arena of stored tensors. A step is a function of these alone, so it can be captured once and replayed; steps that do
+    the same work share a graph.
+    """
+
+    def __init__(self, adapter: ModelAdapter, run: Run, pieces: Pieces) -> None:
+        self._adapter = adapter
+        self._pieces = pieces
+        self._run = run
+        self.arena = Arena.of(run.cells)
+        latents, model = run.call.latents, run.plan.model
+        self._latents = latents.clone()
+        self._batch, _, self._height, self._width = latents.shape
+        first = self._first_conditioning(run.call)
+        self._modulation, self._head_modulation = first.blocks[0].clone(), first.head[0].clone()
+        self._context = tuple(tensor.clone() for tensor in adapter.context(run.call))
+        rows = self.arena.nbytes(self._batch, 1)
+        dtype = self._modulation.dtype
+        self._store = torch.zeros((rows, model.tokens, model.heads, model.head_dim), dtype=dtype, device=latents.device)
+        self._output: Tensor | None = None
+        self._graphs: dict[Kind, torch.cuda.CUDAGraph] = {}
+        self.seconds = 0.0
+
+    # ------------------------------------------------------------------------------------------------- preparation
+
+    def prepare(self, capture: bool) -> None:
+        """Runs every kind of work once, so that all is compiled and tuned, then captures every kind of step."""
+        begin = time.perf_counter()
+        kinds = list(dict.fromkeys(self._kind(step) for step in self._steps()))
+        seen: set[tuple[Cell, tuple[int, ...]]] = set()
+        for kind in tqdm(kinds, desc="preparing the plan", unit="step", leave=False):
+            work = {(cell, _sizes(places)) for cell, places in kind}
+            if not work <= seen:
+                self._compute(kind)
+                seen |= work
+            if capture:
+                self._graphs[kind] = self._captured(kind)
+        self.seconds = time.perf_counter() - begin
+
+    def _captured(self, kind: Kind) -> torch.cuda.CUDAGraph:
+        graph = torch.cuda.CUDAGraph()
+        pool = next(iter(self._graphs.values())).pool() if self._graphs else None
+        # Only this thread's calls are recorded: another pipeline may run beside this one.
+        try:
+            with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+                self._compute(kind)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            raise CaptureError(f"a step could not be captured ({str(error).splitlines()[0]})") from error
+        return graph
+
+    @property
+    def graphs(self) -> int:
+        return len(self._graphs)
+
+    def store_bytes(self) -> int:
+        return self._store.nbytes
+
+    # -------------------------------------------------------------------------------------------------------- a run
+
+    def begin(self, call: Call) -> None:
+        """A run with the condition of ``call``."""
+        self._call = call
+        self._ahead, self._ahead_from = self._first_conditioning(call), self._run.entered_at
+        for buffer, tensor in zip(self._context, self._adapter.context(call), strict=True):
+            buffer.copy_(tensor)
+
+    def step(self, step: int, latents: Tensor) -> Tensor:
+        """The model output (B, C_out, h, w) of a step, the caller's to keep."""
+        if not 0 <= step - self._ahead_from < len(self._ahead.head):
+            self._ahead, self._ahead_from = self._conditioning(step, self._call), step
+        index = step - self._ahead_from
+        self._latents.copy_(latents)
+        self._modulation.copy_(self._ahead.blocks[index])
+        self._head_modulation.copy_(self._ahead.head[index])
+        kind = self._kind(step)
+        if kind in self._graphs:
+            self._graphs[kind].replay()
+        else:
+            self._compute(kind)
+        assert self._output is not None
+        return self._output.clone()
+
+    def _first_conditioning(self, call: Call) -> Conditioning:
+        return self._conditioning(self._run.entered_at, call)
+
+    def _conditioning(self, step: int, call: Call) -> Conditioning:
+        """The modulations of the steps from ``step`` on."""
+        steps = max(1, ROWS_AHEAD // self._batch)
+        timesteps = self._run.plan.sampler.timesteps[step : step + steps]
+        return self._adapter.conditioning(torch.tensor(timesteps, device=call.latents.device), call)
+
+    def _steps(self) -> Sequence[int]:
+        return range(self._run.entered_at, self._run.plan.steps)
+
+    def _kind(self, step: int) -> Kind:
+        index = step - self._run.entered_at
+        return tuple(
+            (replace(cells[index], free_output=False, free_residual=False), places[index])
+            for cells, places in zip(self._run.cells, self.arena.places, strict=True)
+        )
+
+    # ------------------------------------------------------------------------------------------------------- a step
+
+    def _compute(self, kind: Kind) -> None:
+        hidden = self._pieces.embed(self._adapter, self._latents)
+        for layer, (cell, places) in enumerate(kind):
+            hidden = self._block(layer, cell, places, hidden)
+        output = self._pieces.head(self._adapter, hidden, self._head_modulation, self._height, self._width)
+        if self._output is None:
+            self._output = torch.empty_like(output)
+        self._output.copy_(output)
+
+    def _block(self, layer: int, cell: Cell, places: StepPlaces, hidden: Tensor) -> Tensor:
+        block, modulation = self._adapter.blocks[layer], self._modulation[layer]
+        if cell.method.reuses_output:
+            assert places.output is not None
+            output = self._view(places.output).flatten(2)
+        else:
+            output = self._attention(layer, cell, places, hidden)
+        return self._pieces.finish(block, hidden, output, modulation, self._context)
+
+    def _attention(self, layer: int, cell: Cell, places: StepPlaces, hidden: Tensor) -> Tensor:
+        """Self-attention after the out-projection: (rows, N, C), stored where the plan reads it again."""
+        block, modulation, context = self._adapter.blocks[layer], self._modulation[layer], self._run.context
+        half = cell.method.shares_guidance
+        rows = context.layout.conditional_rows(self._batch) if half else slice(0, self._batch)
+        inputs = tuple(tensor[rows] for tensor in self._context)
+        q, k, v = self._pieces.qkv(block, hidden[rows], modulation[rows], inputs)  # (rows, N, H, D)
+        residual = None
+        if cell.method.windowed:
+            assert places.residual is not None
+            residual = fit_rows(self._view(places.residual), q.shape[0], self._batch, context.layout)
+        core = attention_core(context.kernel, cell.method, q, k, v, context.window, residual)
+        if cell.store_residual:
+            assert places.residual is not None
+            stored = self._view(places.residual)
+            residual_to_store(cell.store_residual, q, k, v, core, self._batch, context, out=stored)
+        if cell.store_output:
+            assert places.output is not None
+            return block.project(core, out=self._view(places.output).flatten(2))
+        return block.project(core)
+
+    def _view(self, place: Place) -> Tensor:
+        """The stored tensor at ``place``: (B or B/2, N, H, D)."""
+        half = self._store.shape[0] // self.arena.halves
+        rows = self._batch if place.rows is Rows.WHOLE_BATCH else self._batch // 2
+        return self._store[place.offset * half :][:rows]
+
+
+def _sizes(places: StepPlaces) -> tuple[int, ...]:
+    return tuple(place.rows if place else 0 for place in (places.output, places.residual))

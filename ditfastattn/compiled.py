@@ -45,9 +45,9 @@ class ProgramRunner(Runner):
 
     def obstacles(self) -> list[str]:
         hooked = [
-            name or type(module).__name__
+            name
             for name, module in self.adapter.model.named_modules()
-            if module._forward_hooks or module._forward_pre_hooks
+            if name and (module._forward_hooks or module._forward_pre_hooks)
         ]
         if not hooked:
             return []

@@ -9,6 +9,7 @@ from ditfastattn.console import run
 COMMANDS = {
     "demo": "Frechet distances of the bundled demo's samples (EfficientNet-Lite0 features)",
     "kernels": "time every attention kernel that runs here, over the shapes of DiT, PixArt and a video model (GPU)",
+    "latency": "time sampling with plans and without: eager, compiled, captured",
     "readme": "write the result tables of README.md from the files in eval/results",
 }
 

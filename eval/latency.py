@@ -1,0 +1,242 @@
+"""How long sampling takes with a plan and without: the transformer alone and the whole pipeline."""
+
+import argparse
+import datetime
+import json
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+import ditfastattn
+from calibration.calibrate import package_versions
+from eval.baselines import Captured, compiled
+from eval.geometry import DEMO, NAMES, Geometry, build, sample
+from eval.latency_plot import plot
+from eval.synthetic import floor_percent, synthetic_plan
+from plans import Plan, load
+from plans.files import write_text
+from plans.macs import plan_macs
+
+# Attention MACs in percent that the paper reports for D1..D6 (DiTFastAttn, Tables 1 and 2).
+PAPER_SHARES = {
+    "dit-xl-2-512": (85, 69, 59, 49, 41, 34),
+    "pixart-sigma-2k": (81, 60, 46, 36, 29, 24),
+}
+SHARES = (85, 69, 59, 49, 41, 34)  # for models that the paper does not time
+
+
+@dataclass(frozen=True)
+class Row:
+    """One variant's medians. ``peak_bytes``: device memory reserved beyond the weights, at the peak of sampling."""
+
+    model: str
+    batch: int
+    variant: str
+    attention_macs: float  # percent of all FULL
+    ms_per_step: float  # the transformer's call, guidance batch and all
+    pipeline_s: float  # with the VAE
+    peak_bytes: int
+    prepare_s: float  # the first run, less a later one
+    plan_origin: str | None
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(
+        prog="python -m eval latency",
+        description=__doc__,
+        epilog="example:\n  python -m eval latency --model dit-xl-2-512 --batch 1 8\n"
+        "  python -m eval latency --model demo --plan plans/library/demo-dpm50-mrae-0.05.json",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    p.add_argument("--model", default=DEMO, help=f"{', '.join(NAMES)}, or a pipeline folder")
+    p.add_argument("--batch", type=int, nargs="+", default=[1, 8], help="images; each takes two rows with guidance")
+    p.add_argument("--steps", type=int, default=50)
+    p.add_argument("--shares", type=float, nargs="+", help="attention MACs of the synthetic plans, percent")
+    p.add_argument("--plan", type=Path, help="a calibrated plan to time instead of synthetic ones")
+    p.add_argument("--repeats", type=int, default=5)
+    p.add_argument("--no-eager", action="store_true", help="leave out diffusers' eager default and the compiled rows")
+    p.add_argument("--dtype", choices=("float16", "bfloat16", "float32"), default="bfloat16")
+    p.add_argument("--kernel", default="auto")
+    p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    p.add_argument("--out", type=Path, default=Path("eval/results"), help="folder for latency-MODEL.json and .png")
+    return p
+
+
+class Clock:
+    """Times the transformer's calls inside a pipeline's run, and the run."""
+
+    def __init__(self, pipe: Any) -> None:
+        self._cuda = pipe.device.type == "cuda"
+        self._marks: list[tuple[Any, Any]] = []
+        self._hooks = [
+            pipe.transformer.register_forward_pre_hook(lambda *_: self._marks.append((self._mark(), None))),
+            pipe.transformer.register_forward_hook(lambda *_: self._end()),
+        ]
+
+    def _mark(self) -> Any:
+        if not self._cuda:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def _end(self) -> None:
+        self._marks[-1] = (self._marks[-1][0], self._mark())
+
+    def run(self, work: Callable[[], None]) -> tuple[float, float]:
+        """Milliseconds of a transformer call (mean over the run), seconds of the run."""
+        self._marks.clear()
+        self._wait()
+        begin = time.perf_counter()
+        work()
+        self._wait()
+        seconds = time.perf_counter() - begin
+        calls = [a.elapsed_time(b) if self._cuda else 1000 * (b - a) for a, b in self._marks]
+        return statistics.mean(calls), seconds
+
+    def _wait(self) -> None:
+        if self._cuda:
+            torch.cuda.synchronize()
+
+
+class Variant:
+    """A pipeline of its own, sampled in one way."""
+
+    def __init__(
+        self, name: str, geometry: Geometry, images: int, steps: int, percent: float, origin: str | None
+    ) -> None:
+        self.name, self.pipe, self.percent, self.origin = name, geometry.pipe, percent, origin
+        self.images, self.steps = images, steps
+        self._clock = Clock(self.pipe)
+        self.times: list[tuple[float, float]] = []
+        before = _reserved()
+        self.first_s = self._once()[1]
+        self.times.append(self._once())
+        self.peak_bytes = max(0, _peak() - before)
+
+    def _once(self) -> tuple[float, float]:
+        return self._clock.run(lambda: sample(self.pipe, self.images, self.steps))
+
+    def repeat(self) -> None:
+        self.times.append(self._once())
+
+    def row(self, model: str) -> Row:
+        ms, seconds = (statistics.median(column) for column in zip(*self.times[1:] or self.times, strict=True))
+        return Row(
+            model=model,
+            batch=self.images,
+            variant=self.name,
+            attention_macs=round(self.percent, 1),
+            ms_per_step=round(ms, 4),
+            pipeline_s=round(seconds, 4),
+            peak_bytes=self.peak_bytes,
+            prepare_s=round(max(0.0, self.first_s - seconds), 2),
+            plan_origin=self.origin,
+        )
+
+
+def measure(args: argparse.Namespace, images: int) -> list[Row]:
+    """All variants at one batch, their repeats interleaved."""
+    dtype = getattr(torch, args.dtype)
+
+    def fresh() -> Geometry:
+        return build(args.model, args.device, dtype)
+
+    def variant(name: str, geometry: Geometry, percent: float = 100.0, origin: str | None = None) -> Variant:
+        return Variant(name, geometry, images, args.steps, percent, origin)
+
+    def follow(plan: Plan, name: str, origin: str) -> tuple[Variant, ditfastattn.Session]:
+        geometry = fresh()
+        session = ditfastattn.apply(geometry.pipe, plan, kernel=args.kernel, compile=True, graphs=True)
+        return variant(name, geometry, plan_macs(plan).percent, origin), session
+
+    variants: list[Variant] = []
+    if not args.no_eager:
+        variants.append(variant("eager", fresh()))
+        whole = fresh()
+        whole.pipe.transformer = compiled(whole.pipe.transformer)
+        variants.append(variant("compiled", whole))
+    baseline = fresh()
+    if torch.device(args.device).type == "cuda":
+        baseline.pipe.transformer = Captured(baseline.pipe.transformer)
+        variants.append(variant("compiled + graph", baseline))
+    full = baseline.full_plan(args.steps)
+    ours, _ = follow(full, "ours, all FULL", "all FULL")
+    variants.append(ours)
+    for _ in tqdm(range(args.repeats), desc=f"{args.model}, batch {images}", leave=False):
+        for each in variants:
+            each.repeat()
+    rows = [each.row(args.model) for each in variants]
+    _show(rows)
+    best = variants[-2] if len(variants) > 1 else ours
+    variants = [best, ours]
+    for plan, origin in _plans(args, full):
+        planned, session = follow(plan, "ours, plan", origin)
+        for _ in range(args.repeats):
+            for each in (best, ours, planned):
+                each.repeat()
+        rows.append(planned.row(args.model))
+        _show(rows[-1:])
+        session.remove()
+        del planned, session
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+    return rows
+
+
+def _plans(args: argparse.Namespace, full: Plan) -> list[tuple[Plan, str]]:
+    if args.plan:
+        return [(load(args.plan), "calibrated")]
+    shares = [*(args.shares or PAPER_SHARES.get(args.model, SHARES)), floor_percent(args.steps)]
+    return [
+        (synthetic_plan(full, share), "synthetic, methods mixed as in the demo's calibrated plans") for share in shares
+    ]
+
+
+def _show(rows: Sequence[Row]) -> None:
+    for row in rows:
+        tqdm.write(
+            f"{row.variant:<18} {row.attention_macs:5.1f} %  {row.ms_per_step:8.3f} ms a step  {row.pipeline_s:7.3f} s  "
+            f"{row.peak_bytes / 2**20:7.0f} MiB  first run + {row.prepare_s:.1f} s"
+        )
+
+
+def _reserved() -> int:
+    if not torch.cuda.is_available():
+        return 0
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    return torch.cuda.memory_reserved()
+
+
+def _peak() -> int:
+    return torch.cuda.max_memory_reserved() if torch.cuda.is_available() else 0
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parser().parse_args(argv)
+    on_gpu = torch.device(args.device).type == "cuda"
+    device = torch.cuda.get_device_name(args.device) if on_gpu else "CPU"
+    note = "random weights, synthetic plans" if args.model in NAMES and args.model != DEMO else "trained weights"
+    print(f"{args.model}: {note}; {device}, {args.dtype}, {args.steps} steps, guidance")
+    rows = [row for images in args.batch for row in measure(args, images)]
+    name = Path(args.model).name
+    result = {
+        "what": f"{note}; medians of {args.repeats} interleaved runs; a batch of B images is a batch of 2 B rows",
+        "command": f"python -m eval latency --model {name} --batch {' '.join(map(str, args.batch))}",
+        "device": device,
+        "dtype": args.dtype,
+        "steps": args.steps,
+        "versions": package_versions(),
+        "date": datetime.date.today().isoformat(),
+        "rows": [asdict(row) for row in rows],
+    }
+    args.out.mkdir(parents=True, exist_ok=True)
+    write_text(args.out / f"latency-{name}.json", json.dumps(result, indent=1) + "\n")
+    plot(result, args.out / f"latency-{name}.png")

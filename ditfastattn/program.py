@@ -1,7 +1,6 @@
 """A plan's steps at one shape, prepared before the first of them runs: fixed buffers, and CUDA graphs over them."""
 
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -48,7 +47,9 @@ class Program:
         dtype = self._modulation.dtype
         self._store = torch.zeros((rows, model.tokens, model.heads, model.head_dim), dtype=dtype, device=latents.device)
         self._output: Tensor | None = None
+        self._kinds = [self._kind(step) for step in range(run.entered_at, run.plan.steps)]
         self._graphs: dict[Kind, torch.cuda.CUDAGraph] = {}
+        self._replays: list[torch.cuda.CUDAGraph] = []  # one a step; empty without capture
         self.seconds = 0.0
 
     # ------------------------------------------------------------------------------------------------- preparation
@@ -56,7 +57,7 @@ class Program:
     def prepare(self, capture: bool) -> None:
         """Runs every kind of work once, so that all is compiled and tuned, then captures every kind of step."""
         begin = time.perf_counter()
-        kinds = list(dict.fromkeys(self._kind(step) for step in self._steps()))
+        kinds = list(dict.fromkeys(self._kinds))
         seen: set[tuple[Cell, tuple[int, ...]]] = set()
         for kind in tqdm(kinds, desc="preparing the plan", unit="step", leave=False):
             work = {(cell, _sizes(places)) for cell, places in kind}
@@ -65,6 +66,8 @@ class Program:
                 seen |= work
             if capture:
                 self._graphs[kind] = self._captured(kind)
+        if capture:
+            self._replays = [self._graphs[kind] for kind in self._kinds]
         self.seconds = time.perf_counter() - begin
 
     def _captured(self, kind: Kind) -> torch.cuda.CUDAGraph:
@@ -100,15 +103,15 @@ class Program:
         """The model output (B, C_out, h, w) of a step, the caller's to keep."""
         if not 0 <= step - self._ahead_from < len(self._ahead.head):
             self._ahead, self._ahead_from = self._conditioning(step, self._call), step
-        index = step - self._ahead_from
+        ahead = step - self._ahead_from
         self._latents.copy_(latents)
-        self._modulation.copy_(self._ahead.blocks[index])
-        self._head_modulation.copy_(self._ahead.head[index])
-        kind = self._kind(step)
-        if kind in self._graphs:
-            self._graphs[kind].replay()
+        self._modulation.copy_(self._ahead.blocks[ahead])
+        self._head_modulation.copy_(self._ahead.head[ahead])
+        index = step - self._run.entered_at
+        if self._replays:
+            self._replays[index].replay()
         else:
-            self._compute(kind)
+            self._compute(self._kinds[index])
         assert self._output is not None
         return self._output.clone()
 
@@ -120,9 +123,6 @@ class Program:
         steps = max(1, ROWS_AHEAD // self._batch)
         timesteps = self._run.plan.sampler.timesteps[step : step + steps]
         return self._adapter.conditioning(torch.tensor(timesteps, device=call.latents.device), call)
-
-    def _steps(self) -> Sequence[int]:
-        return range(self._run.entered_at, self._run.plan.steps)
 
     def _kind(self, step: int) -> Kind:
         index = step - self._run.entered_at

@@ -22,7 +22,7 @@ from ditfastattn.cache import entering_at, liveness
 from ditfastattn.clock import StepClock
 from ditfastattn.errors import ApplyError, StepError
 from ditfastattn.execute import Context
-from ditfastattn.guidance import guidance_numbers, judge_guidance
+from ditfastattn.guidance import guidance_products, judge_guidance
 from ditfastattn.install import Overrides
 from ditfastattn.kernels import make_kernel
 from ditfastattn.layout import Layout
@@ -131,39 +131,45 @@ class Session:
             return original(*args, **kwargs)
         call = self._adapter.read_call(args, kwargs)
         try:
-            step = self._begin_step(call)
+            step, begins = self._begin_step(call)
             output, result = self._runner.forward(step, call, original, args, kwargs)
+            if not begins:
+                self._check_later(step, call)
             self._finish_step(step, output)
             return result
         except BaseException:
             self._end_run()
             raise
 
-    def _begin_step(self, call: Call) -> int:
+    def _begin_step(self, call: Call) -> tuple[int, bool]:
+        """The step of a call, and whether it begins a run."""
         self._check_pipeline()
         self._watch.poll()
-        step, begins = self._place(call)
+        if self._follows(call):
+            step, begins = self._clock.follow(), False
+        else:
+            begin_index = getattr(self._scheduler, "begin_index", None)
+            step, begins = self._clock.tick(timestep_value(call.timestep), begin_index)
         if begins:
             self._begin_run(step, call)
         else:
             self._check_stepped(step)
-            assert self._run is not None and self._condition is not None
+            assert self._run is not None
             check_same_shape(step, call, self._run.call)
-            self._condition.check(step, call, self._watch)
-        return step
+        return step, begins
 
-    def _place(self, call: Call) -> tuple[int, bool]:
-        """The step of a call, and whether it begins a run.
+    def _follows(self, call: Call) -> bool:
+        """Whether the step is known without the timestep: in the middle of a run of a known sampler it follows from
+        the sampler's own steps, and a timestep on the GPU could not be read without waiting for the GPU."""
+        return self._scheduler is not None and on_gpu(call.timestep) and self._clock.goes_on
 
-        In the middle of a run of a known sampler the step follows from the sampler's own steps; a timestep on the GPU
-        is compared there, since reading it would wait for the GPU.
-        """
-        if self._scheduler is None or not on_gpu(call.timestep) or not self._clock.goes_on:
-            begin_index = getattr(self._scheduler, "begin_index", None)
-            return self._clock.tick(timestep_value(call.timestep), begin_index)
-        step, planned = self._clock.follow()
-        self._watch.post(timestep_error(call.timestep, planned), partial(judge_timestep, step, planned))
-        return step, False
+    def _check_later(self, step: int, call: Call) -> None:
+        """What is compared on the device, after the step's own work has been handed to it."""
+        assert self._condition is not None
+        self._condition.check(step, call, self._watch)
+        if on_gpu(call.timestep):
+            planned = self.plan.sampler.timesteps[step]
+            self._watch.post(timestep_error(call.timestep, planned), partial(judge_timestep, step, planned))
 
     def _check_pipeline(self) -> None:
         """A part of the pipeline that was exchanged would run uncompressed, or by another sampler, unnoticed."""
@@ -263,7 +269,8 @@ class Session:
         half = output.shape[0] // 2
         cond, uncond = (output[:half], output[half:]) if rows.start == 0 else (output[half:], output[:half])
         scale = self.plan.guidance.scale
-        self._watch.post(guidance_numbers(cond, uncond, guided[:half], scale), partial(judge_guidance, scale))
+        eps = max(torch.finfo(t.dtype).eps for t in (output, guided))
+        self._watch.post(guidance_products(cond, uncond, guided[:half]), partial(judge_guidance, scale, eps))
         if not self._clock.goes_on:
             self._watch.drain()
 

@@ -163,10 +163,10 @@ def measure(args: argparse.Namespace, images: int) -> list[Row]:
         whole.pipe.transformer = compiled(whole.pipe.transformer)
         variants.append(variant("compiled", whole))
     baseline = fresh()
+    full = baseline.full_plan(args.steps)
     if torch.device(args.device).type == "cuda":
         baseline.pipe.transformer = Captured(baseline.pipe.transformer)
         variants.append(variant("compiled + graph", baseline))
-    full = baseline.full_plan(args.steps)
     ours, _ = follow(full, "ours, all FULL", "all FULL")
     variants.append(ours)
     for _ in tqdm(range(args.repeats), desc=f"{args.model}, batch {images}", leave=False):

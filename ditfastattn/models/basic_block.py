@@ -73,7 +73,7 @@ class AdaLNBlock(BlockAdapter[State]):
         if type(attention.processor) is not AttnProcessor2_0:
             found.append(
                 f"attention processor {type(attention.processor).__name__} would be bypassed; "
-                "call set_attn_processor(AttnProcessor2_0()) first and choose the kernel in apply()"
+                "call attn1.set_processor(AttnProcessor2_0()) first and choose the kernel in apply()"
             )
         if getattr(attention, "fused_projections", False):
             found.append("the QKV projections are fused; call unfuse_qkv_projections() first")

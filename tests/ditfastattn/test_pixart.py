@@ -184,6 +184,38 @@ def test_a_compressed_run_is_finite_predictable_and_restored(pixart: Any) -> Non
     assert torch.equal(sample_pixart(pixart), plain)
 
 
+@pytest.mark.filterwarnings("ignore:no CUDA graphs")
+@pytest.mark.parametrize("sigma", [True, False])
+def test_prepared_steps_give_what_eager_steps_give(sigma: bool) -> None:
+    """Everything but the compiler and the graphs: modulations ahead of time, prompts in buffers, the arena."""
+    pipe = small_pixart_pipeline(sigma, cross_attention_dim=48, caption_channels=WIDTH)
+    for plan in (full_plan(pipe, STEPS), random_plan(pipe, STEPS)):
+        with ditfastattn.apply(pipe, plan):
+            eager = [sample_pixart(pipe), sample_pixart(pipe, **prompts(seed=1))]
+        with ditfastattn.apply(pipe, plan, graphs=True):
+            prepared = [sample_pixart(pipe), sample_pixart(pipe, **prompts(seed=1))]
+        for ours, expected in zip(prepared, eager, strict=True):
+            assert (ours - expected).norm() < 1e-4 * expected.norm()
+
+
+@pytest.mark.filterwarnings("ignore:no CUDA graphs")
+@torch.no_grad()
+def test_prepared_steps_take_sizes_and_prompts_without_a_mask() -> None:
+    pipe = small_pixart_pipeline(use_additional_conditions=True, caption_channels=None, cross_attention_dim=WIDTH)
+    sizes = {"resolution": torch.tensor([[16.0, 16.0]] * 4), "aspect_ratio": torch.ones(4, 1)}
+    plan = full_plan(pipe, STEPS)
+    latents, text = torch.randn(2, 4, 8, 8).repeat(2, 1, 1, 1), torch.randn(4, WORDS, WIDTH)
+    bias = torch.zeros(4, 1, WORDS)
+    bias[1:, :, 3:] = -10000.0
+    for mask in (None, bias):
+        given = {"added_cond_kwargs": sizes, "encoder_attention_mask": mask, "return_dict": False}
+        calls = [(latents, text, torch.full((4,), t)) for t in plan.sampler.timesteps[:2]]
+        plain = [pipe.transformer(*call, **given)[0] for call in calls]
+        with ditfastattn.apply(pipe.transformer, plan, graphs=True):
+            for call, expected in zip(calls, plain, strict=True):
+                torch.testing.assert_close(pipe.transformer(*call, **given)[0], expected, rtol=1e-4, atol=1e-4)
+
+
 @torch.no_grad()
 def test_a_step_of_asc_keeps_the_conditional_half_of_the_model_output(pixart: Any) -> None:
     plan = full_plan(pixart, STEPS)

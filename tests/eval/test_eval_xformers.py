@@ -14,6 +14,7 @@ from ditfastattn.errors import DitFastAttnError
 from ditfastattn.kernels import KERNELS
 from ditfastattn.kernels.sdpa import SDPA
 from eval.cli import main
+from eval.readme import render
 from eval.xformers_benchmark import geometry
 from eval.xformers_variants import AsWritten, check, equivalence, variant
 
@@ -36,7 +37,9 @@ def model() -> Any:
 
 
 @pytest.mark.usefixtures("with_xformers")
-def test_the_command_checks_first_then_measures_and_draws(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_checks_first_then_measures_and_draws(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert main(["xformers", "--quick", "--device", "cpu", "--out", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
     assert printed.startswith("random weights") and "4.63 x" in printed
@@ -55,6 +58,14 @@ def test_the_command_checks_first_then_measures_and_draws(tmp_path: Path, capsys
         assert row["seconds"] > 0 and row["equivalent"] == (row["variant"] != "as written")
         assert (row["relative_error"] < 1e-5) == row["equivalent"]
     assert all(row["speedup"] == 1 for row in rows if row["variant"] == "materialised")
+
+    results = tmp_path / "eval" / "results"
+    results.mkdir(parents=True)
+    (tmp_path / "xformers-quick.json").rename(results / "xformers.json")
+    monkeypatch.setattr("eval.readme.ROOT", tmp_path)
+    page = render("before\n<!-- table xformers -->\n<!-- end -->\nafter")
+    assert page.count("narrow DiT-XL/2-256, one call |") == 2 and page.count("(1.00 x)") >= 6
+    assert "as written |" not in page and "4.63 x" in page and page.endswith("<!-- end -->\nafter")
 
 
 def test_without_xformers_the_others_are_measured(

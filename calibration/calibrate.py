@@ -14,6 +14,7 @@ import ditfastattn
 from calibration.algorithm import Decision, all_full, choose_methods
 from calibration.errors import CalibrationError
 from calibration.journal import Journal
+from calibration.labels import check_labelled
 from calibration.loss import LOSSES
 from calibration.plain import PlainStep
 from calibration.probe import Probe
@@ -56,8 +57,9 @@ def calibrate(
             all and the step's attention MACs as a share of full attention.
 
     Raises:
-        CalibrationError: labels the model does not know, or a model output that is not finite.
+        CalibrationError: a model conditioned on prompts, labels it does not know, or an output that is not finite.
     """
+    check_labelled(pipe.transformer)
     adapter = adapt(pipe.transformer)
     obstacles = adapter.obstacles()
     if obstacles:

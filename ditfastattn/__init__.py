@@ -11,6 +11,7 @@ print(session.summary())
 from ditfastattn.api import apply
 from ditfastattn.pipelines import load_pipeline
 from ditfastattn.session import Session
+from ditfastattn.swap import use_kernel
 from ditfastattn.version import VERSION as __version__
 
-__all__ = ["Session", "__version__", "apply", "load_pipeline"]
+__all__ = ["Session", "__version__", "apply", "load_pipeline", "use_kernel"]

@@ -67,7 +67,7 @@ def apply(
     transformer = target if pipeline is None else pipeline.transformer
 
     adapter = adapt(transformer)
-    if _follows_a_plan(transformer):
+    if follows_a_plan(transformer):
         raise ApplyError("this transformer already follows a plan; remove that session first")
     runner = ProgramRunner(adapter, compile, graphs) if compile or graphs else EagerRunner(adapter)
     obstacles = adapter.obstacles() + runner.obstacles()
@@ -100,7 +100,8 @@ def _checked(plan: Plan) -> Plan:
         raise ApplyError(f"this plan object is broken ({type(error).__name__}): build it with plans.Plan") from error
 
 
-def _follows_a_plan(transformer: nn.Module) -> bool:
+def follows_a_plan(transformer: nn.Module) -> bool:
+    """Whether a session is installed on it."""
     forward = transformer.__dict__.get("forward")
     return isinstance(forward, partial) and isinstance(getattr(forward.func, "__self__", None), Session)
 

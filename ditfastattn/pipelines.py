@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, DiTPipeline
+from diffusers import AutoencoderKL, DDIMScheduler, DiTPipeline, PixArtAlphaPipeline, PixArtSigmaPipeline
 from diffusers.utils import logging
 
 from ditfastattn.demo import pipeline_path
@@ -17,6 +17,7 @@ from ditfastattn.samplers import make_sampler
 
 # The VAE that the official DiT samples were made with.
 ORIGINAL_VAE = "stabilityai/sd-vae-ft-mse"
+PIPELINES: dict[str, Any] = {cls.__name__: cls for cls in (DiTPipeline, PixArtAlphaPipeline, PixArtSigmaPipeline)}
 
 
 def load_pipeline(
@@ -27,11 +28,11 @@ def load_pipeline(
     device: str | torch.device = "cpu",
     vae: str | os.PathLike[str] | None = None,
 ) -> Any:
-    """A diffusers pipeline, with a sampler chosen by name.
+    """A diffusers pipeline (DiT, PixArt-alpha, PixArt-Sigma), with a sampler chosen by name.
 
     Args:
-        source: "demo", a folder in diffusers' format, a hub id such as "facebook/DiT-XL-2-512", or a ``.pt``
-            checkpoint of facebookresearch/DiT.
+        source: "demo", a folder in diffusers' format, a hub id such as "facebook/DiT-XL-2-512" or
+            "PixArt-alpha/PixArt-Sigma-XL-2-1024-MS", or a ``.pt`` checkpoint of facebookresearch/DiT.
         sampler: "dpm" (DPM-Solver++ 2M, the default), "ddim", "ddpm", "iddpm" or "heun".
         dtype: the parameters' dtype; None keeps float32.
         device: where the pipeline is moved.
@@ -66,12 +67,25 @@ def _diffusers_pipeline(name: str, dtype: torch.dtype) -> Any:
         raise LoadError(f"{name} holds no model_index.json, so it is not a pipeline folder in diffusers' format")
     try:
         with _quiet_diffusers():
-            pipe = DiTPipeline.from_pretrained(name, dtype=dtype, local_files_only=local.exists())
+            # The class is looked up here, not imported by name: a folder may name code of its own.
+            cls = _pipeline_class(name, DiTPipeline.load_config(name, local_files_only=local.exists()))
+            pipe = cls.from_pretrained(name, dtype=dtype, local_files_only=local.exists())
+    except LoadError:
+        raise
     except Exception as error:  # diffusers, the hub client and safetensors raise many kinds
         reason = " ".join(str(error).split())[:300]
         kind = "folder" if local.exists() else "hub id (is there a network, and does the name exist?)"
         raise LoadError(f"cannot load {name!r} as a pipeline {kind}: {type(error).__name__}: {reason}") from error
     return pipe
+
+
+def _pipeline_class(name: str, index: Any) -> Any:
+    """The class that a ``model_index.json`` names."""
+    given = index.get("_class_name") if isinstance(index, dict) else None
+    cls = PIPELINES.get(given) if isinstance(given, str) else None
+    if cls is None:
+        raise LoadError(f"{name!r} is a pipeline of class {given!r}; this version loads {', '.join(PIPELINES)}")
+    return cls
 
 
 @contextmanager

@@ -25,8 +25,8 @@ class IDDPMScheduler(DDPMScheduler):
     ) -> Any:
         if model_output.shape[1] != 2 * sample.shape[1]:
             raise LoadError(
-                "iddpm needs the variance that the model predicts, and DiTPipeline drops it: sample with "
-                "ditfastattn.sampling.sample_latents, or choose ddpm"
+                "iddpm needs the variance that the model predicts, and diffusers' pipelines drop it: choose ddpm, or "
+                "sample with ditfastattn.sampling.sample_latents"
             )
         return super().step(model_output, timestep, sample, generator, return_dict)
 

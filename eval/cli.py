@@ -10,8 +10,11 @@ COMMANDS = {
     "demo": "Frechet distances of the bundled demo's samples (EfficientNet-Lite0 features)",
     "kernels": "time every attention kernel that runs here, over the shapes of DiT, PixArt and a video model (GPU)",
     "latency": "time sampling with plans and without: eager, compiled, captured",
+    "xformers": "DiT-XL by materialised softmax, SDPA and xFormers, equivalence checked first (GPU)",
     "readme": "write the result tables of README.md from the files in eval/results",
 }
+
+MODULES = {"xformers": "xformers_benchmark"}  # where the command's own name is that of a library
 
 USAGE = "usage: python -m eval COMMAND [options]\n\ncommands:\n" + "\n".join(
     f"  {name:<10} {what}" for name, what in COMMANDS.items()
@@ -21,6 +24,7 @@ examples:
   python -m eval demo --art node_modules      the packages named in ditfastattn/demo/ART.md
   python -m eval demo --help
   python -m eval kernels --quick
+  python -m eval xformers --quick
   python -m eval readme
 """
 
@@ -37,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
 
     def command() -> int:
-        import_module(f"eval.{name}").main(rest)
+        import_module(f"eval.{MODULES.get(name, name)}").main(rest)
         return 0
 
     return run(command)

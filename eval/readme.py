@@ -72,7 +72,26 @@ def kernels() -> str:
     return "\n".join([*lines, "", source_line(result, file)])
 
 
-TABLES = {"kernels": kernels, "demo_thresholds": demo_thresholds, "demo_quality": demo_quality}
+def xformers() -> str:
+    """Seconds of a whole run and milliseconds of a call by each attention, with the speed-up over materialised."""
+    file = "eval/results/xformers.json"
+    result = json.loads((ROOT / file).read_text())
+    names = list(dict.fromkeys(row["variant"] for row in result["rows"] if row["equivalent"]))
+    lines = [f"| | images | {' | '.join(names)} |", "|---|---|" + "---|" * len(names)]
+    for key in dict.fromkeys((row["model"], row["what"], row["images"]) for row in result["rows"]):
+        here = {r["variant"]: r for r in result["rows"] if (r["model"], r["what"], r["images"]) == key}
+        model, what, images = key
+        times = [
+            (f"{here[n]['seconds']:.1f} s" if what == "run" else f"{1000 * here[n]['seconds']:.1f} ms")
+            + f" ({here[n]['speedup']:.2f} x)"
+            for n in names
+        ]
+        lines.append(f"| {model}, one {what} | {images} | {' | '.join(times)} |")
+    weights = f"{result['weights'].capitalize()} weights, {result['dtype']}, eager. "
+    return "\n".join([*lines, "", weights + result["claim"], "", source_line(result, file)])
+
+
+TABLES = {"kernels": kernels, "xformers": xformers, "demo_thresholds": demo_thresholds, "demo_quality": demo_quality}
 
 
 def render(page: str) -> str:

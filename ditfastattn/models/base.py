@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 from torch import Tensor, nn
 
@@ -55,6 +55,8 @@ class Call:
     latents: Tensor  # (B, C, h, w)
     timestep: Any  # number or tensor, as the caller gave it
     condition: Tensor | None  # what tells the two guidance branches apart: labels (B,), prompt embeddings (B, T, C)
+    mask: Tensor | None = None  # which words of the prompts count, (B, T), or added to the scores, (B, 1, T)
+    sizes: Mapping[str, Tensor | None] | None = None  # of the images, where the model embeds them
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,7 @@ class ModelAdapter(ABC):
     """A transformer: its blocks, its call and its guidance layout."""
 
     guided_layout: Layout  # the order of the branches in a guided batch
+    conditioned_on: Literal["labels", "prompts"]
 
     def __init__(self, model: nn.Module) -> None:
         self.model: Any = model

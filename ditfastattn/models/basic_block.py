@@ -1,0 +1,169 @@
+"""What the families built of diffusers' BasicTransformerBlock share: modulated self-attention, and its obstacles."""
+
+import inspect
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from diffusers.models.attention import BasicTransformerBlock
+from diffusers.models.attention_processor import Attention, AttnProcessor2_0
+from diffusers.models.modeling_outputs import Transformer2DModelOutput
+from torch import Tensor, nn
+
+from ditfastattn.errors import StepError
+from ditfastattn.models.base import BlockAdapter, ModelAdapter
+from plans import ModelSpec
+
+
+@dataclass
+class AdaLNState:
+    """A block in progress. Modulation tensors are (B, 1, C); the first two are None where attention is skipped."""
+
+    hidden: Tensor  # (B, N, C)
+    shift_attn: Tensor | None
+    scale_attn: Tensor | None
+    gate_attn: Tensor
+    shift_mlp: Tensor
+    scale_mlp: Tensor
+    gate_mlp: Tensor
+
+
+State = TypeVar("State", bound=AdaLNState)
+
+
+class AdaLNBlock(BlockAdapter[State]):
+    """A BasicTransformerBlock whose self-attention reads a modulated layer norm."""
+
+    module: Any
+
+    def __init__(self, module: BasicTransformerBlock) -> None:
+        self.module = module
+        self.attention: Attention = module.attn1
+
+    @property
+    @abstractmethod
+    def input_norm(self) -> nn.Module:
+        """The plain layer norm before the modulation that feeds self-attention."""
+
+    def qkv(self, state: State, rows: slice) -> tuple[Tensor, Tensor, Tensor]:
+        assert state.scale_attn is not None and state.shift_attn is not None
+        x = self.input_norm(state.hidden[rows]) * (1 + state.scale_attn[rows]) + state.shift_attn[rows]
+        attention = self.attention
+        heads = (x.shape[0], x.shape[1], attention.heads, -1)
+        q = attention.to_q(x).view(heads)  # (rows, N, H, D)
+        k = attention.to_k(x).view(heads)
+        v = attention.to_v(x).view(heads)
+        return q, k, v
+
+    def project(self, core: Tensor, out: Tensor | None = None) -> Tensor:
+        projection, dropout = self.attention.to_out
+        if out is not None and is_plain(projection) and projection.bias is not None:
+            flat = core.flatten(2).flatten(0, 1)  # (rows * N, C)
+            torch.addmm(projection.bias, flat, projection.weight.t(), out=out.flatten(0, 1))
+            return out
+        projected = dropout(projection(core.flatten(2)))
+        return projected if out is None else out.copy_(projected)
+
+    def obstacles(self) -> list[str]:
+        """Why this block cannot be run piece by piece with the same result as its own forward."""
+        attention, module = self.attention, self.module
+        found = []
+        if type(attention.processor) is not AttnProcessor2_0:
+            found.append(
+                f"attention processor {type(attention.processor).__name__} would be bypassed; "
+                "call attn1.set_processor(AttnProcessor2_0()) first and choose the kernel in apply()"
+            )
+        if getattr(attention, "fused_projections", False):
+            found.append("the QKV projections are fused; call unfuse_qkv_projections() first")
+        if attention.norm_q is not None or attention.norm_k is not None or attention.residual_connection:
+            found.append("attention with q/k-norm or an inner residual is not supported")
+        if attention.rescale_output_factor != 1 or module._chunk_size is not None:
+            found.append("output rescaling and chunked feed-forward are not supported; switch them off")
+        if module.pos_embed is not None or module.only_cross_attention or hasattr(module, "fuser"):
+            found.append("positions inside the block, gated or cross-attention in place of self-attention are unknown")
+        if attention is not module.attn1:
+            found.append("its attn1 was replaced; apply the plan anew")
+        for name, part in (("attn1", attention), ("norm1", module.norm1)):
+            if part._forward_hooks or part._forward_pre_hooks or "forward" in part.__dict__:
+                found.append(f"{name} carries hooks that would be bypassed; remove them first")
+        return found
+
+
+def is_plain(linear: nn.Module) -> bool:
+    """A Linear whose weight is all there is to it: LoRA layers, hooks and patched forwards must be called, not read."""
+    hooks = linear._forward_hooks or linear._forward_pre_hooks
+    return type(linear) is nn.Linear and not hooks and "forward" not in linear.__dict__
+
+
+def refuse_mask(attention_mask: Tensor | None) -> None:
+    """Raises StepError: no method is defined for a masked self-attention."""
+    if attention_mask is not None:
+        raise StepError("self-attention masks are not supported by a plan: call the transformer without attention_mask")
+
+
+class AdaLNModel(ModelAdapter):
+    """A transformer of such blocks over the patches of a square latent image."""
+
+    _blocks: list[Any]  # AdaLNBlock of one kind
+
+    def __init__(self, model: Any) -> None:
+        super().__init__(model)
+        self._signature = inspect.signature(type(model).forward)
+
+    @property
+    def blocks(self) -> list[BlockAdapter[Any]]:
+        return list(self._blocks)
+
+    def spec(self) -> ModelSpec:
+        config = self.model.config
+        return ModelSpec(
+            class_name=type(self.model).__name__,
+            layers=config.num_layers,
+            heads=config.num_attention_heads,
+            head_dim=config.attention_head_dim,
+            tokens=self.tokens(config.sample_size, config.sample_size),
+            in_channels=config.in_channels,
+            out_channels=self.model.out_channels,
+        )
+
+    def tokens(self, height: int, width: int) -> int:
+        patch = self.model.config.patch_size
+        return (height // patch) * (width // patch)
+
+    def obstacles(self) -> list[str]:
+        found = [f"block {i}: {reason}" for i, block in enumerate(self._blocks) for reason in block.obstacles()]
+        if any(module._compiled_call_impl is not None for module in self.model.modules()):
+            found.append("it was compiled with module.compile(): compiled code would run past the plan; load it anew")
+        if self.model.training or self.model.gradient_checkpointing:
+            found.append("it is set up for training; call eval() and disable_gradient_checkpointing()")
+        if any(parameter.is_meta for parameter in self.model.parameters()):
+            found.append("its parameters are not loaded (sequential CPU offload?); undo that first")
+        if [block.module for block in self._blocks] != list(self.model.transformer_blocks):
+            found.append("its blocks are not those that the plan was applied to; apply the plan anew")
+        return found
+
+    def arguments(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """The arguments of a call of ``model.forward``, by name."""
+        return dict(self._signature.bind(self.model, *args, **kwargs).arguments)
+
+    def embed(self, latents: Tensor) -> Tensor:
+        embedded: Tensor = self.model.pos_embed(latents)
+        return embedded
+
+    @property
+    @abstractmethod
+    def last_projection(self) -> nn.Module:
+        """From tokens to patches."""
+
+    def head(self, hidden: Tensor, modulation: Tensor, height: int, width: int) -> Tensor:
+        model, patch = self.model, self.model.config.patch_size
+        shift, scale = modulation.split(1, dim=1)  # (B, 1, C)
+        x = self.last_projection(model.norm_out(hidden) * (1 + scale) + shift)
+        x = x.unflatten(2, (patch, patch, model.out_channels)).unflatten(1, (height // patch, width // patch))
+        return x.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)  # (B, C_out, h, w)
+
+    def wrap(self, output: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        given = self.arguments(args, kwargs)
+        return Transformer2DModelOutput(sample=output) if given.get("return_dict", True) else (output,)

@@ -1,0 +1,150 @@
+"""diffusers' PixArtTransformer2DModel, of PixArt-alpha (arXiv 2310.00426) and PixArt-Sigma (arXiv 2403.04692)."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers import PixArtTransformer2DModel
+from torch import Tensor, nn
+
+from ditfastattn.errors import StepError
+from ditfastattn.layout import Layout
+from ditfastattn.models.base import Call, Conditioning
+from ditfastattn.models.basic_block import AdaLNBlock, AdaLNModel, AdaLNState, refuse_mask
+
+
+@dataclass
+class PixArtState(AdaLNState):
+    """A block in progress, with what its cross-attention reads."""
+
+    text: Tensor | None = None  # (B, T, C)
+    text_mask: Tensor | None = None  # (B, 1, T), added to the scores
+
+
+class PixArtBlock(AdaLNBlock[PixArtState]):
+    """BasicTransformerBlock with norm_type "ada_norm_single".
+
+    Modulation is the block's own table plus six vectors that the model computes once for all blocks (PixArt-alpha,
+    Sec. 2.3). Between self-attention and MLP stands a masked cross-attention without a norm; it is left alone.
+    """
+
+    @property
+    def input_norm(self) -> nn.Module:
+        return self.module.norm1
+
+    def begin(  # type: ignore[override]
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        encoder_hidden_states: Tensor | None = None,
+        encoder_attention_mask: Tensor | None = None,
+        timestep: Tensor | None = None,
+        cross_attention_kwargs: Mapping[str, Any] | None = None,
+        class_labels: Tensor | None = None,
+        added_cond_kwargs: Mapping[str, Any] | None = None,
+        *,
+        skip_attention: bool,
+    ) -> PixArtState:
+        """``timestep`` is (B, 6 C): the modulation of all blocks. The last two arguments are not used by PixArt."""
+        refuse_mask(attention_mask)
+        _refuse_extras(cross_attention_kwargs)
+        assert timestep is not None
+        first = 2 if skip_attention else 0  # shift and scale of the attention input come first
+        vectors = timestep.reshape(hidden_states.shape[0], 6, -1)[:, first:]  # (B, 6 or 4, C)
+        parts = (self.module.scale_shift_table[None, first:] + vectors).chunk(6 - first, dim=1)
+        shift, scale = (None, None) if skip_attention else parts[:2]
+        gate, shift_mlp, scale_mlp, gate_mlp = parts[-4:]
+        text, text_mask = encoder_hidden_states, encoder_attention_mask
+        return PixArtState(hidden_states, shift, scale, gate, shift_mlp, scale_mlp, gate_mlp, text, text_mask)
+
+    def state(self, hidden: Tensor, modulation: Tensor, context: tuple[Tensor, ...]) -> PixArtState:
+        return PixArtState(hidden, *modulation.split(1, dim=1), *context)
+
+    def finish(self, state: PixArtState, attention_output: Tensor) -> Tensor:
+        module = self.module
+        hidden = state.gate_attn * attention_output + state.hidden
+        if module.attn2 is not None:
+            cross = module.attn2(hidden, encoder_hidden_states=state.text, attention_mask=state.text_mask)
+            hidden = cross + hidden
+        x = module.norm2(hidden) * (1 + state.scale_mlp) + state.shift_mlp
+        return state.gate_mlp * module.ff(x) + hidden
+
+
+class PixArt(AdaLNModel):
+    """The transformer of diffusers' PixArtAlphaPipeline and PixArtSigmaPipeline. A guided batch is [uncond, cond].
+
+    A label tells the branches of DiT apart; prompt embeddings don't: any text may be the negative prompt of any image.
+    Verified when a run begins: an even batch with one prompt a row, whose halves hold equal latents. Verified when the
+    plan is applied to a pipeline (or with ``scheduler=``), after each step: the sampler was handed
+    uncond + s (cond - uncond) of these halves in this order. On a bare transformer without its sampler neither the
+    order of the branches nor the scale can be verified, nor can a guided batch be told from one that holds the same
+    noise twice with two prompts. Not compared from step to step: the prompts' masks and the sizes of the images.
+    """
+
+    guided_layout = Layout.UNCOND_FIRST
+    conditioned_on = "prompts"
+
+    def __init__(self, model: PixArtTransformer2DModel) -> None:
+        super().__init__(model)
+        self._blocks = [PixArtBlock(block) for block in model.transformer_blocks]
+
+    def read_call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
+        given = self.arguments(args, kwargs)
+        refuse_mask(given.get("attention_mask"))
+        _refuse_extras(given.get("cross_attention_kwargs"))
+        mask, sizes = given.get("encoder_attention_mask"), given.get("added_cond_kwargs")
+        return Call(given["hidden_states"], given.get("timestep"), given.get("encoder_hidden_states"), mask, sizes)
+
+    def is_guided(self, call: Call) -> bool:
+        """Whether the batch can be cut into two branches; see the class for what is verified elsewhere."""
+        batch = call.latents.shape[0]
+        return batch % 2 == 0 and call.condition is not None and call.condition.shape[0] == batch
+
+    def mixes_branches(self, call: Call) -> bool:
+        """Whether both halves have the same noise and other prompts: two branches, or so alike that none can tell."""
+        if not self.is_guided(call):
+            return False
+        (noise, same_noise), (prompts, others) = call.latents.chunk(2), _halves(call.condition)
+        return torch.equal(noise, same_noise) and not torch.equal(prompts, others)
+
+    def conditioning(self, timesteps: Tensor, call: Call) -> Conditioning:
+        model = self.model
+        steps, batch = len(timesteps), call.latents.shape[0]
+        sizes = {
+            name: None if size is None else size.repeat(steps, *[1] * (size.dim() - 1))
+            for name, size in (call.sizes or {}).items()
+        }
+        six, embedded = model.adaln_single(
+            timesteps.repeat_interleave(batch), sizes, batch_size=steps * batch, hidden_dtype=model.dtype
+        )
+        vectors = six.unflatten(1, (6, -1)).unflatten(0, (steps, batch))  # (S, B, 6, C)
+        tables = torch.stack([block.module.scale_shift_table for block in self._blocks])  # (L, 6, C)
+        head = (model.scale_shift_table[None] + embedded[:, None]).unflatten(0, (steps, batch))
+        return Conditioning(tables[None, :, None] + vectors[:, None], head)  # (S, L, B, 6, C), (S, B, 2, C)
+
+    def context(self, call: Call) -> tuple[Tensor, ...]:
+        """Prompts as the blocks read them (B, T, C), and what is added to their scores (B, 1, T)."""
+        text, mask = call.condition, call.mask
+        assert text is not None
+        if self.model.caption_projection is not None:
+            text = self.model.caption_projection(text)
+        if mask is None:
+            mask = text.new_zeros((text.shape[0], 1, text.shape[1]))
+        elif mask.dim() == 2:  # 1 for a word, as the model's own forward takes it
+            mask = ((1 - mask.to(call.latents.dtype)) * -10000.0)[:, None]
+        return text, mask
+
+    @property
+    def last_projection(self) -> nn.Module:
+        return self.model.proj_out
+
+
+def _refuse_extras(cross_attention_kwargs: Mapping[str, Any] | None) -> None:
+    if cross_attention_kwargs:
+        raise StepError("cross_attention_kwargs are not supported by a plan: call the transformer without them")
+
+
+def _halves(prompts: Tensor | None) -> tuple[Tensor, ...]:
+    assert prompts is not None
+    return prompts.chunk(2)

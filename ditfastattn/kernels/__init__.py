@@ -5,7 +5,9 @@ from torch import Tensor
 
 from ditfastattn.errors import KernelError
 from ditfastattn.kernels.base import Kernel
+from ditfastattn.kernels.flash2 import Flash2
 from ditfastattn.kernels.flash3 import Flash3
+from ditfastattn.kernels.flash4 import Flash4
 from ditfastattn.kernels.flex import Flex
 from ditfastattn.kernels.sdpa import SDPA
 from ditfastattn.kernels.triton import Triton
@@ -13,7 +15,8 @@ from ditfastattn.kernels.varlen import Varlen
 from ditfastattn.kernels.xformers import XFormers
 from plans import Window
 
-KERNELS: dict[str, type[Kernel]] = {kernel.name: kernel for kernel in (SDPA, Flex, Triton, XFormers, Varlen, Flash3)}
+_ALL: tuple[type[Kernel], ...] = (SDPA, Flex, Triton, XFormers, Varlen, Flash2, Flash3, Flash4)
+KERNELS: dict[str, type[Kernel]] = {kernel.name: kernel for kernel in _ALL}
 NAMES = ("auto", *KERNELS)
 
 

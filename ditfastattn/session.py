@@ -96,7 +96,7 @@ class Session:
             cache_bytes=self._cache_bytes(),
             peak_cache_bytes=self._peak_bytes,
             predicted_peak_cache_bytes=self._predicted_peak_bytes,
-            kernel=self._context.kernel.name if self._context else None,
+            kernel=self._context.kernel.report() if self._context else None,
         )
 
     # ------------------------------------------------------------------------------------------------ installation

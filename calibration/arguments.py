@@ -51,7 +51,7 @@ def calibrate_parser() -> argparse.ArgumentParser:
     add("--seed", type=parse_seed, default=0, help="of the noise and of the choice of labels (default: 0)")
     add("--device", help="cpu, cuda, ... (default: cuda if there is one)")
     add("--dtype", default="float32", choices=["float32", "float16", "bfloat16"], help="default: float32")
-    add("--kernel", default="auto", choices=NAMES, help="default: auto")
+    add("--kernel", default="auto", choices=NAMES, help="attention by (default: auto, the fastest that fits, measured)")
     add("--output", default="calibrated", help="folder, or FILE.json for a single threshold (default: calibrated)")
     add("--resume", action="store_true", help="go on where an interrupted run of the same command stopped")
     return parser

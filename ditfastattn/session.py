@@ -108,7 +108,7 @@ class Session:
             cache_bytes=self._runner.cache_bytes(),
             peak_cache_bytes=self._runner.peak_bytes,
             predicted_peak_cache_bytes=self._runner.predicted_peak_bytes,
-            kernel=self._context.kernel.name if self._context else None,
+            kernel=self._context.kernel.report() if self._context else None,
             runtime=self._runner.report(),
         )
 

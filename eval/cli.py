@@ -7,6 +7,7 @@ from importlib import import_module
 from ditfastattn.console import run
 
 COMMANDS = {
+    "agreement": "PSNR between the demo's images by every kernel that fits and by the reference kernel",
     "demo": "Frechet distances of the bundled demo's samples (EfficientNet-Lite0 features)",
     "kernels": "time every attention kernel that runs here, over the shapes of DiT, PixArt and a video model (GPU)",
     "latency": "time sampling with plans and without: eager, compiled, captured",
@@ -23,6 +24,7 @@ EPILOG = """
 examples:
   python -m eval demo --art node_modules      the packages named in ditfastattn/demo/ART.md
   python -m eval demo --help
+  python -m eval agreement --kernels triton,xformers --dtype fp16
   python -m eval kernels --quick
   python -m eval xformers --quick
   python -m eval readme

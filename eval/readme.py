@@ -91,7 +91,32 @@ def xformers() -> str:
     return "\n".join([*lines, "", weights + result["claim"], "", source_line(result, file)])
 
 
-TABLES = {"kernels": kernels, "xformers": xformers, "demo_thresholds": demo_thresholds, "demo_quality": demo_quality}
+def agreement() -> str:
+    """The demo by every kernel, and what the dtype alone does to the reference."""
+    file = "eval/results/agreement.json"
+    result = json.loads((ROOT / file).read_text())
+    dtypes = list(dict.fromkeys(row["dtype"] for row in result["rows"]))
+    lines = ["| kernel, against the reference | " + " | ".join(dtypes) + " |", "|---" * (len(dtypes) + 1) + "|"]
+    for kernel in dict.fromkeys(row["kernel"] for row in result["rows"]):
+        found = {row["dtype"]: row for row in result["rows"] if row["kernel"] == kernel}
+        name = "sdpa, against sdpa in fp32: the yardstick" if kernel == "sdpa" else kernel
+        lines.append(f"| {name} | " + " | ".join(_decibels(found.get(dtype)) for dtype in dtypes) + " |")
+    return "\n".join([*lines, "", source_line(result, file)])
+
+
+def _decibels(row: dict[str, Any] | None) -> str:
+    if row is None:
+        return "left out"
+    return "equal" if row["psnr"] is None else f"{row['psnr']:.1f} dB"
+
+
+TABLES = {
+    "kernels": kernels,
+    "agreement": agreement,
+    "xformers": xformers,
+    "demo_thresholds": demo_thresholds,
+    "demo_quality": demo_quality,
+}
 
 
 def render(page: str) -> str:

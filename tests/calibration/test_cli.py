@@ -10,6 +10,7 @@ from PIL import Image
 from small_models import small_pipeline
 
 from calibration.cli import main
+from ditfastattn.kernels import NAMES
 from plans import load
 
 
@@ -152,3 +153,4 @@ def test_help_has_examples() -> None:
         [sys.executable, "-m", "calibration", "--help"], capture_output=True, text=True, check=True
     )
     assert "examples:" in printed.stdout and "--threshold D1 D3 D6" in printed.stdout
+    assert all(name in printed.stdout for name in NAMES)

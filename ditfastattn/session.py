@@ -4,6 +4,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from ditfastattn.install import Overrides
 from ditfastattn.kernels import make_kernel
 from ditfastattn.layout import Layout
 from ditfastattn.models.base import Call, ModelAdapter
+from ditfastattn.order import Ordering, order_for
 from ditfastattn.samplers import settings_of
 from ditfastattn.summary import SessionSummary
 from plans import Method, Plan, PlanMismatch
@@ -42,6 +44,8 @@ class Session:
         self._caches = [LayerCache() for _ in adapter.blocks]
         self._overrides = Overrides()
         self._layout = Layout(plan.guidance.layout)
+        used = order_for(plan.token_order, chain.from_iterable(plan.methods))
+        self._ordering = Ordering(used, plan.window, adapter.per_image)
         self._context: Context | None = None
         self._step: int | None = None  # the step whose model call is running now
         self._entered_at = 0
@@ -127,10 +131,12 @@ class Session:
         finally:
             self._step = None
 
-    def _block_forward(self, layer: int, original: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
-        """A block's forward."""
+    def _block_forward(
+        self, layer: int, original: Callable[..., Tensor], hidden_states: Tensor, *args: Any, **kwargs: Any
+    ) -> Tensor:
+        """A block's forward. The tokens stand in the plan's order from the first block's input to the last's output."""
         if self._removed:
-            return original(*args, **kwargs)
+            return original(hidden_states, *args, **kwargs)
         if self._step is None or self._context is None:
             raise StepError(
                 f"block {layer} was called outside of its transformer's forward, so its step is unknown: another tool "
@@ -139,7 +145,10 @@ class Session:
             )
         cell = self._cells[layer][self._step - self._entered_at]
         self._used[cell.method] += 1
-        return run_block(self._adapter.blocks[layer], cell, self._caches[layer], self._context, *args, **kwargs)
+        hidden = self._ordering.enter(hidden_states, *args, **kwargs) if layer == 0 else hidden_states
+        block = self._adapter.blocks[layer]
+        hidden = run_block(block, cell, self._caches[layer], self._context, hidden, *args, **kwargs)
+        return self._ordering.leave(hidden) if layer + 1 == self.plan.layers else hidden
 
     # ------------------------------------------------------------------------------------------------ a model call
 
@@ -173,6 +182,8 @@ class Session:
         if kernel is None or kernel.not_supported_reasons(sample, self.plan.window):
             kernel = make_kernel(self._kernel_name, sample, self.plan.window)
         self._context = Context(kernel, self.plan.window, self._layout)
+        height, width = call.latents.shape[-2:]
+        self._ordering.fit(self._adapter.grid(height, width), call.latents.device)
         self._entered_at = step
         self._cells = [liveness(entering_at(self.plan.column(layer), step)) for layer in range(self.plan.layers)]
         condition = None if call.condition is None else call.condition.clone()  # the caller may reuse its buffer

@@ -76,6 +76,7 @@ class DiT(ModelAdapter):
     """The transformer of diffusers' DiTPipeline. A guided batch is [conditional, unconditional]."""
 
     guided_layout = Layout.COND_FIRST
+    per_image = frozenset({"timestep", "class_labels"})
 
     def __init__(self, model: DiTTransformer2DModel) -> None:
         super().__init__(model)
@@ -103,9 +104,9 @@ class DiT(ModelAdapter):
             out_channels=self.model.out_channels,
         )
 
-    def tokens(self, height: int, width: int) -> int:
+    def grid(self, height: int, width: int) -> tuple[int, int]:
         patch = self.model.config.patch_size
-        return (height // patch) * (width // patch)
+        return height // patch, width // patch
 
     def obstacles(self) -> list[str]:
         found = [reason for i, block in enumerate(self._blocks) for reason in _block_obstacles(i, block)]

@@ -32,12 +32,21 @@ def finish(
     return block.finish(block.state(hidden, modulation, context), output)
 
 
-def embed(adapter: ModelAdapter, latents: Tensor) -> Tensor:
-    """Contiguous, as every block's output is: the first block then shares the compilation of the others."""
-    return adapter.embed(latents).contiguous()
+def embed(adapter: ModelAdapter, latents: Tensor, order: Tensor | None) -> Tensor:
+    """The first block's input (B, N, C), its tokens in the ``order`` (N,).
+
+    Contiguous, as every block's output is: the first block then shares the compilation of the others.
+    """
+    hidden = adapter.embed(latents).contiguous()
+    return hidden if order is None else hidden.index_select(1, order)
 
 
-def head(adapter: ModelAdapter, hidden: Tensor, modulation: Tensor, height: int, width: int) -> Tensor:
+def head(
+    adapter: ModelAdapter, hidden: Tensor, modulation: Tensor, height: int, width: int, order: Tensor | None
+) -> Tensor:
+    """The model output from the last block's (B, N, C), its tokens put back by the ``order`` (N,)."""
+    if order is not None:
+        hidden = hidden.index_select(1, order)
     return adapter.head(hidden, modulation, height, width)
 
 

@@ -46,6 +46,9 @@ class Program:
         rows = self.arena.nbytes(self._batch, 1)
         dtype = self._modulation.dtype
         self._store = torch.zeros((rows, model.tokens, model.heads, model.head_dim), dtype=dtype, device=latents.device)
+        order = run.ordering.indices
+        self._enter: Tensor | None = order[0] if order else None
+        self._leave: Tensor | None = order[1] if order else None
         self._output: Tensor | None = None
         self._kinds = [self._kind(step) for step in range(run.entered_at, run.plan.steps)]
         self._graphs: dict[Kind, torch.cuda.CUDAGraph] = {}
@@ -134,10 +137,11 @@ class Program:
     # ------------------------------------------------------------------------------------------------------- a step
 
     def _compute(self, kind: Kind) -> None:
-        hidden = self._pieces.embed(self._adapter, self._latents)
+        hidden = self._pieces.embed(self._adapter, self._latents, self._enter)
         for layer, (cell, places) in enumerate(kind):
             hidden = self._block(layer, cell, places, hidden)
-        output = self._pieces.head(self._adapter, hidden, self._head_modulation, self._height, self._width)
+        size = (self._height, self._width)
+        output = self._pieces.head(self._adapter, hidden, self._head_modulation, *size, self._leave)
         if self._output is None:
             self._output = torch.empty_like(output)
         self._output.copy_(output)

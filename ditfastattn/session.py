@@ -4,6 +4,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ from ditfastattn.install import Overrides
 from ditfastattn.kernels import make_kernel
 from ditfastattn.layout import Layout
 from ditfastattn.models.base import Call, ModelAdapter
+from ditfastattn.order import Ordering, order_for
 from ditfastattn.runner import Run, Runner
 from ditfastattn.samplers import settings_of
 from ditfastattn.summary import SessionSummary
@@ -55,6 +57,8 @@ class Session:
         self._watch = Watch()
         self._overrides = Overrides()
         self._layout = Layout(plan.guidance.layout)
+        used = order_for(plan.token_order, chain.from_iterable(plan.methods))
+        self._ordering = Ordering(used, plan.window, adapter.per_image)
         self._context: Context | None = None
         self._run: Run | None = None
         self._condition: ConditionCheck | None = None
@@ -191,7 +195,9 @@ class Session:
         self._context = Context(kernel, self.plan.window, self._layout)
         cells = [liveness(entering_at(self.plan.column(layer), step)) for layer in range(self.plan.layers)]
         _, tokens, heads, head_dim = sample.shape
-        self._run = Run(self.plan, call, step, cells, self._context, tokens * heads * head_dim * sample.element_size())
+        row_bytes = tokens * heads * head_dim * sample.element_size()
+        self._ordering.fit(self._adapter.grid(*call.latents.shape[-2:]), call.latents.device)
+        self._run = Run(self.plan, call, step, cells, self._context, self._ordering, row_bytes)
         self._condition = ConditionCheck(call)
         self._runner.begin(self._run)
         self._begun += 1

@@ -202,8 +202,8 @@ def _plans(args: argparse.Namespace, full: Plan) -> list[tuple[Plan, str]]:
 def _show(rows: Sequence[Row]) -> None:
     for row in rows:
         tqdm.write(
-            f"{row.variant:<18} {row.attention_macs:5.1f} %  {row.ms_per_step:8.3f} ms a step  {row.pipeline_s:7.3f} s  "
-            f"{row.peak_bytes / 2**20:7.0f} MiB  first run + {row.prepare_s:.1f} s"
+            f"{row.variant:<18} {row.attention_macs:5.1f} %  {row.ms_per_step:8.3f} ms a step  "
+            f"{row.pipeline_s:7.3f} s  {row.peak_bytes / 2**20:7.0f} MiB  first run + {row.prepare_s:.1f} s"
         )
 
 

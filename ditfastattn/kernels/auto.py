@@ -84,8 +84,10 @@ class Auto(Kernel):
     def window(self, q: Tensor, k: Tensor, v: Tensor, window: Window, add: Tensor | None = None) -> Tensor:
         return self._kernel.window(q, k, v, window, add)
 
-    def residual(self, q: Tensor, k: Tensor, v: Tensor, full: Tensor, window: Window) -> Tensor:
-        return self._kernel.residual(q, k, v, full, window)
+    def residual(
+        self, q: Tensor, k: Tensor, v: Tensor, full: Tensor, window: Window, out: Tensor | None = None
+    ) -> Tensor:
+        return self._kernel.residual(q, k, v, full, window, out)
 
 
 def choose(

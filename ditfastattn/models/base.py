@@ -76,6 +76,7 @@ class ModelAdapter(ABC):
 
     guided_layout: Layout  # the order of the branches in a guided batch
     conditioned_on: Literal["labels", "prompts"]
+    per_image: frozenset[str] = frozenset()  # the blocks' inputs, by name, that hold nothing per token
 
     def __init__(self, model: nn.Module) -> None:
         self.model: Any = model
@@ -89,8 +90,16 @@ class ModelAdapter(ABC):
         """Class and shape, as a plan records them."""
 
     @abstractmethod
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """(rows, columns) of the tokens of latents of that size, which enter the blocks row by row.
+
+        Between the blocks nothing may be added per token: a plan may have permuted them (``ditfastattn.order``).
+        """
+
     def tokens(self, height: int, width: int) -> int:
         """Tokens of latents of that size."""
+        rows, columns = self.grid(height, width)
+        return rows * columns
 
     @abstractmethod
     def obstacles(self) -> list[str]:

@@ -128,9 +128,9 @@ class AdaLNModel(ModelAdapter):
             out_channels=self.model.out_channels,
         )
 
-    def tokens(self, height: int, width: int) -> int:
+    def grid(self, height: int, width: int) -> tuple[int, int]:
         patch = self.model.config.patch_size
-        return (height // patch) * (width // patch)
+        return height // patch, width // patch
 
     def obstacles(self) -> list[str]:
         found = [f"block {i}: {reason}" for i, block in enumerate(self._blocks) for reason in block.obstacles()]

@@ -53,6 +53,7 @@ class DiT(AdaLNModel):
 
     guided_layout = Layout.COND_FIRST
     conditioned_on = "labels"
+    per_image = frozenset({"timestep", "class_labels"})
 
     def __init__(self, model: DiTTransformer2DModel) -> None:
         super().__init__(model)

@@ -84,6 +84,7 @@ class PixArt(AdaLNModel):
 
     guided_layout = Layout.UNCOND_FIRST
     conditioned_on = "prompts"
+    per_image = frozenset({"timestep", "encoder_hidden_states", "encoder_attention_mask", "added_cond_kwargs"})
 
     def __init__(self, model: PixArtTransformer2DModel) -> None:
         super().__init__(model)

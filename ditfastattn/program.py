@@ -43,6 +43,7 @@ class Program:
         first = self._first_conditioning(run.call)
         self._modulation, self._head_modulation = first.blocks[0].clone(), first.head[0].clone()
         self._context = tuple(tensor.clone() for tensor in adapter.context(run.call))
+        self._joint = [JointWeights(block.joint_weights()) for block in adapter.blocks]
         rows = self.arena.nbytes(self._batch, 1)
         dtype = self._modulation.dtype
         self._store = torch.zeros((rows, model.tokens, model.heads, model.head_dim), dtype=dtype, device=latents.device)
@@ -98,6 +99,8 @@ class Program:
     def begin(self, call: Call) -> None:
         """A run with the condition of ``call``."""
         self._call = call
+        for joint in self._joint:
+            joint.refresh()
         self._ahead, self._ahead_from = self._first_conditioning(call), self._run.entered_at
         for buffer, tensor in zip(self._context, self._adapter.context(call), strict=True):
             buffer.copy_(tensor)
@@ -161,7 +164,9 @@ class Program:
         half = cell.method.shares_guidance
         rows = context.layout.conditional_rows(self._batch) if half else slice(0, self._batch)
         inputs = tuple(tensor[rows] for tensor in self._context)
-        q, k, v = self._pieces.qkv(block, hidden[rows], modulation[rows], inputs)  # (rows, N, H, D)
+        q, k, v = self._pieces.qkv(
+            block, hidden[rows], modulation[rows], inputs, self._joint[layer].tensors
+        )  # (rows, N, H, D)
         residual = None
         if cell.method.windowed:
             assert places.residual is not None
@@ -181,6 +186,23 @@ class Program:
         half = self._store.shape[0] // self.arena.halves
         rows = self._batch if place.rows is Rows.WHOLE_BATCH else self._batch // 2
         return self._store[place.offset * half :][:rows]
+
+
+class JointWeights:
+    """Copies of a block's weights, concatenated, so that one large product takes the place of several.
+
+    Made anew at every run: a weight changed in place since the last one would else be used as it was.
+    """
+
+    def __init__(self, groups: list[list[Tensor]]) -> None:
+        self._sources = [weight for group in groups for weight in group]
+        self.tensors = tuple(torch.cat(group) for group in groups)
+        parts = [t.split([w.shape[0] for w in g]) for t, g in zip(self.tensors, groups, strict=True)]
+        self._copies = [part for split in parts for part in split]
+
+    def refresh(self) -> None:
+        if self._sources:
+            torch._foreach_copy_(self._copies, self._sources)
 
 
 def _sizes(places: StepPlaces) -> tuple[int, ...]:

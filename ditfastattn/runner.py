@@ -33,6 +33,8 @@ class Run:
 class Runner(ABC):
     """Computes the model calls of a session, which has checked them."""
 
+    prepares: bool  # steps are launched without waiting for the device
+
     def __init__(self, adapter: ModelAdapter) -> None:
         self.adapter = adapter
         self.peak_bytes = 0  # of the caches, measured
@@ -75,6 +77,8 @@ class Runner(ABC):
 class EagerRunner(Runner):
     """The model's own forward, its blocks replaced. Nothing is prepared; caches live from their store to their last
     reader."""
+
+    prepares = False
 
     def __init__(self, adapter: ModelAdapter) -> None:
         super().__init__(adapter)

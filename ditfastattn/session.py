@@ -239,16 +239,19 @@ class Session:
     # ------------------------------------------------------------------------------------------------- the sampler
 
     def _set_timesteps(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        result = original(*args, **kwargs)
         if self._removed:
-            return result
+            return original(*args, **kwargs)
+        if self._runner.prepares and len(args) < 2:
+            # Timesteps left on the CPU would be moved, and waited for, at every step.
+            kwargs.setdefault("device", self._adapter.model.device)
+        result = original(*args, **kwargs)
         self._check_pipeline()
         self._end_run()
         try:
             actual = SamplerSpec(
                 class_name=type(self._scheduler).__name__,
                 settings=settings_of(self._scheduler, self.plan.sampler.settings),
-                timesteps=tuple(float(t) for t in self._scheduler.timesteps),
+                timesteps=tuple(self._scheduler.timesteps.tolist()),
             )
         except ValueError as error:  # timesteps that increase, say
             raise PlanMismatch([f"timesteps: the sampler's are not those of a plan ({_first_line(error)})"]) from error

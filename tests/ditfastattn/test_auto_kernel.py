@@ -256,6 +256,8 @@ def test_on_a_gpu(dtype: torch.dtype, folder: Path, monkeypatch: pytest.MonkeyPa
 @pytest.mark.gpu
 def test_nothing_is_measured_in_a_real_capture(folder: Path) -> None:
     q = torch.zeros(1, 256, 2, 64, device="cuda", dtype=torch.float16)
+    for candidate in auto.CANDIDATES:
+        candidate().not_supported_reasons(q, WINDOW)  # libraries are imported before a capture
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         kernel = make_kernel("auto", q, Window.default(256))

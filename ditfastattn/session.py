@@ -1,5 +1,6 @@
 """A plan installed on a transformer: follows the sampler's steps, keeps what later steps need, restores exactly."""
 
+import inspect
 import warnings
 from collections import Counter
 from collections.abc import Callable
@@ -241,7 +242,7 @@ class Session:
     def _set_timesteps(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if self._removed:
             return original(*args, **kwargs)
-        if self._runner.prepares and len(args) < 2:
+        if self._runner.prepares and len(args) < 2 and "device" in inspect.signature(original).parameters:
             # Timesteps left on the CPU would be moved, and waited for, at every step.
             kwargs.setdefault("device", self._adapter.model.device)
         result = original(*args, **kwargs)

@@ -9,17 +9,19 @@ from ditfastattn.console import run
 COMMANDS = {
     "demo": "Frechet distances of the bundled demo's samples (EfficientNet-Lite0 features)",
     "kernels": "time every attention kernel that runs here, over the shapes of DiT, PixArt and a video model (GPU)",
+    "token-order": "losses of a window step and calibrated MACs in each token order, on the bundled demo",
     "readme": "write the result tables of README.md from the files in eval/results",
 }
 
 USAGE = "usage: python -m eval COMMAND [options]\n\ncommands:\n" + "\n".join(
-    f"  {name:<10} {what}" for name, what in COMMANDS.items()
+    f"  {name:<12} {what}" for name, what in COMMANDS.items()
 )
 EPILOG = """
 examples:
   python -m eval demo --art node_modules      the packages named in ditfastattn/demo/ART.md
   python -m eval demo --help
   python -m eval kernels --quick
+  python -m eval token-order --every 8        every eighth step of the trajectory
   python -m eval readme
 """
 
@@ -36,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
 
     def command() -> int:
-        import_module(f"eval.{name}").main(rest)
+        import_module(f"eval.{name.replace('-', '_')}").main(rest)
         return 0
 
     return run(command)

@@ -116,8 +116,8 @@ def inverse(index: Tensor) -> Tensor:
 def tile_side(window: Window) -> int:
     """Side of a square tile: the smallest power of two whose square is at least ``left + right``.
 
-    So a window that begins in a tile does not reach past the next one. Of 2, 4, 5 and 8 on a 16 x 16 grid this came
-    out best, with windows of 16 and of 32 on each side; a power of two cuts the usual grids without a rest.
+    So a window is about as large as a tile, and a power of two cuts the usual grids without a rest. On the demo's
+    16 x 16 tokens, with 16 and with 32 keys on each side, it gives 8, which lost less accuracy than 4 and 5.
     """
     side = 1
     while side * side < window.left + window.right:

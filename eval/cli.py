@@ -12,13 +12,14 @@ COMMANDS = {
     "kernels": "time every attention kernel that runs here, over the shapes of DiT, PixArt and a video model (GPU)",
     "latency": "time sampling with plans and without: eager, compiled, captured",
     "xformers": "DiT-XL by materialised softmax, SDPA and xFormers, equivalence checked first (GPU)",
+    "token-order": "losses of a window step and calibrated MACs in each token order, on the bundled demo",
     "readme": "write the result tables of README.md from the files in eval/results",
 }
 
 MODULES = {"xformers": "xformers_benchmark"}  # where the command's own name is that of a library
 
 USAGE = "usage: python -m eval COMMAND [options]\n\ncommands:\n" + "\n".join(
-    f"  {name:<10} {what}" for name, what in COMMANDS.items()
+    f"  {name:<12} {what}" for name, what in COMMANDS.items()
 )
 EPILOG = """
 examples:
@@ -27,6 +28,7 @@ examples:
   python -m eval agreement --kernels triton,xformers --dtype fp16
   python -m eval kernels --quick
   python -m eval xformers --quick
+  python -m eval token-order --every 8        every eighth step of the trajectory
   python -m eval readme
 """
 
@@ -43,7 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
 
     def command() -> int:
-        import_module(f"eval.{MODULES.get(name, name)}").main(rest)
+        module = MODULES.get(name, name.replace("-", "_"))
+        import_module(f"eval.{module}").main(rest)
         return 0
 
     return run(command)

@@ -130,10 +130,10 @@ def _softmax(
 
 
 @gluon.jit
-def _issue_scores(q_s, q_r, k_s, k_r, zero, REST: gl.constexpr):
-    scores = warpgroup_mma(q_s, k_s.permute((1, 0)), zero, use_acc=False, is_async=True)
+def _issue_scores(queries, queries_rest, k_s, k_r, zero, REST: gl.constexpr):
+    scores = warpgroup_mma(queries, k_s.permute((1, 0)), zero, use_acc=False, is_async=True)
     if REST > 0:
-        scores = warpgroup_mma(q_r, k_r.permute((1, 0)), scores, is_async=True)
+        scores = warpgroup_mma(queries_rest, k_r.permute((1, 0)), scores, is_async=True)
     return scores
 
 
@@ -172,11 +172,12 @@ def worker(
     group, out, out_rest, q_s, q_r, k_s, k_r, v_s, v_r, o_s, o_r, full, empty, q_full, q_empty, o_full, o_empty,
     heads, tokens, left, right, scale, tiles,
     MAIN: gl.constexpr, REST: gl.constexpr, GROUPS: gl.constexpr, KEYS: gl.constexpr, STAGES: gl.constexpr,
-    EPILOGUE: gl.constexpr, BESIDE: gl.constexpr,
+    EPILOGUE: gl.constexpr, BESIDE: gl.constexpr, HOLD: gl.constexpr,
 ):  # fmt: skip
     """One warpgroup: the queries [group * GROUP, (group + 1) * GROUP) of every tile.
 
     BESIDE: whether the softmax runs beside the products with the values. That takes registers for two blocks' weights.
+    HOLD: whether the queries are held in registers, which reads less of the shared memory.
     """
     RC: gl.constexpr = REST if REST > 0 else 16
     S: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, KEYS, 16])  # of scores
@@ -216,8 +217,15 @@ def worker(
 
         slot, phase = _pass(0, begin, slot, phase, full, empty, STAGES)
         mbarrier.wait(q_full, turn)
+        if HOLD:
+            queries = q_s.load(gl.DotOperandLayout(0, S, 2))
+            queries_rest = q_r.load(gl.DotOperandLayout(0, S, 2)) if REST > 0 else queries
+            mbarrier.arrive(q_empty)
+        else:
+            queries = q_s
+            queries_rest = q_r
         mbarrier.wait(full.index(slot), phase)
-        issued = _issue_scores(q_s, q_r, k_s.index(slot), k_r.index(slot), zero, REST)
+        issued = _issue_scores(queries, queries_rest, k_s.index(slot), k_r.index(slot), zero, REST)
         if tile >= gl.num_programs(0):
             tma.store_wait(0)  # the last tile's output has left o_s
             if EPILOGUE != 0:
@@ -232,7 +240,7 @@ def worker(
             before = slot
             slot = after
             phase = after_phase
-            issued = _issue_scores(q_s, q_r, k_s.index(slot), k_r.index(slot), zero, REST)
+            issued = _issue_scores(queries, queries_rest, k_s.index(slot), k_r.index(slot), zero, REST)
             acc, acc_rest, left_operand = _issue_values(weights, v_s.index(before), v_r.index(before), acc, acc_rest,
                                                         A, R, REST)  # fmt: skip
             if BESIDE:
@@ -259,7 +267,8 @@ def worker(
             acc = acc * gl.convert_layout(shrink, gl.SliceLayout(1, A)).expand_dims(1)
             if REST > 0:
                 acc_rest = acc_rest * gl.convert_layout(shrink, gl.SliceLayout(1, R)).expand_dims(1)
-        mbarrier.arrive(q_empty)
+        if not HOLD:
+            mbarrier.arrive(q_empty)
         acc, acc_rest, left_operand = _issue_values(weights, v_s.index(slot), v_r.index(slot), acc, acc_rest,
                                                     A, R, REST)  # fmt: skip
         share = gl.convert_layout(1.0 / gl.sum(total, 1), gl.SliceLayout(1, S), assert_trivial=True)

@@ -34,7 +34,7 @@ def hopper_kernel(
     q, q_rest, k, k_rest, v, v_rest, other, other_rest, out, out_rest,
     heads, tokens, left, right, scale, tiles,
     MAIN: gl.constexpr, REST: gl.constexpr, GROUPS: gl.constexpr, KEYS: gl.constexpr, STAGES: gl.constexpr,
-    EPILOGUE: gl.constexpr, BESIDE: gl.constexpr, REGISTERS: gl.constexpr,
+    EPILOGUE: gl.constexpr, BESIDE: gl.constexpr, HOLD: gl.constexpr, REGISTERS: gl.constexpr,
 ):  # fmt: skip
     """One program: every ``num_programs``-th tile of GROUPS * GROUP queries of one head.
 
@@ -77,11 +77,11 @@ def hopper_kernel(
         gl.warp_specialize([
             (worker, (
                 0, out, out_rest, q_s, q_r, k_s, k_r, v_s, v_r, o_s, o_r, full, empty, q_full, q_empty, o_full, o_empty,
-                heads, tokens, left, right, scale, tiles, MAIN, REST, GROUPS, KEYS, STAGES, EPILOGUE, BESIDE,
+                heads, tokens, left, right, scale, tiles, MAIN, REST, GROUPS, KEYS, STAGES, EPILOGUE, BESIDE, HOLD,
             )),
             (worker, (
                 1, out, out_rest, q_s, q_r, k_s, k_r, v_s, v_r, o_s, o_r, full, empty, q_full, q_empty, o_full, o_empty,
-                heads, tokens, left, right, scale, tiles, MAIN, REST, GROUPS, KEYS, STAGES, EPILOGUE, BESIDE,
+                heads, tokens, left, right, scale, tiles, MAIN, REST, GROUPS, KEYS, STAGES, EPILOGUE, BESIDE, HOLD,
             )),
             (copier, (
                 q, q_rest, k, k_rest, v, v_rest, other, other_rest, q_s, q_r, k_s, k_r, v_s, v_r, o_s, o_r,
@@ -93,15 +93,15 @@ def hopper_kernel(
         gl.warp_specialize([
             (worker, (
                 0, out, out_rest, q_s, q_r, k_s, k_r, v_s, v_r, o_s, o_r, full, empty, q_full, q_empty, o_full, o_empty,
-                heads, tokens, left, right, scale, tiles, MAIN, REST, GROUPS, KEYS, STAGES, EPILOGUE, BESIDE,
+                heads, tokens, left, right, scale, tiles, MAIN, REST, GROUPS, KEYS, STAGES, EPILOGUE, BESIDE, HOLD,
             )),
             (worker, (
                 1, out, out_rest, q_s, q_r, k_s, k_r, v_s, v_r, o_s, o_r, full, empty, q_full, q_empty, o_full, o_empty,
-                heads, tokens, left, right, scale, tiles, MAIN, REST, GROUPS, KEYS, STAGES, EPILOGUE, BESIDE,
+                heads, tokens, left, right, scale, tiles, MAIN, REST, GROUPS, KEYS, STAGES, EPILOGUE, BESIDE, HOLD,
             )),
             (worker, (
                 2, out, out_rest, q_s, q_r, k_s, k_r, v_s, v_r, o_s, o_r, full, empty, q_full, q_empty, o_full, o_empty,
-                heads, tokens, left, right, scale, tiles, MAIN, REST, GROUPS, KEYS, STAGES, EPILOGUE, BESIDE,
+                heads, tokens, left, right, scale, tiles, MAIN, REST, GROUPS, KEYS, STAGES, EPILOGUE, BESIDE, HOLD,
             )),
             (copier, (
                 q, q_rest, k, k_rest, v, v_rest, other, other_rest, q_s, q_r, k_s, k_r, v_s, v_r, o_s, o_r,
@@ -123,11 +123,11 @@ def cuts(q: Tensor) -> list[Config]:
     if q.dtype not in (torch.float16, torch.bfloat16) or columns > 128 or not _gpu_fits(q.device):
         return []
     found = []
-    for groups, keys in ((2, 64), (3, 64), (2, 128)):
+    for groups, keys, beside in ((2, 64, True), (2, 64, False), (3, 64, columns <= 80), (2, 128, True)):
         room = SHARED_BYTES - 2 * 2 * groups * ROWS * columns
         stages = min(MOST_STAGES, room // (2 * 2 * keys * columns))
         if stages >= 3:  # with two, a block's successor would wait for the slot of its predecessor, which is in use
-            found.append(Config(groups * ROWS, keys, warps=4 * groups, stages=stages, hopper=True))
+            found.append(Config(groups * ROWS, keys, warps=4 * groups, stages=stages, hopper=True, beside=beside))
     return found
 
 
@@ -180,6 +180,6 @@ def launch(
         *_descriptors(out, ROWS, columns),
         heads, tokens, min(left, tokens), min(right, tokens), math.log2(math.e) / math.sqrt(head_dim), tiles,
         MAIN=columns[0], REST=columns[1], GROUPS=groups, KEYS=config.keys, STAGES=config.stages,
-        EPILOGUE=int(epilogue), BESIDE=groups == 2 or sum(columns) <= 80, REGISTERS=REGISTERS[groups],
-        num_warps=4,
+        EPILOGUE=int(epilogue), BESIDE=config.beside, HOLD=groups == 2 and not config.beside,
+        REGISTERS=REGISTERS[groups], num_warps=4,
     )  # fmt: skip

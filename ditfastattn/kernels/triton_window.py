@@ -9,6 +9,8 @@ What is particular here:
   (edge, interior, edge) would drain the load pipeline twice more.
 - On GPUs with tensor memory descriptors (compute capability 9.0 and later) blocks are copied by the copy engine,
   which fills columns and rows outside the tensor with zeros.
+
+Hopper GPUs have a kernel of their own besides, ``hopper_window``, which ``launch`` runs for its cuts.
 """
 
 # mypy: ignore-errors
@@ -46,6 +48,7 @@ class Config:
     registers: int | None = None  # most per thread: fewer let more programs share a multiprocessor
     tma: bool = True  # tensor descriptors where the GPU and the strides allow them
     hopper: bool = False  # hopper_window's kernel, with rows / 64 warpgroups, where it fits
+    beside: bool = True  # of that kernel: the softmax runs beside the products with the values
 
 
 PLAIN = Config(rows=64, keys=64, warps=4, stages=2)  # fits every GPU for head dims up to 128 in half precision
@@ -226,8 +229,10 @@ def launch(
             special.launch(q, k, v, other, out, left, right, epilogue, config)
             return
         config = PLAIN
-    columns = split_head_dim(head_dim)
     unit = _unit(q, k, v)
+    # Rows at odd places are loaded element by element. With a second column tile, Triton 3.6 then multiplies the
+    # weights with that tile of the values wrongly on Hopper (seen on an H100): so one padded tile.
+    columns = split_head_dim(head_dim) if unit == 8 else (max(16, triton.next_power_of_2(head_dim)), 0)
     tma = config.tma and unit == 8 and has_descriptors(q.device) and all(map(_describable, (q, k, v)))
     if tma:
         sources = [

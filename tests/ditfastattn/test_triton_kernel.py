@@ -130,10 +130,10 @@ def test_extreme_scores_stay_finite(case: str) -> None:
 @kernel_runs
 def test_a_cut_of_another_gpu_gives_the_same_numbers() -> None:
     """As if a file of measurements came from there."""
-    tensors = inputs(1, 70, 1, 24, torch.float32, seed=11)
+    tensors = inputs(1, 70, 1, 24, torch.bfloat16 if ON_GPU else torch.float32, seed=11)
     window = Window(left=9, right=30)
     out = run(tensors, window, Epilogue.ADD, Config(128, 64, warps=8, stages=5, hopper=True))
-    assert relative_error(out, expected_of(tensors, window, Epilogue.ADD)) < 2e-6
+    assert relative_error(out, expected_of(tensors, window, Epilogue.ADD)) < (5e-3 if ON_GPU else 2e-6)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ plan_time(plan, table)                               milliseconds of a run's blo
 
 from ditfastattn.cost.blocks import Prepare, eager_block, piece_block
 from ditfastattn.cost.formula import LayerShape, Work, layer_work, plan_work
-from ditfastattn.cost.predict import PlanTime, plan_time
+from ditfastattn.cost.predict import PlanTime, plan_time, predict
 from ditfastattn.cost.table import CostTable, TableKey, measure
 
 __all__ = [
@@ -24,4 +24,5 @@ __all__ = [
     "piece_block",
     "plan_time",
     "plan_work",
+    "predict",
 ]

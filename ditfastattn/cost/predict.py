@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from ditfastattn.cache import liveness
 from ditfastattn.cost.table import CostTable, row_of
 from ditfastattn.errors import CostError
+from ditfastattn.layout import Layout
+from ditfastattn.models.base import ModelAdapter
 from plans import Method, Plan
 
 
@@ -53,3 +55,20 @@ def plan_time(plan: Plan, table: CostTable) -> PlanTime:
     full = len(cells) * us[Method.FULL] / 1000
     rest = len(cells) * us[Method.AST] / 1000
     return PlanTime(blocks, full, blocks - rest, full - rest, table)
+
+
+def predict(adapter: ModelAdapter, plan: Plan, kernel: str, batch: int) -> PlanTime | None:
+    """The plan's time from what the disk knows of this model here; None if it was never measured.
+
+    Args:
+        kernel: the name of the kernel that the plan is run with.
+        batch: rows of a call; without a table of just that many the next smaller one speaks, or the smallest.
+    """
+    layout = Layout(plan.guidance.layout)
+    tables = CostTable.stored(adapter, plan.model.tokens, kernel, plan.window, layout)
+    if not tables:
+        return None
+    batches = sorted(table.key.batch for table in tables)
+    nearest = max((rows for rows in batches if rows <= batch), default=batches[0])
+    times = [plan_time(plan, table) for table in tables if table.key.batch == nearest]
+    return min(times, key=lambda time: time.full_blocks)  # by the fastest way of running blocks

@@ -13,7 +13,7 @@ from small_models import full_plan, random_plan, small_pipeline
 from small_pixart import small_pixart_pipeline
 
 from ditfastattn.cache import Cell, LayerCache, Rows, liveness
-from ditfastattn.cost import CostTable, eager_block, measure, piece_block, plan_time
+from ditfastattn.cost import CostTable, eager_block, measure, piece_block, plan_time, predict
 from ditfastattn.cost.store import cache_file
 from ditfastattn.cost.table import cells_of, row_of
 from ditfastattn.errors import CostError, KernelError
@@ -231,6 +231,17 @@ def test_a_plan_takes_the_sum_of_its_cells(pipe: Any, monkeypatch: pytest.Monkey
     other = replace(table, key=replace(table.key, tokens=64, window="1,1", layout="none"))
     with pytest.raises(CostError, match=r"tokens: the plan has 16, the table 64; window: .*; guidance layout: "):
         plan_time(plan, other)
+
+
+def test_a_prediction_takes_the_nearest_batch_and_the_fastest_way(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    adapter, plan, window = adapt(pipe.transformer), random_plan(pipe, 5), Window.default(16)
+    assert predict(adapter, plan, "sdpa", 4) is None
+    for batch, factor, runtime in ((4, 2.0, "slow"), (4, 1.0, "fast"), (8, 3.0, "slow")):
+        clocked(adapter, monkeypatch, factor, window=window, batch=batch, runtime=runtime)
+    for rows, key in ((2, (4, "fast")), (4, (4, "fast")), (6, (4, "fast")), (16, (8, "slow"))):
+        predicted = predict(adapter, plan, "sdpa", rows)
+        assert predicted is not None and (predicted.table.key.batch, predicted.table.key.runtime) == key
+    assert predict(adapter, plan, "flex", 4) is None
 
 
 @pytest.mark.gpu

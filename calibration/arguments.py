@@ -8,6 +8,7 @@ from calibration.settings import CANDIDATES, SEARCHES, THRESHOLDS
 from ditfastattn.kernels import NAMES
 from ditfastattn.samplers import SAMPLERS
 from plans import Method, Window
+from plans.method import TOKEN_ORDERS
 
 EXAMPLES = """examples:
   python -m calibration --threshold 0.05                      the bundled demo, 50 DPM-Solver++ steps
@@ -45,13 +46,19 @@ def calibrate_parser() -> argparse.ArgumentParser:
     add("--n-calib", type=int, metavar="N", help="labels to calibrate on (default: 4 on a CPU, 8 on a GPU)")
     add("--labels", help="the labels themselves, by number or name, with commas (default: spread over all)")
     add("--window", help="keys seen on each side: 32, or 32,16 for left,right (default: tokens // 8)")
+    add(
+        "--token-order",
+        default="raster",
+        choices=TOKEN_ORDERS,
+        help="how tokens stand, and so what a window covers: whole rows (raster, the paper's; default), or a patch",
+    )
     add("--loss", default="mrae", choices=list(LOSSES), help="default: mrae, the paper's")
     add("--methods", default=",".join(CANDIDATES), help=f"candidates, with commas (default: {','.join(CANDIDATES)})")
     add("--search", default="replay", choices=SEARCHES, help="plain runs the whole model for every candidate")
     add("--seed", type=parse_seed, default=0, help="of the noise and of the choice of labels (default: 0)")
     add("--device", help="cpu, cuda, ... (default: cuda if there is one)")
     add("--dtype", default="float32", choices=["float32", "float16", "bfloat16"], help="default: float32")
-    add("--kernel", default="auto", choices=NAMES, help="default: auto")
+    add("--kernel", default="auto", choices=NAMES, help="attention by (default: auto, the fastest that fits, measured)")
     add("--output", default="calibrated", help="folder, or FILE.json for a single threshold (default: calibrated)")
     add("--resume", action="store_true", help="go on where an interrupted run of the same command stopped")
     return parser

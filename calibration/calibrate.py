@@ -25,6 +25,7 @@ from ditfastattn.kernels import make_kernel
 from ditfastattn.layout import Layout
 from ditfastattn.models import adapt
 from ditfastattn.models.base import ModelAdapter
+from ditfastattn.order import Ordering, order_for
 from ditfastattn.samplers import sampler_spec
 from ditfastattn.sampling import Denoiser, Trajectory
 from plans import Calibration, GuidanceSpec, Method, Plan, Window
@@ -73,11 +74,13 @@ def calibrate(
     parameter = next(pipe.transformer.parameters())
     queries = parameter.new_empty((len(denoiser.labels), plan.model.tokens, plan.model.heads, plan.model.head_dim))
     context = Context(make_kernel(settings.kernel, queries, plan.window), plan.window, Layout(plan.guidance.layout))
+    ordering = Ordering(order_for(plan.token_order, candidates), plan.window, adapter.per_image)
+    ordering.fit(adapter.grid(*run.latents.shape[-2:]), run.latents.device)
     step_class = ReplayStep if settings.search == "replay" else PlainStep
     done = list(journal.decisions) if journal else []
     decisions: list[Decision] = []
     plain_runs = 0
-    with Probe(adapter, context, residuals=any(method.windowed for method in candidates)) as probe:
+    with Probe(adapter, context, ordering, residuals=any(method.windowed for method in candidates)) as probe:
         for index in range(plan.steps):
 
             def predict(index: int = index) -> Tensor:
@@ -120,6 +123,7 @@ def empty_plan(adapter: ModelAdapter, scheduler: Any, settings: Settings) -> Pla
         sampler=sampler_spec(scheduler, settings.steps),
         guidance=GuidanceSpec(scale=float(settings.guidance_scale), layout=layout.value),
         window=window,
+        token_order=settings.token_order,
     )
 
 

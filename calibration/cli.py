@@ -94,6 +94,7 @@ def _calibrate(options: argparse.Namespace, arguments: list[str]) -> int:
             loss=options.loss,
             methods=methods,
             window=window,
+            token_order=options.token_order,
             search=options.search,
             kernel=options.kernel,
             seed=options.seed,

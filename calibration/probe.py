@@ -10,6 +10,7 @@ from ditfastattn.cache import Cell, LayerCache, Rows
 from ditfastattn.execute import Context, residual_to_store, run_block
 from ditfastattn.install import Overrides
 from ditfastattn.models.base import ModelAdapter
+from ditfastattn.order import Ordering
 from plans import Method
 
 
@@ -26,12 +27,13 @@ class Probe:
     """Installs itself on a transformer's blocks; ``with`` takes it off again.
 
     ``caches`` are those of the trajectory chosen so far; ``block_runs`` counts whole blocks run, ``residual_passes``
-    attention cores run again for their residual alone.
+    attention cores run again for their residual alone. All that a behaviour sees stands in the order of ``ordering``.
     """
 
-    def __init__(self, adapter: ModelAdapter, context: Context, residuals: bool) -> None:
+    def __init__(self, adapter: ModelAdapter, context: Context, ordering: Ordering, residuals: bool) -> None:
         self.adapter = adapter
         self.context = context
+        self.ordering = ordering
         self.residuals = residuals
         self.caches = [LayerCache() for _ in adapter.blocks]
         self.block_runs = 0
@@ -51,9 +53,11 @@ class Probe:
     def __exit__(self, *_: object) -> None:
         self._overrides.restore()
 
-    def _forward(self, layer: int, hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def _forward(self, layer: int, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         assert self._behaviour is not None, "a block was called outside of Probe.call"
-        return self._behaviour(layer, hidden, *args, **kwargs)
+        hidden = self.ordering.enter(hidden_states, *args, **kwargs) if layer == 0 else hidden_states
+        hidden = self._behaviour(layer, hidden, *args, **kwargs)
+        return self.ordering.leave(hidden) if layer + 1 == self.layers else hidden
 
     def call(self, predict: Callable[[], Tensor], behaviour: Callable[..., Tensor]) -> Tensor:
         """``predict()`` with every block call answered by ``behaviour(layer, hidden, *args, **kwargs)``."""

@@ -5,7 +5,8 @@ from typing import Any
 
 from calibration.errors import CalibrationError
 from calibration.loss import LOSSES
-from plans import Method, Window
+from plans import Method, TokenOrder, Window
+from plans.method import TOKEN_ORDERS
 
 THRESHOLDS = {"D1": 0.025, "D2": 0.05, "D3": 0.075, "D4": 0.1, "D5": 0.125, "D6": 0.15}  # DiTFastAttn, Sec. 4.1
 CANDIDATES = tuple(method for method in Method if method is not Method.FULL)
@@ -23,6 +24,7 @@ class Settings:
     loss: str = "mrae"
     methods: tuple[Method, ...] = CANDIDATES
     window: Window | None = None  # None: tokens // 8 on each side
+    token_order: TokenOrder = "raster"
     search: str = "replay"
     kernel: str = "auto"
     seed: int = 0
@@ -42,7 +44,10 @@ class Settings:
             raise CalibrationError(f"there is no loss {self.loss!r}; choose one of {', '.join(LOSSES)}")
         if self.search not in SEARCHES:
             raise CalibrationError(f"there is no search {self.search!r}; choose one of {', '.join(SEARCHES)}")
-
+        if self.token_order not in TOKEN_ORDERS:
+            raise CalibrationError(
+                f"there is no token order {self.token_order!r}; choose one of {', '.join(TOKEN_ORDERS)}"
+            )
         if not self.candidates():
             raise CalibrationError("there is no method to choose besides FULL: name others in --methods")
 

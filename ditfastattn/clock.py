@@ -39,12 +39,11 @@ class StepClock:
         """Whether a run is under way whose next step is not a new run's first."""
         return not self._new_run and self.step is not None and self.step + 1 < len(self.timesteps)
 
-    def follow(self) -> tuple[int, float]:
-        """The next step of the run that goes on, and its timestep: for a caller that knows that the sampler has
-        stepped once since the last call."""
+    def follow(self) -> int:
+        """The next step of the run that goes on: for a caller that knows the sampler to have stepped once since."""
         assert self.goes_on and self.step is not None
         self.step += 1
-        return self.step, self.timesteps[self.step]
+        return self.step
 
     def tick(self, timestep: float, begin_index: int | None = None) -> tuple[int, bool]:
         """The step of a model call at ``timestep``, and whether it begins a run.

@@ -30,6 +30,8 @@ class ProgramRunner(Runner):
     every program be prepared anew.
     """
 
+    prepares = True
+
     def __init__(self, adapter: ModelAdapter, compile: bool, graphs: bool) -> None:
         super().__init__(adapter)
         self._compile = compile

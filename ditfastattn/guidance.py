@@ -1,5 +1,7 @@
 """Reading the guidance off a run: the sampler must be handed uncond + s (cond - uncond) with the plan's s."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -11,8 +13,8 @@ _ROUNDING = 1.0
 _FLOOR = 1e-5
 
 
-def guidance_numbers(cond: Tensor, uncond: Tensor, guided: Tensor, scale: float) -> Tensor:
-    """What :func:`judge_guidance` needs, computed where the tensors are.
+def guidance_products(cond: Tensor, uncond: Tensor, guided: Tensor) -> Tensor:
+    """What :func:`judge_guidance` needs, computed where the tensors are, in few operations.
 
     Only the first three channels are read: the official DiT sampler guides three of four, diffusers' pipeline all.
 
@@ -20,33 +22,37 @@ def guidance_numbers(cond: Tensor, uncond: Tensor, guided: Tensor, scale: float)
         cond, uncond, guided: (B, C, h, w), C >= 1; ``guided`` is what the sampler was given.
 
     Returns:
-        (4,) float64: distance from uncond + scale (cond - uncond), what rounding allows, the scale that explains
-        ``guided`` best, the distance from that.
+        (9,) float64: the scalar products of uncond, cond and guided with each other, row by row.
     """
-    uncond, cond, given = uncond[:, :3], cond[:, :3], guided[:, :3]
-    eps = max(torch.finfo(t.dtype).eps for t in (uncond, given))
-    u = uncond.double().flatten()
-    direction = cond.double().flatten() - u
-    moved = given.double().flatten() - u
-    length = direction.norm()
-    allowed = (_ROUNDING * eps + _FLOOR) * (u.norm() + scale * length)
-    implied = moved.dot(direction) / length.square()
-    error, unexplained = (moved - scale * direction).norm(), (moved - implied * direction).norm()
-    return torch.stack([error, allowed, implied, unexplained])
+    vectors = torch.stack([t[:, :3].double() for t in (uncond, cond, guided)]).flatten(1)  # (3, B * 3 * h * w)
+    return (vectors @ vectors.T).flatten()
 
 
-def judge_guidance(scale: float, numbers: list[float]) -> None:
+def judge_guidance(scale: float, eps: float, products: list[float]) -> None:
     """Refuses a run whose sampler is not handed uncond + scale (cond - uncond), to the rounding of the dtypes.
 
     Where the branches hardly differ (at the first steps) another scale cannot be told from rounding in half precision;
-    it can a few steps later.
+    it can a few steps later. Scalar products in float64 lose half of their digits in the differences taken here, which
+    leaves 1e-8 of the magnitude, far below what is allowed.
+
+    Args:
+        scale: the plan's guidance scale.
+        eps: of the coarser of the dtypes that the guidance was computed in.
+        products: of :func:`guidance_products`.
 
     Raises:
         PlanMismatch: another scale, or something else altogether.
     """
-    error, allowed, implied, unexplained = numbers
+    uu, uc, ug, _, cc, cg, _, _, gg = products
+    length = cc - 2 * uc + uu  # |direction|^2, direction = cond - uncond
+    moved = gg - 2 * ug + uu  # |given - uncond|^2
+    along = cg - uc - ug + uu  # (given - uncond) . direction
+    allowed = (_ROUNDING * eps + _FLOOR) * (_root(uu) + scale * _root(length))
+    error = _root(moved - 2 * scale * along + scale * scale * length)
     if error <= allowed or not allowed > 0:
         return
+    implied = along / length if length > 0 else math.inf
+    unexplained = _root(moved - along * implied) if length > 0 else math.inf
     if unexplained <= allowed:
         raise PlanMismatch([f"guidance scale: the plan has {scale:g}, this run {implied:.3g}"])
     raise PlanMismatch(
@@ -55,3 +61,8 @@ def judge_guidance(scale: float, numbers: list[float]) -> None:
             "(rescaled or changing guidance?); to leave guidance unchecked apply the plan to the bare transformer"
         ]
     )
+
+
+def _root(square: float) -> float:
+    """Of what is no negative number but for rounding; NaN stays NaN."""
+    return math.sqrt(square) if not square < 0 else 0.0

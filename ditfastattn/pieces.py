@@ -12,32 +12,42 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ditfastattn.layout import both_halves
 from ditfastattn.models.base import BlockAdapter, ModelAdapter
 
 
 def qkv(
-    block: BlockAdapter[Any], hidden: Tensor, modulation: Tensor, context: tuple[Tensor, ...]
+    block: BlockAdapter[Any],
+    hidden: Tensor,
+    modulation: Tensor,
+    context: tuple[Tensor, ...],
+    joint: tuple[Tensor, ...],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Queries, keys and values (rows, N, H, D) of ``hidden`` (rows, N, C)."""
-    return block.qkv(block.state(hidden, modulation, context), slice(None))
+    return block.qkv(block.state(hidden, modulation, context, joint), slice(None))
 
 
 def finish(
     block: BlockAdapter[Any], hidden: Tensor, output: Tensor, modulation: Tensor, context: tuple[Tensor, ...]
 ) -> Tensor:
     """The block's end: (B, N, C). ``output`` is the attention's, (B, N, C), or (B/2, N, C) for both halves."""
-    if output.shape[0] != hidden.shape[0]:
-        output = both_halves(output)
-    return block.finish(block.state(hidden, modulation, context), output)
+    return block.finish(block.state(hidden, modulation, context, ()), output)
 
 
-def embed(adapter: ModelAdapter, latents: Tensor) -> Tensor:
-    """Contiguous, as every block's output is: the first block then shares the compilation of the others."""
-    return adapter.embed(latents).contiguous()
+def embed(adapter: ModelAdapter, latents: Tensor, order: Tensor | None) -> Tensor:
+    """The first block's input (B, N, C), its tokens in the ``order`` (N,).
+
+    Contiguous, as every block's output is: the first block then shares the compilation of the others.
+    """
+    hidden = adapter.embed(latents).contiguous()
+    return hidden if order is None else hidden.index_select(1, order)
 
 
-def head(adapter: ModelAdapter, hidden: Tensor, modulation: Tensor, height: int, width: int) -> Tensor:
+def head(
+    adapter: ModelAdapter, hidden: Tensor, modulation: Tensor, height: int, width: int, order: Tensor | None
+) -> Tensor:
+    """The model output from the last block's (B, N, C), its tokens put back by the ``order`` (N,)."""
+    if order is not None:
+        hidden = hidden.index_select(1, order)
     return adapter.head(hidden, modulation, height, width)
 
 

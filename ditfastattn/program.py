@@ -1,7 +1,6 @@
 """A plan's steps at one shape, prepared before the first of them runs: fixed buffers, and CUDA graphs over them."""
 
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -44,11 +43,17 @@ class Program:
         first = self._first_conditioning(run.call)
         self._modulation, self._head_modulation = first.blocks[0].clone(), first.head[0].clone()
         self._context = tuple(tensor.clone() for tensor in adapter.context(run.call))
+        self._joint = [JointWeights(block.joint_weights()) for block in adapter.blocks]
         rows = self.arena.nbytes(self._batch, 1)
         dtype = self._modulation.dtype
         self._store = torch.zeros((rows, model.tokens, model.heads, model.head_dim), dtype=dtype, device=latents.device)
+        order = run.ordering.indices
+        self._enter: Tensor | None = order[0] if order else None
+        self._leave: Tensor | None = order[1] if order else None
         self._output: Tensor | None = None
+        self._kinds = [self._kind(step) for step in range(run.entered_at, run.plan.steps)]
         self._graphs: dict[Kind, torch.cuda.CUDAGraph] = {}
+        self._replays: list[torch.cuda.CUDAGraph] = []  # one a step; empty without capture
         self.seconds = 0.0
 
     # ------------------------------------------------------------------------------------------------- preparation
@@ -56,7 +61,7 @@ class Program:
     def prepare(self, capture: bool) -> None:
         """Runs every kind of work once, so that all is compiled and tuned, then captures every kind of step."""
         begin = time.perf_counter()
-        kinds = list(dict.fromkeys(self._kind(step) for step in self._steps()))
+        kinds = list(dict.fromkeys(self._kinds))
         seen: set[tuple[Cell, tuple[int, ...]]] = set()
         for kind in tqdm(kinds, desc="preparing the plan", unit="step", leave=False):
             work = {(cell, _sizes(places)) for cell, places in kind}
@@ -65,6 +70,8 @@ class Program:
                 seen |= work
             if capture:
                 self._graphs[kind] = self._captured(kind)
+        if capture:
+            self._replays = [self._graphs[kind] for kind in self._kinds]
         self.seconds = time.perf_counter() - begin
 
     def _captured(self, kind: Kind) -> torch.cuda.CUDAGraph:
@@ -92,6 +99,8 @@ class Program:
     def begin(self, call: Call) -> None:
         """A run with the condition of ``call``."""
         self._call = call
+        for joint in self._joint:
+            joint.refresh()
         self._ahead, self._ahead_from = self._first_conditioning(call), self._run.entered_at
         for buffer, tensor in zip(self._context, self._adapter.context(call), strict=True):
             buffer.copy_(tensor)
@@ -100,15 +109,15 @@ class Program:
         """The model output (B, C_out, h, w) of a step, the caller's to keep."""
         if not 0 <= step - self._ahead_from < len(self._ahead.head):
             self._ahead, self._ahead_from = self._conditioning(step, self._call), step
-        index = step - self._ahead_from
+        ahead = step - self._ahead_from
         self._latents.copy_(latents)
-        self._modulation.copy_(self._ahead.blocks[index])
-        self._head_modulation.copy_(self._ahead.head[index])
-        kind = self._kind(step)
-        if kind in self._graphs:
-            self._graphs[kind].replay()
+        self._modulation.copy_(self._ahead.blocks[ahead])
+        self._head_modulation.copy_(self._ahead.head[ahead])
+        index = step - self._run.entered_at
+        if self._replays:
+            self._replays[index].replay()
         else:
-            self._compute(kind)
+            self._compute(self._kinds[index])
         assert self._output is not None
         return self._output.clone()
 
@@ -121,9 +130,6 @@ class Program:
         timesteps = self._run.plan.sampler.timesteps[step : step + steps]
         return self._adapter.conditioning(torch.tensor(timesteps, device=call.latents.device), call)
 
-    def _steps(self) -> Sequence[int]:
-        return range(self._run.entered_at, self._run.plan.steps)
-
     def _kind(self, step: int) -> Kind:
         index = step - self._run.entered_at
         return tuple(
@@ -134,10 +140,11 @@ class Program:
     # ------------------------------------------------------------------------------------------------------- a step
 
     def _compute(self, kind: Kind) -> None:
-        hidden = self._pieces.embed(self._adapter, self._latents)
+        hidden = self._pieces.embed(self._adapter, self._latents, self._enter)
         for layer, (cell, places) in enumerate(kind):
             hidden = self._block(layer, cell, places, hidden)
-        output = self._pieces.head(self._adapter, hidden, self._head_modulation, self._height, self._width)
+        size = (self._height, self._width)
+        output = self._pieces.head(self._adapter, hidden, self._head_modulation, *size, self._leave)
         if self._output is None:
             self._output = torch.empty_like(output)
         self._output.copy_(output)
@@ -157,7 +164,9 @@ class Program:
         half = cell.method.shares_guidance
         rows = context.layout.conditional_rows(self._batch) if half else slice(0, self._batch)
         inputs = tuple(tensor[rows] for tensor in self._context)
-        q, k, v = self._pieces.qkv(block, hidden[rows], modulation[rows], inputs)  # (rows, N, H, D)
+        q, k, v = self._pieces.qkv(
+            block, hidden[rows], modulation[rows], inputs, self._joint[layer].tensors
+        )  # (rows, N, H, D)
         residual = None
         if cell.method.windowed:
             assert places.residual is not None
@@ -177,6 +186,23 @@ class Program:
         half = self._store.shape[0] // self.arena.halves
         rows = self._batch if place.rows is Rows.WHOLE_BATCH else self._batch // 2
         return self._store[place.offset * half :][:rows]
+
+
+class JointWeights:
+    """Copies of a block's weights, concatenated, so that one large product takes the place of several.
+
+    Made anew at every run: a weight changed in place since the last one would else be used as it was.
+    """
+
+    def __init__(self, groups: list[list[Tensor]]) -> None:
+        self._sources = [weight for group in groups for weight in group]
+        self.tensors = tuple(torch.cat(group) for group in groups)
+        parts = [t.split([w.shape[0] for w in g]) for t, g in zip(self.tensors, groups, strict=True)]
+        self._copies = [part for split in parts for part in split]
+
+    def refresh(self) -> None:
+        if self._sources:
+            torch._foreach_copy_(self._copies, self._sources)
 
 
 def _sizes(places: StepPlaces) -> tuple[int, ...]:

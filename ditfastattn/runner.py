@@ -13,6 +13,7 @@ from ditfastattn.errors import StepError
 from ditfastattn.execute import Context, run_block
 from ditfastattn.install import Overrides
 from ditfastattn.models.base import Call, ModelAdapter
+from ditfastattn.order import Ordering
 from plans import Plan
 
 
@@ -25,11 +26,14 @@ class Run:
     entered_at: int  # its step
     cells: list[tuple[Cell, ...]]  # [layer][step - entered_at]
     context: Context
+    ordering: Ordering
     row_bytes: int  # of one row of an attention output, N * C * itemsize
 
 
 class Runner(ABC):
     """Computes the model calls of a session, which has checked them."""
+
+    prepares: bool  # steps are launched without waiting for the device
 
     def __init__(self, adapter: ModelAdapter) -> None:
         self.adapter = adapter
@@ -74,6 +78,8 @@ class EagerRunner(Runner):
     """The model's own forward, its blocks replaced. Nothing is prepared; caches live from their store to their last
     reader."""
 
+    prepares = False
+
     def __init__(self, adapter: ModelAdapter) -> None:
         super().__init__(adapter)
         self._caches = [LayerCache() for _ in adapter.blocks]
@@ -103,17 +109,24 @@ class EagerRunner(Runner):
         self._free(step)
         return output[0], output
 
-    def _block_forward(self, layer: int, original: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+    def _block_forward(
+        self, layer: int, original: Callable[..., Tensor], hidden_states: Tensor, *args: Any, **kwargs: Any
+    ) -> Tensor:
+        """A block's forward. The tokens stand in the plan's order from the first block's input to the last's output."""
         if self._closed:
-            return original(*args, **kwargs)
+            return original(hidden_states, *args, **kwargs)
         if self._step is None or self._run is None:
             raise StepError(
                 f"block {layer} was called outside of its transformer's forward, so its step is unknown: another tool "
                 "replaced the transformer's forward after the plan was applied (CPU offload?), or a block was called "
                 "by itself; remove the plan first"
             )
+        ordering, context = self._run.ordering, self._run.context
         cell = self._run.cells[layer][self._step - self._run.entered_at]
-        return run_block(self.adapter.blocks[layer], cell, self._caches[layer], self._run.context, *args, **kwargs)
+        hidden = ordering.enter(hidden_states, *args, **kwargs) if layer == 0 else hidden_states
+        block, cache = self.adapter.blocks[layer], self._caches[layer]
+        hidden = run_block(block, cell, cache, context, hidden, *args, **kwargs)
+        return ordering.leave(hidden) if layer + 1 == self._run.plan.layers else hidden
 
     def _free(self, step: int) -> None:
         assert self._run is not None

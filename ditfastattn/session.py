@@ -1,9 +1,11 @@
 """A plan installed on a transformer: follows the sampler's steps, keeps what later steps need, restores exactly."""
 
+import inspect
 import warnings
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
@@ -22,11 +24,12 @@ from ditfastattn.cache import entering_at, liveness
 from ditfastattn.clock import StepClock
 from ditfastattn.errors import ApplyError, StepError
 from ditfastattn.execute import Context
-from ditfastattn.guidance import guidance_numbers, judge_guidance
+from ditfastattn.guidance import guidance_products, judge_guidance
 from ditfastattn.install import Overrides
 from ditfastattn.kernels import make_kernel
 from ditfastattn.layout import Layout
 from ditfastattn.models.base import Call, ModelAdapter
+from ditfastattn.order import Ordering, order_for
 from ditfastattn.runner import Run, Runner
 from ditfastattn.samplers import settings_of
 from ditfastattn.summary import SessionSummary
@@ -55,6 +58,8 @@ class Session:
         self._watch = Watch()
         self._overrides = Overrides()
         self._layout = Layout(plan.guidance.layout)
+        used = order_for(plan.token_order, chain.from_iterable(plan.methods))
+        self._ordering = Ordering(used, plan.window, adapter.per_image)
         self._context: Context | None = None
         self._run: Run | None = None
         self._condition: ConditionCheck | None = None
@@ -108,7 +113,7 @@ class Session:
             cache_bytes=self._runner.cache_bytes(),
             peak_cache_bytes=self._runner.peak_bytes,
             predicted_peak_cache_bytes=self._runner.predicted_peak_bytes,
-            kernel=self._context.kernel.name if self._context else None,
+            kernel=self._context.kernel.report() if self._context else None,
             runtime=self._runner.report(),
         )
 
@@ -131,39 +136,45 @@ class Session:
             return original(*args, **kwargs)
         call = self._adapter.read_call(args, kwargs)
         try:
-            step = self._begin_step(call)
+            step, begins = self._begin_step(call)
             output, result = self._runner.forward(step, call, original, args, kwargs)
+            if not begins:
+                self._check_later(step, call)
             self._finish_step(step, output)
             return result
         except BaseException:
             self._end_run()
             raise
 
-    def _begin_step(self, call: Call) -> int:
+    def _begin_step(self, call: Call) -> tuple[int, bool]:
+        """The step of a call, and whether it begins a run."""
         self._check_pipeline()
         self._watch.poll()
-        step, begins = self._place(call)
+        if self._follows(call):
+            step, begins = self._clock.follow(), False
+        else:
+            begin_index = getattr(self._scheduler, "begin_index", None)
+            step, begins = self._clock.tick(timestep_value(call.timestep), begin_index)
         if begins:
             self._begin_run(step, call)
         else:
             self._check_stepped(step)
-            assert self._run is not None and self._condition is not None
+            assert self._run is not None
             check_same_shape(step, call, self._run.call)
-            self._condition.check(step, call, self._watch)
-        return step
+        return step, begins
 
-    def _place(self, call: Call) -> tuple[int, bool]:
-        """The step of a call, and whether it begins a run.
+    def _follows(self, call: Call) -> bool:
+        """Whether the step is known without the timestep: in the middle of a run of a known sampler it follows from
+        the sampler's own steps, and a timestep on the GPU could not be read without waiting for the GPU."""
+        return self._scheduler is not None and on_gpu(call.timestep) and self._clock.goes_on
 
-        In the middle of a run of a known sampler the step follows from the sampler's own steps; a timestep on the GPU
-        is compared there, since reading it would wait for the GPU.
-        """
-        if self._scheduler is None or not on_gpu(call.timestep) or not self._clock.goes_on:
-            begin_index = getattr(self._scheduler, "begin_index", None)
-            return self._clock.tick(timestep_value(call.timestep), begin_index)
-        step, planned = self._clock.follow()
-        self._watch.post(timestep_error(call.timestep, planned), partial(judge_timestep, step, planned))
-        return step, False
+    def _check_later(self, step: int, call: Call) -> None:
+        """What is compared on the device, after the step's own work has been handed to it."""
+        assert self._condition is not None
+        self._condition.check(step, call, self._watch)
+        if on_gpu(call.timestep):
+            planned = self.plan.sampler.timesteps[step]
+            self._watch.post(timestep_error(call.timestep, planned), partial(judge_timestep, step, planned))
 
     def _check_pipeline(self) -> None:
         """A part of the pipeline that was exchanged would run uncompressed, or by another sampler, unnoticed."""
@@ -185,7 +196,9 @@ class Session:
         self._context = Context(kernel, self.plan.window, self._layout)
         cells = [liveness(entering_at(self.plan.column(layer), step)) for layer in range(self.plan.layers)]
         _, tokens, heads, head_dim = sample.shape
-        self._run = Run(self.plan, call, step, cells, self._context, tokens * heads * head_dim * sample.element_size())
+        row_bytes = tokens * heads * head_dim * sample.element_size()
+        self._ordering.fit(self._adapter.grid(*call.latents.shape[-2:]), call.latents.device)
+        self._run = Run(self.plan, call, step, cells, self._context, self._ordering, row_bytes)
         self._condition = ConditionCheck(call)
         self._runner.begin(self._run)
         self._begun += 1
@@ -227,16 +240,19 @@ class Session:
     # ------------------------------------------------------------------------------------------------- the sampler
 
     def _set_timesteps(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        result = original(*args, **kwargs)
         if self._removed:
-            return result
+            return original(*args, **kwargs)
+        if self._runner.prepares and len(args) < 2 and "device" in inspect.signature(original).parameters:
+            # Timesteps left on the CPU would be moved, and waited for, at every step.
+            kwargs.setdefault("device", self._adapter.model.device)
+        result = original(*args, **kwargs)
         self._check_pipeline()
         self._end_run()
         try:
             actual = SamplerSpec(
                 class_name=type(self._scheduler).__name__,
                 settings=settings_of(self._scheduler, self.plan.sampler.settings),
-                timesteps=tuple(float(t) for t in self._scheduler.timesteps),
+                timesteps=tuple(self._scheduler.timesteps.tolist()),
             )
         except ValueError as error:  # timesteps that increase, say
             raise PlanMismatch([f"timesteps: the sampler's are not those of a plan ({_first_line(error)})"]) from error
@@ -263,7 +279,8 @@ class Session:
         half = output.shape[0] // 2
         cond, uncond = (output[:half], output[half:]) if rows.start == 0 else (output[half:], output[:half])
         scale = self.plan.guidance.scale
-        self._watch.post(guidance_numbers(cond, uncond, guided[:half], scale), partial(judge_guidance, scale))
+        eps = max(torch.finfo(t.dtype).eps for t in (output, guided))
+        self._watch.post(guidance_products(cond, uncond, guided[:half]), partial(judge_guidance, scale, eps))
         if not self._clock.goes_on:
             self._watch.drain()
 

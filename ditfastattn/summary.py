@@ -17,7 +17,7 @@ class SessionSummary:
     cache_bytes: int
     peak_cache_bytes: int
     predicted_peak_cache_bytes: int
-    kernel: str | None  # None before the first run
+    kernel: str | None  # with what it was chosen by; None before the first run
     runtime: list[str]  # lines on how steps are executed; none in eager mode
 
     @property

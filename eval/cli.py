@@ -8,24 +8,28 @@ from ditfastattn.console import run
 
 COMMANDS = {
     "cost": "what each method costs one layer: MACs, bytes, and microseconds measured on the model's own block",
+    "agreement": "PSNR between the demo's images by every kernel that fits and by the reference kernel",
     "demo": "Frechet distances of the bundled demo's samples (EfficientNet-Lite0 features)",
     "kernels": "time every attention kernel that runs here, over the shapes of DiT, PixArt and a video model (GPU)",
     "latency": "time sampling with plans and without: eager, compiled, captured",
     "xformers": "DiT-XL by materialised softmax, SDPA and xFormers, equivalence checked first (GPU)",
+    "token-order": "losses of a window step and calibrated MACs in each token order, on the bundled demo",
     "readme": "write the result tables of README.md from the files in eval/results",
 }
 
 MODULES = {"xformers": "xformers_benchmark"}  # where the command's own name is that of a library
 
 USAGE = "usage: python -m eval COMMAND [options]\n\ncommands:\n" + "\n".join(
-    f"  {name:<10} {what}" for name, what in COMMANDS.items()
+    f"  {name:<12} {what}" for name, what in COMMANDS.items()
 )
 EPILOG = """
 examples:
   python -m eval demo --art node_modules      the packages named in ditfastattn/demo/ART.md
   python -m eval demo --help
+  python -m eval agreement --kernels triton,xformers --dtype fp16
   python -m eval kernels --quick
   python -m eval xformers --quick
+  python -m eval token-order --every 8        every eighth step of the trajectory
   python -m eval readme
 """
 
@@ -42,7 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
 
     def command() -> int:
-        import_module(f"eval.{MODULES.get(name, name)}").main(rest)
+        module = MODULES.get(name, name.replace("-", "_"))
+        import_module(f"eval.{module}").main(rest)
         return 0
 
     return run(command)

@@ -163,10 +163,10 @@ def measure(args: argparse.Namespace, images: int) -> list[Row]:
         whole.pipe.transformer = compiled(whole.pipe.transformer)
         variants.append(variant("compiled", whole))
     baseline = fresh()
+    full = baseline.full_plan(args.steps)
     if torch.device(args.device).type == "cuda":
         baseline.pipe.transformer = Captured(baseline.pipe.transformer)
         variants.append(variant("compiled + graph", baseline))
-    full = baseline.full_plan(args.steps)
     ours, _ = follow(full, "ours, all FULL", "all FULL")
     variants.append(ours)
     for _ in tqdm(range(args.repeats), desc=f"{args.model}, batch {images}", leave=False):
@@ -202,8 +202,8 @@ def _plans(args: argparse.Namespace, full: Plan) -> list[tuple[Plan, str]]:
 def _show(rows: Sequence[Row]) -> None:
     for row in rows:
         tqdm.write(
-            f"{row.variant:<18} {row.attention_macs:5.1f} %  {row.ms_per_step:8.3f} ms a step  {row.pipeline_s:7.3f} s  "
-            f"{row.peak_bytes / 2**20:7.0f} MiB  first run + {row.prepare_s:.1f} s"
+            f"{row.variant:<18} {row.attention_macs:5.1f} %  {row.ms_per_step:8.3f} ms a step  "
+            f"{row.pipeline_s:7.3f} s  {row.peak_bytes / 2**20:7.0f} MiB  first run + {row.prepare_s:.1f} s"
         )
 
 

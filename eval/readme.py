@@ -91,7 +91,51 @@ def xformers() -> str:
     return "\n".join([*lines, "", weights + result["claim"], "", source_line(result, file)])
 
 
-TABLES = {"kernels": kernels, "xformers": xformers, "demo_thresholds": demo_thresholds, "demo_quality": demo_quality}
+def agreement() -> str:
+    """The demo by every kernel, and what the dtype alone does to the reference."""
+    file = "eval/results/agreement.json"
+    result = json.loads((ROOT / file).read_text())
+    dtypes = list(dict.fromkeys(row["dtype"] for row in result["rows"]))
+    lines = ["| kernel, against the reference | " + " | ".join(dtypes) + " |", "|---" * (len(dtypes) + 1) + "|"]
+    for kernel in dict.fromkeys(row["kernel"] for row in result["rows"]):
+        found = {row["dtype"]: row for row in result["rows"] if row["kernel"] == kernel}
+        name = "sdpa, against sdpa in fp32: the yardstick" if kernel == "sdpa" else kernel
+        lines.append(f"| {name} | " + " | ".join(_decibels(found.get(dtype)) for dtype in dtypes) + " |")
+    return "\n".join([*lines, "", source_line(result, file)])
+
+
+def _decibels(row: dict[str, Any] | None) -> str:
+    if row is None:
+        return "left out"
+    return "equal" if row["psnr"] is None else f"{row['psnr']:.1f} dB"
+
+
+def token_order() -> str:
+    """Loss of a WA-RS step with the last step's residual, by window, and MACs of calibrated plans, by threshold."""
+    file = "eval/results/token_order.json"
+    result = json.loads((ROOT / file).read_text())
+    windows = sorted({row["window"] for row in result["rows"]}, reverse=True)
+    thresholds = sorted({row["threshold"] for row in result["calibrated"]})
+    heads = [f"loss, window {window}" for window in windows] + [f"MACs at {value:g}" for value in thresholds]
+    lines = ["| order | " + " | ".join(heads) + " |", "|---" * (1 + len(heads)) + "|"]
+    for order in dict.fromkeys(row["order"] for row in result["rows"]):
+        here = [row for row in result["rows"] if row["order"] == order and row["residual_age"] == 1]
+        mean = {row["window"]: row["mean"] for row in here}
+        macs = {row["threshold"]: row["attention_macs"] for row in result["calibrated"] if row["order"] == order}
+        cells = [f"{mean[window]:.4f}" for window in windows]
+        cells += [f"{macs[value]:.1f} %" if value in macs else "" for value in thresholds]
+        lines.append(f"| {order} | " + " | ".join(cells) + " |")
+    return "\n".join([*lines, "", source_line(result, file)])
+
+
+TABLES = {
+    "kernels": kernels,
+    "agreement": agreement,
+    "xformers": xformers,
+    "token_order": token_order,
+    "demo_thresholds": demo_thresholds,
+    "demo_quality": demo_quality,
+}
 
 
 def render(page: str) -> str:

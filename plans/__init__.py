@@ -8,7 +8,7 @@ This package needs pydantic only, so that a plan loads anywhere, at once, withou
 """
 
 from plans.errors import PlanError, PlanMismatch
-from plans.method import Method, Window
+from plans.method import Method, TokenOrder, Window
 from plans.schema import Calibration, GuidanceSpec, ModelSpec, Plan, SamplerSpec, Site
 from plans.store import dumps, load, loads, save
 
@@ -22,6 +22,7 @@ __all__ = [
     "PlanMismatch",
     "SamplerSpec",
     "Site",
+    "TokenOrder",
     "Window",
     "dumps",
     "load",

@@ -174,6 +174,8 @@ def _statistics(plan: Plan) -> dict[str, Any]:
     result: dict[str, Any] = {
         "layers": plan.layers,
         "steps": plan.steps,
+        "window": [plan.window.left, plan.window.right],
+        "token_order": plan.token_order,
         "shares_percent": {str(method): share for method, share in shares(plan).items()},
     }
     for convention in CONVENTIONS:

@@ -6,11 +6,13 @@ Source: DiTFastAttn (NeurIPS 2024, arXiv 2406.08552), sections 3.2 to 3.4.
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
 Side = Annotated[int, Field(strict=True, ge=0)]
+TokenOrder = Literal["raster", "tile", "hilbert"]  # how the tokens of a grid stand while the blocks run
+TOKEN_ORDERS: tuple[TokenOrder, ...] = get_args(TokenOrder)
 
 
 class Method(StrEnum):
@@ -57,7 +59,8 @@ _LETTERS = {Method.AST: ".", Method.WA_RS_ASC: "B", Method.WA_RS: "W", Method.AS
 class Window(BaseModel):
     """A band on the flattened token order: query i sees the keys [i - left, i + right], both ends included.
 
-    Both sides are counted in tokens. Keys outside [0, tokens) do not exist, so queries near an edge see fewer.
+    i counts places in the plan's token order, which is the raster's unless the plan says otherwise. Both sides are
+    counted in tokens. Keys outside [0, tokens) do not exist, so queries near an edge see fewer.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -36,9 +36,11 @@ _UNCHANGED = "-"
 
 
 def headline(plan: Plan) -> str:
-    """Model, size, sampler and guidance in one line."""
+    """Model, size, sampler and guidance in one line; the order of the tokens where it is not the raster's."""
     guidance = "no guidance" if plan.guidance.layout == "none" else f"guidance {plan.guidance.scale:g}"
-    return f"{plan.model.class_name}, {plan.layers} layers, {plan.sampler.class_name}, {plan.steps} steps, {guidance}"
+    order = "" if plan.token_order == "raster" else f", {plan.token_order} order"
+    sampler = f"{plan.sampler.class_name}, {plan.steps} steps"
+    return f"{plan.model.class_name}, {plan.layers} layers, {sampler}, {guidance}{order}"
 
 
 def costline(plan: Plan) -> str:

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, model_validator
 
 from plans.compare import guidance_differences, model_differences, sampler_differences
-from plans.method import Method, Window
+from plans.method import Method, TokenOrder, Window
 
 Scalar = str | int | float | bool | None
 Grid = tuple[tuple[Method, ...], ...]
@@ -152,6 +152,7 @@ class Site(_Frozen):
 class Plan(_Frozen):
     """Which method each layer uses at each sampler step, with everything that decision depends on.
 
+    token_order: how the tokens stand while the blocks run, and so what the window covers; `raster` is the paper's.
     calibration is None for a plan made by hand or for a test.
     """
 
@@ -159,7 +160,7 @@ class Plan(_Frozen):
     sampler: SamplerSpec
     guidance: GuidanceSpec
     window: Window
-    token_order: Literal["raster"] = "raster"
+    token_order: TokenOrder = "raster"
     sites: dict[Literal["attn"], Site]
     calibration: Calibration | None
     note: str = ""
@@ -195,6 +196,7 @@ class Plan(_Frozen):
         sampler: SamplerSpec,
         guidance: GuidanceSpec,
         window: Window | None = None,
+        token_order: TokenOrder = "raster",
         note: str = "",
     ) -> Plan:
         """The plan that compresses nothing. Without a window it carries `Window.default`."""
@@ -204,6 +206,7 @@ class Plan(_Frozen):
             sampler=sampler,
             guidance=guidance,
             window=window or Window.default(model.tokens),
+            token_order=token_order,
             sites={"attn": _site(grid, None)},
             calibration=None,
             note=note,

@@ -18,6 +18,7 @@ from ditfastattn.execute import Context, residual_to_store, run_block
 from ditfastattn.install import Overrides
 from ditfastattn.models.base import ModelAdapter
 from ditfastattn.pieces import Pieces
+from ditfastattn.program import JointWeights
 
 Prepare = Callable[[Cell], Thunk]
 
@@ -45,17 +46,17 @@ def piece_block(
     """The first block in pieces, as prepared steps run it; ``pieces`` may be compiled."""
     pieces = pieces or Pieces()
     block, call = adapter.blocks[0], adapter.read_call((), adapter.example(batch, tokens))
-    hidden = pieces.embed(adapter, call.latents)  # (B, N, C)
+    hidden = pieces.embed(adapter, call.latents, None)  # (B, N, C)
     timesteps = torch.as_tensor(call.timestep).flatten()[:1]
     modulation = adapter.conditioning(timesteps, call).blocks[0, 0].clone()  # (B, K, C)
-    others = adapter.context(call)
+    others, joint = adapter.context(call), JointWeights(block.joint_weights()).tensors
 
     def prepare(cell: Cell) -> Thunk:
         if cell.method.reuses_output:
             stored = torch.randn_like(hidden)
             return lambda: pieces.finish(block, hidden, stored, modulation, others)
         rows = _rows(cell, batch, context)
-        inputs = hidden[rows], modulation[rows], tuple(tensor[rows] for tensor in others)
+        inputs = hidden[rows], modulation[rows], tuple(tensor[rows] for tensor in others), joint
         q = pieces.qkv(block, *inputs)[0]
         residual = torch.randn_like(q) if cell.method.windowed else None
         kept = torch.empty_like(q[: batch // 2 if cell.store_residual is Rows.CONDITIONAL_HALF else batch])

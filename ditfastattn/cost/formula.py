@@ -2,10 +2,11 @@
 
 MACs are those of ``plans.macs`` (two conventions, "module" with the projections, the paper's, and "core" without),
 for a whole batch, and with the residual that a step stores. Bytes are the least that must move: every operation reads
-each operand once and writes its result once, and keeps nothing for the next. An operation is a projection (weights and
-bias read), an attention core (q, k, v read; a stored residual read by its epilogue), the residual of a step that
-stores it (q, k, v and the full output read again), and the copy of a shared half. The gate that adds the attention
-output to the hidden states reads it whatever the method, so it is not counted, and keeping an output costs nothing.
+each operand once and writes its result once, and keeps nothing for the next. An operation is a projection (Q, K and V
+are three; weights and bias are read), an attention core (q, k, v read; a stored residual by its epilogue), the residual
+of a step that stores it (q, k, v and the full output read again), and the copy of a shared half. The gate that adds the
+attention output to the hidden states reads it whatever the method, so it is not counted; keeping an output costs
+nothing.
 """
 
 from dataclasses import dataclass

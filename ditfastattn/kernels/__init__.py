@@ -4,8 +4,11 @@ import torch
 from torch import Tensor
 
 from ditfastattn.errors import KernelError
+from ditfastattn.kernels import auto
 from ditfastattn.kernels.base import Kernel
+from ditfastattn.kernels.flash2 import Flash2
 from ditfastattn.kernels.flash3 import Flash3
+from ditfastattn.kernels.flash4 import Flash4
 from ditfastattn.kernels.flex import Flex
 from ditfastattn.kernels.sdpa import SDPA
 from ditfastattn.kernels.triton import Triton
@@ -13,8 +16,10 @@ from ditfastattn.kernels.varlen import Varlen
 from ditfastattn.kernels.xformers import XFormers
 from plans import Window
 
-KERNELS: dict[str, type[Kernel]] = {kernel.name: kernel for kernel in (SDPA, Flex, Triton, XFormers, Varlen, Flash3)}
+_ALL: tuple[type[Kernel], ...] = (SDPA, Flex, Triton, XFormers, Varlen, Flash2, Flash3, Flash4)
+KERNELS: dict[str, type[Kernel]] = {kernel.name: kernel for kernel in _ALL}
 NAMES = ("auto", *KERNELS)
+HALF = (torch.float16, torch.bfloat16)
 
 
 def check_name(name: str) -> None:
@@ -27,17 +32,15 @@ def make_kernel(name: str, q: Tensor, window: Window) -> Kernel:
     """A new kernel for inputs like ``q`` (B, N, H, D).
 
     Args:
-        name: a key of ``KERNELS``, or "auto": our Triton kernel for half precision on a GPU that it fits, else the
-            reference, which runs everywhere.
+        name: a key of ``KERNELS``, or "auto": for half precision on a GPU the fastest that fits, measured at the
+            first call for a shape (:mod:`ditfastattn.kernels.auto`); else the reference, which runs everywhere.
 
     Raises:
         KernelError: no such kernel, or it does not fit; the message lists every reason.
     """
     check_name(name)
     if name == "auto":
-        triton = Triton()
-        half = q.dtype in (torch.float16, torch.bfloat16)
-        return triton if half and not triton.not_supported_reasons(q, window) else SDPA()
+        return auto.choose(q, window) if q.device.type == "cuda" and q.dtype in HALF else SDPA()
     kernel = KERNELS[name]()
     reasons = kernel.not_supported_reasons(q, window)
     if reasons:

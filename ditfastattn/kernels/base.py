@@ -19,6 +19,10 @@ class Kernel(ABC):
 
     name: str
 
+    def report(self) -> str:
+        """For people: the name, and what is known of why it was chosen."""
+        return self.name
+
     @abstractmethod
     def not_supported_reasons(self, q: Tensor, window: Window) -> list[str]:
         """Why inputs like ``q`` (B, N, H, D) cannot be computed; empty if they can."""

@@ -1,6 +1,6 @@
 """Which cut of the Triton kernel is fastest for a shape: measured once on the GPU, kept in a file.
 
-The file is ``triton-window-1.json`` in ``$DITFASTATTN_CACHE``, else in ``~/.cache/ditfastattn``. Losing it costs a few
+The file is ``triton-window-2.json`` in ``$DITFASTATTN_CACHE``, else in ``~/.cache/ditfastattn``. Losing it costs a few
 seconds of measuring; a damaged one is ignored with a warning.
 """
 
@@ -18,11 +18,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ditfastattn.kernels.triton_window import Config
+from ditfastattn.kernels.triton_window import PLAIN, Config, hopper
 
 log = logging.getLogger(__name__)
 
-VERSION = 1  # of the file and of the kernel: older measurements say nothing about a changed kernel
+VERSION = 2  # of the file and of the kernel: older measurements say nothing about a changed kernel
 LAUNCHES, REPEATS = 8, 7
 
 _known: dict[Path, dict[str, Config]] = {}
@@ -39,7 +39,7 @@ def default_config(q: Tensor) -> Config:
         return Config(rows=32 if head_dim > 96 else 64, keys=32, warps=4, stages=2, tma=False)
     if head_dim > 128:
         return Config(rows=64, keys=32, warps=4, stages=2)
-    return Config(rows=64, keys=64, warps=4, stages=2)
+    return PLAIN
 
 
 def candidates(q: Tensor) -> list[Config]:
@@ -55,7 +55,8 @@ def candidates(q: Tensor) -> list[Config]:
         Config(128, 64, warps=8, stages=3),
         Config(64, 64, warps=4, stages=2, tma=False),
     ]
-    return [default, *more]
+    special = hopper()
+    return [default, *more, *(special.cuts(q) if special else [])]
 
 
 def cache_file() -> Path:

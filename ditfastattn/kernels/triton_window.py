@@ -17,6 +17,7 @@ What is particular here:
 import math
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import cache
 from typing import Any
 
 import torch
@@ -44,6 +45,10 @@ class Config:
     stages: int  # blocks in flight
     registers: int | None = None  # most per thread: fewer let more programs share a multiprocessor
     tma: bool = True  # tensor descriptors where the GPU and the strides allow them
+    hopper: bool = False  # hopper_window's kernel, with rows / 64 warpgroups, where it fits
+
+
+PLAIN = Config(rows=64, keys=64, warps=4, stages=2)  # fits every GPU for head dims up to 128 in half precision
 
 
 @triton.jit
@@ -166,6 +171,16 @@ def has_descriptors(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
 
 
+@cache
+def hopper() -> Any:
+    """The module ``hopper_window``; None where Triton lacks what it imports, which changes with Triton's version."""
+    try:
+        from ditfastattn.kernels import hopper_window
+    except (ImportError, AttributeError):
+        return None
+    return hopper_window
+
+
 def _unit(*tensors: Tensor) -> int:
     """8 if every row of every tensor begins at a multiple of 8 elements, so that 16-byte loads are possible."""
     return 8 if all(stride % 8 == 0 for tensor in tensors for stride in tensor.stride()[:3]) else 1
@@ -205,6 +220,12 @@ def launch(
     batch, tokens, heads, head_dim = q.shape
     if min(q.shape) == 0:
         return
+    if config.hopper:
+        special = hopper()
+        if special is not None and special.fits([q, k, v, out] if other is None else [q, k, v, out, other]):
+            special.launch(q, k, v, other, out, left, right, epilogue, config)
+            return
+        config = PLAIN
     columns = split_head_dim(head_dim)
     unit = _unit(q, k, v)
     tma = config.tma and unit == 8 and has_descriptors(q.device) and all(map(_describable, (q, k, v)))

@@ -30,14 +30,21 @@ class BlockAdapter(ABC, Generic[State]):
         """Queries, keys and values of some rows of the batch, each (rows, N, H, D)."""
 
     @abstractmethod
-    def state(self, hidden: Tensor, modulation: Tensor, context: tuple[Tensor, ...]) -> State:
-        """What :meth:`begin` returns, from a modulation that was computed ahead (:class:`Conditioning`).
+    def state(
+        self, hidden: Tensor, modulation: Tensor, context: tuple[Tensor, ...], joint: tuple[Tensor, ...]
+    ) -> State:
+        """What :meth:`begin` returns, for a prepared step.
 
         Args:
             hidden: (rows, N, C).
-            modulation: (rows, K, C), this block's at this step.
+            modulation: (rows, K, C), this block's at this step (:class:`Conditioning`).
             context: tensors that every block reads, of the same rows.
+            joint: the groups of :meth:`joint_weights`, each concatenated; empty where they are not needed.
         """
+
+    @abstractmethod
+    def joint_weights(self) -> list[list[Tensor]]:
+        """Groups of weights that a prepared block uses concatenated along their first dimension."""
 
     @abstractmethod
     def project(self, core: Tensor, out: Tensor | None = None) -> Tensor:
@@ -45,7 +52,10 @@ class BlockAdapter(ABC, Generic[State]):
 
     @abstractmethod
     def finish(self, state: State, attention_output: Tensor) -> Tensor:
-        """The rest of the block: gate and residual of the attention output (B, N, C), then the MLP."""
+        """The rest of the block: gate and residual of the attention output, then the MLP.
+
+        ``attention_output`` is (B, N, C), in a prepared step also (B/2, N, C) for both guidance branches.
+        """
 
 
 @dataclass(frozen=True)
@@ -76,6 +86,7 @@ class ModelAdapter(ABC):
 
     guided_layout: Layout  # the order of the branches in a guided batch
     conditioned_on: Literal["labels", "prompts"]
+    per_image: frozenset[str] = frozenset()  # the blocks' inputs, by name, that hold nothing per token
 
     def __init__(self, model: nn.Module) -> None:
         self.model: Any = model
@@ -89,8 +100,16 @@ class ModelAdapter(ABC):
         """Class and shape, as a plan records them."""
 
     @abstractmethod
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """(rows, columns) of the tokens of latents of that size, which enter the blocks row by row.
+
+        Between the blocks nothing may be added per token: a plan may have permuted them (``ditfastattn.order``).
+        """
+
     def tokens(self, height: int, width: int) -> int:
         """Tokens of latents of that size."""
+        rows, columns = self.grid(height, width)
+        return rows * columns
 
     @abstractmethod
     def obstacles(self) -> list[str]:

@@ -4,7 +4,7 @@ import inspect
 import math
 from abc import abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
@@ -14,6 +14,7 @@ from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from torch import Tensor, nn
 
 from ditfastattn.errors import StepError
+from ditfastattn.models.arithmetic import PLAIN, Plain, is_plain
 from ditfastattn.models.base import BlockAdapter, ModelAdapter
 from plans import ModelSpec
 
@@ -29,6 +30,8 @@ class AdaLNState:
     shift_mlp: Tensor
     scale_mlp: Tensor
     gate_mlp: Tensor
+    arithmetic: Plain = field(default=PLAIN, kw_only=True)
+    joint: tuple[Tensor, ...] = field(default=(), kw_only=True)  # weights of q, k and v together
 
 
 State = TypeVar("State", bound=AdaLNState)
@@ -50,13 +53,16 @@ class AdaLNBlock(BlockAdapter[State]):
 
     def qkv(self, state: State, rows: slice) -> tuple[Tensor, Tensor, Tensor]:
         assert state.scale_attn is not None and state.shift_attn is not None
-        x = self.input_norm(state.hidden[rows]) * (1 + state.scale_attn[rows]) + state.shift_attn[rows]
-        attention = self.attention
-        heads = (x.shape[0], x.shape[1], attention.heads, -1)
-        q = attention.to_q(x).view(heads)  # (rows, N, H, D)
-        k = attention.to_k(x).view(heads)
-        v = attention.to_v(x).view(heads)
-        return q, k, v
+        x, shift, scale = state.hidden[rows], state.shift_attn[rows], state.scale_attn[rows]
+        x = state.arithmetic.modulated(self.input_norm, x, shift, scale)
+        return state.arithmetic.qkv(self.attention, x, state.joint)
+
+    def joint_weights(self) -> list[list[Tensor]]:
+        projections = [self.attention.to_q, self.attention.to_k, self.attention.to_v]
+        biases = [projection.bias for projection in projections]
+        if not all(map(is_plain, projections)) or any(bias is None for bias in biases):
+            return []
+        return [[projection.weight for projection in projections], biases]
 
     def project(self, core: Tensor, out: Tensor | None = None) -> Tensor:
         projection, dropout = self.attention.to_out
@@ -92,12 +98,6 @@ class AdaLNBlock(BlockAdapter[State]):
         return found
 
 
-def is_plain(linear: nn.Module) -> bool:
-    """A Linear whose weight is all there is to it: LoRA layers, hooks and patched forwards must be called, not read."""
-    hooks = linear._forward_hooks or linear._forward_pre_hooks
-    return type(linear) is nn.Linear and not hooks and "forward" not in linear.__dict__
-
-
 def refuse_mask(attention_mask: Tensor | None) -> None:
     """Raises StepError: no method is defined for a masked self-attention."""
     if attention_mask is not None:
@@ -129,9 +129,9 @@ class AdaLNModel(ModelAdapter):
             out_channels=self.model.out_channels,
         )
 
-    def tokens(self, height: int, width: int) -> int:
+    def grid(self, height: int, width: int) -> tuple[int, int]:
         patch = self.model.config.patch_size
-        return (height // patch) * (width // patch)
+        return height // patch, width // patch
 
     def obstacles(self) -> list[str]:
         found = [f"block {i}: {reason}" for i, block in enumerate(self._blocks) for reason in block.obstacles()]

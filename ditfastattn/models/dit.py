@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ditfastattn.layout import Layout
+from ditfastattn.models.arithmetic import arithmetic_for, is_plain
 from ditfastattn.models.base import Call, Conditioning
-from ditfastattn.models.basic_block import AdaLNBlock, AdaLNModel, AdaLNState, is_plain, refuse_mask
+from ditfastattn.models.basic_block import AdaLNBlock, AdaLNModel, AdaLNState, refuse_mask
 
 
 class DiTBlock(AdaLNBlock[AdaLNState]):
@@ -33,8 +34,10 @@ class DiTBlock(AdaLNBlock[AdaLNState]):
             return AdaLNState(hidden_states, None, None, *chunks)
         return AdaLNState(hidden_states, *norm.linear(condition)[:, None].chunk(6, dim=2))
 
-    def state(self, hidden: Tensor, modulation: Tensor, context: tuple[Tensor, ...]) -> AdaLNState:
-        return AdaLNState(hidden, *modulation.split(1, dim=1))
+    def state(
+        self, hidden: Tensor, modulation: Tensor, context: tuple[Tensor, ...], joint: tuple[Tensor, ...]
+    ) -> AdaLNState:
+        return AdaLNState(hidden, *modulation.split(1, dim=1), arithmetic=arithmetic_for(hidden), joint=joint)
 
     def modulation(self, timesteps: Tensor, labels: Tensor) -> Tensor:
         """(R,), (R,) -> (R, 6, C): shift, scale and gate of the attention, then of the MLP."""
@@ -43,9 +46,11 @@ class DiTBlock(AdaLNBlock[AdaLNState]):
         return norm.linear(condition).unflatten(1, (6, -1))
 
     def finish(self, state: AdaLNState, attention_output: Tensor) -> Tensor:
-        hidden = state.gate_attn * attention_output + state.hidden
-        x = self.module.norm3(hidden) * (1 + state.scale_mlp) + state.shift_mlp
-        return state.gate_mlp * self.module.ff(x) + hidden
+        module, do = self.module, state.arithmetic
+        hidden, x = do.add_gated_modulated(
+            module.norm3, state.hidden, attention_output, state.gate_attn, state.shift_mlp, state.scale_mlp
+        )
+        return do.add_gated(hidden, do.feed_forward(module.ff, x), state.gate_mlp)
 
 
 class DiT(AdaLNModel):
@@ -53,6 +58,7 @@ class DiT(AdaLNModel):
 
     guided_layout = Layout.COND_FIRST
     conditioned_on = "labels"
+    per_image = frozenset({"timestep", "class_labels"})
 
     def __init__(self, model: DiTTransformer2DModel) -> None:
         super().__init__(model)

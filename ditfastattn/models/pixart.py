@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ditfastattn.errors import StepError
 from ditfastattn.layout import Layout
+from ditfastattn.models.arithmetic import arithmetic_for
 from ditfastattn.models.base import Call, Conditioning
 from ditfastattn.models.basic_block import AdaLNBlock, AdaLNModel, AdaLNState, refuse_mask
 
@@ -60,17 +61,20 @@ class PixArtBlock(AdaLNBlock[PixArtState]):
         text, text_mask = encoder_hidden_states, encoder_attention_mask
         return PixArtState(hidden_states, shift, scale, gate, shift_mlp, scale_mlp, gate_mlp, text, text_mask)
 
-    def state(self, hidden: Tensor, modulation: Tensor, context: tuple[Tensor, ...]) -> PixArtState:
-        return PixArtState(hidden, *modulation.split(1, dim=1), *context)
+    def state(
+        self, hidden: Tensor, modulation: Tensor, context: tuple[Tensor, ...], joint: tuple[Tensor, ...]
+    ) -> PixArtState:
+        do = arithmetic_for(hidden)
+        return PixArtState(hidden, *modulation.split(1, dim=1), *context, arithmetic=do, joint=joint)
 
     def finish(self, state: PixArtState, attention_output: Tensor) -> Tensor:
-        module = self.module
-        hidden = state.gate_attn * attention_output + state.hidden
+        module, do = self.module, state.arithmetic
+        hidden = do.add_gated(state.hidden, attention_output, state.gate_attn)
         if module.attn2 is not None:
             cross = module.attn2(hidden, encoder_hidden_states=state.text, attention_mask=state.text_mask)
             hidden = cross + hidden
-        x = module.norm2(hidden) * (1 + state.scale_mlp) + state.shift_mlp
-        return state.gate_mlp * module.ff(x) + hidden
+        x = do.modulated(module.norm2, hidden, state.shift_mlp, state.scale_mlp)
+        return do.add_gated(hidden, do.feed_forward(module.ff, x), state.gate_mlp)
 
 
 class PixArt(AdaLNModel):
@@ -86,6 +90,7 @@ class PixArt(AdaLNModel):
 
     guided_layout = Layout.UNCOND_FIRST
     conditioned_on = "prompts"
+    per_image = frozenset({"timestep", "encoder_hidden_states", "encoder_attention_mask", "added_cond_kwargs"})
 
     def __init__(self, model: PixArtTransformer2DModel) -> None:
         super().__init__(model)

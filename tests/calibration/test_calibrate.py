@@ -15,7 +15,7 @@ from calibration.journal import Journal, read_trace
 from calibration.loss import LOSSES, mrae
 from calibration.settings import Settings, parse_threshold
 from ditfastattn.sampling import Denoiser, sample_latents
-from plans import Method, Window
+from plans import Method, TokenOrder, Window
 
 STEPS, LABELS = 6, (1, 2)
 
@@ -39,6 +39,24 @@ def test_replay_is_plain_cell_by_cell(seed: int, threshold: float) -> None:
     assert len(used) > 2  # or the comparison says little
 
 
+@pytest.mark.parametrize("order", ["tile", "hilbert"])
+def test_replay_is_plain_in_every_token_order(order: TokenOrder) -> None:
+    pipe = small_pipeline()
+    replay, plain = (run(pipe, search, token_order=order) for search in ("replay", "plain"))
+    assert replay.decisions == plain.decisions and torch.equal(replay.latents, plain.latents)
+    assert replay.plan.token_order == order
+
+
+@pytest.mark.parametrize("order", ["tile", "hilbert"])
+def test_an_order_changes_the_loss_of_windowed_trials_alone(order: TokenOrder) -> None:
+    """Nothing is accepted, so that all trials are on the trajectory of the uncompressed model."""
+    raster, ours = (run(small_pipeline(), threshold=1e-9, token_order=name) for name in ("raster", order))
+    for before, after in zip(raster.decisions, ours.decisions, strict=True):
+        assert len(before.trials) == len(after.trials)
+        for old, new in zip(before.trials, after.trials, strict=True):
+            assert (new.loss == pytest.approx(old.loss, rel=1e-3)) != new.method.windowed
+
+
 def test_replay_makes_at_most_55_percent_of_the_block_runs() -> None:
     """Where the trials spread evenly over the layers, (L + 1) / 2L; here all four are tried in each of 28 layers."""
     result = calibrate(small_pipeline(layers=28), Settings(threshold=1e-9, labels=(1,), steps=3))
@@ -47,10 +65,11 @@ def test_replay_makes_at_most_55_percent_of_the_block_runs() -> None:
     assert result.block_runs - at_step_0 <= 0.55 * (result.plain_block_runs - at_step_0)
 
 
-@pytest.mark.parametrize("guidance_scale", [4.0, 1.0])
-def test_the_plan_followed_by_a_session_ends_where_calibration_ended(guidance_scale: float) -> None:
+@pytest.mark.parametrize(("guidance_scale", "order"), [(4.0, "raster"), (1.0, "raster"), (4.0, "hilbert")])
+def test_the_plan_followed_by_a_session_ends_where_calibration_ended(guidance_scale: float, order: TokenOrder) -> None:
     pipe = small_pipeline()
-    result = run(pipe, guidance_scale=guidance_scale)
+    result = run(pipe, guidance_scale=guidance_scale, token_order=order)
+    assert any(method.windowed for row in result.plan.methods for method in row)
     with ditfastattn.apply(pipe.transformer, result.plan):
         latents = sample_latents(
             Denoiser(pipe.transformer, LABELS, guidance_scale), pipe.scheduler, STEPS, 0, range(len(LABELS))
@@ -193,6 +212,7 @@ def test_a_trace_reads_back(tmp_path: Path) -> None:
         ({"guidance_scale": 0.5}, "guidance scale"),
         ({"loss": "l7"}, "no loss 'l7'"),
         ({"search": "random"}, "no search 'random'"),
+        ({"token_order": "spiral"}, "no token order 'spiral'"),
         ({"labels": (5000,)}, r"labels \[5000\]"),
         ({"window": Window(left=17, right=0)}, "wider than"),
     ],

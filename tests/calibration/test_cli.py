@@ -12,6 +12,7 @@ from small_models import small_pipeline
 from calibration.cli import main
 from ditfastattn import load_pipeline
 from ditfastattn.cost import CostTable
+from ditfastattn.kernels import NAMES
 from ditfastattn.models import adapt
 from plans import load
 
@@ -75,6 +76,12 @@ def test_little_compression_is_said_plainly(folder: Path, tmp_path: Path, capsys
     assert (tmp_path / "p.json").exists()
 
 
+def test_the_token_order_is_in_the_plan_and_in_the_trace(folder: Path, tmp_path: Path) -> None:
+    assert main(base(folder, tmp_path / "p.json", "--threshold", "0.4", "--token-order", "hilbert")) == 0
+    assert load(tmp_path / "p.json").token_order == "hilbert"
+    assert json.loads((tmp_path / "p.trace.jsonl").read_text().splitlines()[0])["token_order"] == "hilbert"
+
+
 @pytest.mark.parametrize(
     ("more", "words"),
     [
@@ -91,6 +98,7 @@ def test_little_compression_is_said_plainly(folder: Path, tmp_path: Path, capsys
         (["--threshold", "0.1", "--methods", "AST,FAST"], "unknown methods"),
         (["--threshold", "0.1", "--window", "wide"], "window 'wide'"),
         (["--threshold", "0.1", "--window", "99"], "wider than"),
+        (["--threshold", "0.1", "--token-order", "spiral"], "invalid choice"),
         (["--threshold", "0.1", "--labels", "1,dragon"], "no class named 'dragon'"),
         (["--threshold", "0.1", "--labels", "1001"], "label 1001"),
         (["--threshold", "0.1", "--n-calib", "0"], "--n-calib"),
@@ -168,3 +176,4 @@ def test_help_has_examples() -> None:
         [sys.executable, "-m", "calibration", "--help"], capture_output=True, text=True, check=True
     )
     assert "examples:" in printed.stdout and "--threshold D1 D3 D6" in printed.stdout
+    assert all(name in printed.stdout for name in NAMES)

@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 import torch
+from block_formula import band, layer_norm, linear, softmax_attention
 from small_models import everything, full_plan, random_plan, same, small_pipeline
 from small_pixart import WIDTH, WORDS, prompts, sample_pixart, small_pixart, small_pixart_pipeline
-from test_methods import SEQUENCES, WINDOW, layer_norm, linear, softmax_attention
+from test_methods import SEQUENCES, WINDOW
 from torch import Tensor
 
 import ditfastattn
@@ -56,7 +57,7 @@ class Formula:
     def attend(self, x: Tensor, method: Method) -> Tensor:
         attention = self.block.attn1
         q, k, v = (linear(x, m) for m in (attention.to_q, attention.to_k, attention.to_v))
-        full, window = softmax_attention(q, k, v, None), softmax_attention(q, k, v, WINDOW)
+        full, window = softmax_attention(q, k, v, None), softmax_attention(q, k, v, band(WINDOW, range(q.shape[1])))
         if method in (Method.FULL, Method.ASC):
             core, self.residual = full, full - window
         else:

@@ -10,6 +10,7 @@ import math
 import os
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -126,6 +127,15 @@ def test_extreme_scores_stay_finite(case: str) -> None:
     assert relative_error(run(tensors, window, Epilogue.WINDOW), expected_of(tensors, window, Epilogue.WINDOW)) < 1e-3
 
 
+@kernel_runs
+def test_a_cut_of_another_gpu_gives_the_same_numbers() -> None:
+    """As if a file of measurements came from there."""
+    tensors = inputs(1, 70, 1, 24, torch.float32, seed=11)
+    window = Window(left=9, right=30)
+    out = run(tensors, window, Epilogue.ADD, Config(128, 64, warps=8, stages=5, hopper=True))
+    assert relative_error(out, expected_of(tensors, window, Epilogue.ADD)) < 2e-6
+
+
 @pytest.mark.parametrize(
     ("head_dim", "tiles"),
     [(8, (16, 0)), (64, (64, 0)), (72, (64, 16)), (80, (64, 16)), (96, (64, 32)), (104, (128, 0)), (256, (256, 0))],
@@ -188,7 +198,7 @@ def test_operators_are_sound() -> None:
 
 
 @pytest.mark.parametrize(
-    "damage", ["", "{", "[]", '{"version": 0, "configs": {}}', '{"version": 1, "configs": {"a": {"rows": 1}}}']
+    "damage", ["", "{", "[]", '{"version": 1, "configs": {}}', '{"version": 2, "configs": {"a": {"rows": 1}}}']
 )
 def test_a_damaged_file_of_measurements_is_ignored(
     damage: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -214,7 +224,8 @@ def test_measurements_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 # ---- on a GPU, against SDPA in the same dtype ----
 
 SHAPES = [(2, 256, 3, 64), (1, 333, 2, 72), (2, 1024, 2, 72), (1, 513, 3, 80), (1, 400, 2, 96), (2, 640, 2, 128),
-          (1, 129, 1, 8), (1, 77, 2, 40), (1, 300, 1, 160), (1, 257, 2, 256), (1, 1, 1, 72)]  # fmt: skip
+          (1, 129, 1, 8), (1, 77, 2, 40), (1, 300, 1, 160), (1, 257, 2, 256), (1, 1, 1, 72),
+          (1, 2100, 16, 72)]  # fmt: skip
 WINDOWS = [(0, 0), (1 / 16, 1 / 16), (1 / 8, 1 / 8), (0, 0.3), (0.4, 0.01), (1, 1)]
 
 
@@ -246,8 +257,10 @@ def test_error_is_no_larger_than_that_of_sdpa(
                     assert "resource" in str(error).lower() and config != triton_tuning.default_config(operands[0])
                     continue
                 assert relative_error(out, exact) <= bound, (window, config)
-            config = triton_tuning.default_config(operands[0])
-            for epilogue in (Epilogue.ADD, Epilogue.SUBTRACT):
+            for config, epilogue in product(
+                (triton_tuning.default_config(operands[0]), triton_tuning.candidates(operands[0])[-1]),
+                (Epilogue.ADD, Epilogue.SUBTRACT),
+            ):
                 # The sum is rounded once; a difference of near-equal numbers has the error of its terms.
                 error = (
                     run(operands, window, epilogue, config).double() - expected_of(operands, window, epilogue)
@@ -262,8 +275,48 @@ def test_huge_scores_on_the_gpu(dtype: torch.dtype) -> None:
     tensors = inputs(1, 300, 2, 72, dtype, seed=5)
     tensors[0] *= 1e3
     window = Window(left=40, right=20)
-    out = run(tensors, window, Epilogue.WINDOW, triton_tuning.default_config(tensors[0]))
-    assert relative_error(out, formula(*tensors[:3], window)) < 2e-2
+    exact = formula(*tensors[:3], window)
+    for config in triton_tuning.candidates(tensors[0]):
+        assert relative_error(run(tensors, window, Epilogue.WINDOW, config), exact) < 2e-2, config
+
+
+@pytest.mark.gpu
+def test_the_gpus_own_kernel_is_among_the_cuts() -> None:
+    """Else the tests of all cuts say nothing about it."""
+    import triton
+
+    q = torch.empty(1, 64, 1, 72, dtype=torch.bfloat16, device=DEVICE)
+    expected = torch.cuda.get_device_capability() == (9, 0) and triton.__version__.startswith("3.6.")
+    assert any(config.hopper for config in triton_tuning.candidates(q)) == expected
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("epilogue", Epilogue)
+def test_nothing_else_is_written_and_runs_are_identical(epilogue: Epilogue) -> None:
+    q, k, v, other = inputs(2, 1100, 9, 72, torch.bfloat16, seed=10)
+    margin = 4096
+    for config in triton_tuning.candidates(q):
+        outs = []
+        for _ in range(2):
+            space = torch.full((q.numel() + 2 * margin,), float("nan"), dtype=q.dtype, device=q.device)
+            outs.append(space[margin:-margin].view(q.shape))
+            operand = None if epilogue == Epilogue.WINDOW else other
+            launch(q, k, v, operand, outs[-1], 130, 70, epilogue, config)
+            assert torch.isnan(space[:margin]).all() and torch.isnan(space[-margin:]).all(), config
+        assert torch.isfinite(outs[0]).all() and torch.equal(*outs), config
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("case", ["rows at odd places", "another dtype"])
+def test_what_the_copy_engine_cannot_read_is_read_otherwise(case: str) -> None:
+    width = 73 if case == "rows at odd places" else 72
+    tensors = [torch.randn(2, 200, 4, width, device=DEVICE, dtype=torch.bfloat16)[..., :72] for _ in range(4)]
+    if case == "another dtype":
+        tensors[3] = tensors[3].float()
+    window = Window(left=40, right=20)
+    for config in triton_tuning.candidates(tensors[0]):
+        out = run(tensors, window, Epilogue.ADD, config)
+        assert relative_error(out, expected_of(tensors, window, Epilogue.ADD)) < 5e-3, config
 
 
 @pytest.mark.gpu

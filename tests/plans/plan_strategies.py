@@ -7,6 +7,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from plans import Calibration, GuidanceSpec, Method, ModelSpec, Plan, SamplerSpec, Site, Window
+from plans.method import TOKEN_ORDERS
 
 # An alphabet, not a filter: names are drawn often, and rejected draws would trip Hypothesis' health checks.
 printable = st.text("abzAZ09_-.+ éß中😀", min_size=1, max_size=12)
@@ -71,6 +72,7 @@ def plans(draw: st.DrawFn) -> Plan:
         sampler=sampler,
         guidance=guidance,
         window=Window(left=draw(st.integers(0, model.tokens)), right=draw(st.integers(0, model.tokens))),
+        token_order=draw(st.sampled_from(TOKEN_ORDERS)),
         sites={"attn": Site(methods=grid, losses=rows(losses, steps))},
         calibration=draw(st.none() | calibrations()),
         note=draw(texts),

@@ -114,7 +114,7 @@ BROKEN: dict[str, tuple[bytes, str]] = {
         "does not go with layout 'none'",
     ),
     "unknown layout": (_edited(_put("guidance", "layout", value="both")), "guidance.layout is 'both'"),
-    "token order": (_edited(_put("token_order", value="hilbert")), "token_order is 'hilbert'"),
+    "token order": (_edited(_put("token_order", value="spiral")), "token_order is 'spiral'"),
     "no attn": (_edited(_put("sites", value={})), "sites has no 'attn'"),
     "other site": (_edited(lambda d: d["sites"].update(mlp=d["sites"]["attn"])), "sites.mlp is 'mlp'"),
     "bad time": (_edited(_put("calibration", "created", value="now")), "'now' is not an ISO 8601 time"),

@@ -66,6 +66,7 @@ def test_stats_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert found["core"]["percent"] == macs.percent
     assert found["core"]["residual_store_macs"] == macs.residual_store
     assert sum(found["shares_percent"].values()) == pytest.approx(100)
+    assert (found["window"], found["token_order"]) == ([32, 32], "raster")
 
 
 def test_diff_of_equal_plans(capsys: pytest.CaptureFixture[str]) -> None:
@@ -102,6 +103,7 @@ def test_diff_of_calibration_window_note_and_losses(tmp_path: Path, capsys: pyte
         | {
             "calibration": plan.calibration.model_copy(update={"threshold": 0.1, "labels": tuple(range(100))}),
             "window": plans.Window(left=1, right=2),
+            "token_order": "tile",
             "note": "two\nlines",
         }
     ).with_methods(plan.methods, [[0.5] * 12] * 50)
@@ -110,6 +112,7 @@ def test_diff_of_calibration_window_note_and_losses(tmp_path: Path, capsys: pyte
     assert main(["diff", DIT, str(tmp_path / "other.json")]) == 1
     out = capsys.readouterr().out
     assert "window: the first has 32,32, the second 1,2" in out
+    assert "token_order: the first has raster, the second tile" in out
     assert "calibration threshold: the first has 0.05, the second 0.1" in out
     assert "note: the first has '', the second 'two\\nlines'" in out
     assert "losses: 600 of 600 differ" in out

@@ -75,6 +75,12 @@ def test_headline_and_legend() -> None:
     assert "not calibrated" in terminal(golden()["full-12x4"])
 
 
+def test_another_order_than_the_raster_is_in_the_headline() -> None:
+    plan = golden()["dit-12x50"]
+    assert "order" not in headline(plan)
+    assert headline(plan.model_copy(update={"token_order": "hilbert"})).endswith(", guidance 4, hilbert order")
+
+
 @pytest.mark.parametrize(("timestep", "label"), [(999.0, "999"), (12.4, "12"), (0.9875, "0.99"), (0.0, "0")])
 def test_timestep_labels(timestep: float, label: str) -> None:
     assert timestep_label(timestep) == label

@@ -148,7 +148,7 @@ def test_plans_cannot_be_changed() -> None:
         (lambda: Calibration(**calibration().model_dump() | {"seed": "0"}), "valid integer"),
         (lambda: Plan(**dict(full()) | {"sites": {}}), "sites has no 'attn'"),
         (lambda: Plan(**dict(full()) | {"sites": {"mlp": full().sites["attn"]}}), "Input should be 'attn'"),
-        (lambda: Plan(**dict(full()) | {"token_order": "hilbert"}), "Input should be 'raster'"),
+        (lambda: Plan(**dict(full()) | {"token_order": "spiral"}), "Input should be 'raster', 'tile' or 'hilbert'"),
     ],
 )
 def test_broken_rules_are_refused(make: Any, message: str) -> None:

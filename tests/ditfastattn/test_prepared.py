@@ -1,0 +1,180 @@
+"""Prepared steps: what eager steps give, for the shape and the weights of the very run."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from diffusers import DiTPipeline
+from small_models import everything, full_plan, random_plan, same, sample, small_pipeline
+from torch._dynamo.utils import counters
+
+from ditfastattn import apply
+from ditfastattn.errors import ApplyError, StepError
+from plans import Method, PlanMismatch
+
+pytestmark = pytest.mark.filterwarnings("ignore:no CUDA graphs")
+
+
+@pytest.fixture
+def graph_breaks_only(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """torch.compile without its code generation, which would take minutes: what is traced, and how often, is real."""
+    original = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function, **options: original(function, backend="eager", **options))
+    torch._dynamo.reset()
+    counters.clear()
+    yield
+    torch._dynamo.reset()
+
+
+def close(ours: torch.Tensor, expected: torch.Tensor) -> bool:
+    return bool((ours - expected).norm() < 1e-5 * expected.norm())
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("guidance_scale", [4.0, 1.0])
+def test_they_give_what_eager_steps_give(pipe: DiTPipeline, seed: int, guidance_scale: float) -> None:
+    plan = random_plan(pipe, seed=seed, guidance_scale=guidance_scale)
+    runs: list[dict[str, Any]] = [{"labels": (1, 2)}, {"labels": (3, 4)}, {"labels": (5, 6, 7)}, {"labels": (3, 4)}]
+    for run in runs:
+        run["guidance_scale"] = guidance_scale
+    with apply(pipe, plan):
+        eager = [sample(pipe, **run) for run in runs]
+    with apply(pipe, plan, graphs=True) as session:
+        prepared = [sample(pipe, **run) for run in runs]
+        summary = session.summary()
+    assert all(close(a, b) for a, b in zip(prepared, eager, strict=True))
+    assert torch.equal(prepared[1], prepared[3])
+    assert summary.runs_finished == 4
+    assert summary.peak_cache_bytes == summary.predicted_peak_cache_bytes > 0
+
+
+def test_a_token_order_is_followed(pipe: DiTPipeline) -> None:
+    plan = random_plan(pipe).model_copy(update={"token_order": "hilbert"})
+    with apply(pipe, plan):
+        eager = sample(pipe)
+    with apply(pipe, plan, graphs=True):
+        assert close(sample(pipe), eager)
+    assert not close(eager, _eager(pipe, random_plan(pipe)))
+
+
+def _eager(pipe: DiTPipeline, plan: Any) -> torch.Tensor:
+    with apply(pipe, plan):
+        return sample(pipe, steps=plan.steps)
+
+
+def test_all_full_is_the_model(pipe: DiTPipeline) -> None:
+    expected = sample(pipe)
+    with apply(pipe, full_plan(pipe), graphs=True) as session:
+        assert close(sample(pipe), expected)
+    assert session.summary().peak_cache_bytes == 0
+
+
+def test_everything_is_put_back(pipe: DiTPipeline) -> None:
+    before = everything(pipe)
+    with apply(pipe, random_plan(pipe), graphs=True):
+        sample(pipe)
+    assert same(before, everything(pipe))
+
+
+def test_a_run_may_begin_in_the_middle(pipe: DiTPipeline) -> None:
+    plan = random_plan(pipe)
+    latents = torch.randn(2, 4, 8, 8).repeat(2, 1, 1, 1)
+    labels = torch.tensor([1, 2, 1000, 1000])
+
+    def run(session: Any) -> torch.Tensor:
+        session.expect_new_run()
+        with torch.no_grad():
+            for step in range(3, plan.steps):
+                timestep = torch.full((4,), plan.sampler.timesteps[step])
+                output = pipe.transformer(latents, timestep=timestep, class_labels=labels).sample
+        return output
+
+    with apply(pipe.transformer, plan) as session:
+        eager = run(session)
+    with apply(pipe.transformer, plan, graphs=True) as session:
+        assert close(run(session), eager)
+
+
+def test_weights_changed_in_place_are_seen(pipe: DiTPipeline) -> None:
+    plan = random_plan(pipe)
+    with apply(pipe, plan, graphs=True) as session:
+        sample(pipe)
+        block = pipe.transformer.transformer_blocks[1]
+        for weight in (block.attn1.to_k.weight, block.attn1.to_k.bias, block.ff.net[2].weight):
+            weight.data.mul_(1.5)  # what merging an adapter does: no version counter sees it
+        changed = sample(pipe)
+        assert len(session.summary().runtime) == 3  # prepared once
+    assert close(changed, _eager(pipe, plan))
+
+
+def test_weights_that_moved_are_prepared_anew(pipe: DiTPipeline) -> None:
+    plan = random_plan(pipe)
+    with apply(pipe, plan, graphs=True):
+        sample(pipe)
+        for parameter in pipe.transformer.parameters():
+            parameter.data = parameter.data * 1.25
+        changed = sample(pipe)
+    assert close(changed, _eager(pipe, plan))
+
+
+def test_runs_in_inference_mode_and_out_of_it(pipe: DiTPipeline) -> None:
+    with apply(pipe, random_plan(pipe), graphs=True):
+        with torch.inference_mode():
+            first = sample(pipe)
+        assert torch.equal(sample(pipe), first)
+
+
+def test_what_cannot_be_prepared_is_refused(pipe: DiTPipeline) -> None:
+    plan = random_plan(pipe)
+    with apply(pipe, plan, graphs=True):
+        with torch.autocast("cpu", dtype=torch.bfloat16), pytest.raises(StepError, match="autocast"):
+            sample(pipe)
+        latents = torch.randn(4, 4, 8, 8, requires_grad=True)
+        with pytest.raises((StepError, PlanMismatch)):
+            pipe.transformer(latents, timestep=torch.full((4,), 999), class_labels=torch.tensor([1, 2, 1000, 1000]))
+        sample(pipe)
+    hook = pipe.transformer.transformer_blocks[0].ff.register_forward_hook(lambda *_: None)
+    with pytest.raises(ApplyError, match=r"transformer_blocks\.0\.ff carry forward hooks"):
+        apply(pipe, plan, graphs=True)
+    hook.remove()
+    with apply(pipe, plan, graphs=True):
+        pipe.transformer.transformer_blocks[0].ff.register_forward_hook(lambda *_: None)
+        with pytest.raises(StepError, match="carry forward hooks"):
+            sample(pipe)
+
+
+def test_another_condition_in_mid_run_is_refused(pipe: DiTPipeline) -> None:
+    plan = random_plan(pipe)
+    latents = torch.randn(2, 4, 8, 8).repeat(2, 1, 1, 1)
+    with apply(pipe.transformer, plan, graphs=True), torch.no_grad():
+        first, second = (torch.tensor([a, b, 1000, 1000]) for a, b in ((1, 2), (1, 3)))
+        pipe.transformer(latents, timestep=torch.full((4,), plan.sampler.timesteps[0]), class_labels=first)
+        with pytest.raises(StepError, match="another condition"):
+            pipe.transformer(latents, timestep=torch.full((4,), plan.sampler.timesteps[1]), class_labels=second)
+
+
+def test_a_label_buffer_changed_in_place_is_another_condition(pipe: DiTPipeline) -> None:
+    plan = random_plan(pipe)
+    latents, labels = torch.randn(2, 4, 8, 8).repeat(2, 1, 1, 1), torch.tensor([1, 2, 1000, 1000])
+    with apply(pipe.transformer, plan, graphs=True), torch.no_grad():
+        pipe.transformer(latents, timestep=torch.full((4,), plan.sampler.timesteps[0]), class_labels=labels)
+        labels[0] = 5
+        with pytest.raises(StepError, match="another condition"):
+            pipe.transformer(latents, timestep=torch.full((4,), plan.sampler.timesteps[1]), class_labels=labels)
+
+
+def test_five_compilations_a_block_class_and_none_while_sampling(graph_breaks_only: None) -> None:
+    pipe = small_pipeline(layers=6)
+    plan = random_plan(pipe, steps=12)
+    assert {method for row in plan.methods for method in row} == set(Method)
+    eager = _eager(pipe, plan)
+    with apply(pipe, plan, compile=True) as session:
+        first = sample(pipe, steps=12)
+        compiled = counters["stats"]["unique_graphs"]
+        assert compiled <= 5 + 2  # of the block; the embedding and the head are no blocks
+        assert torch.equal(sample(pipe, steps=12), first)
+        assert torch.equal(sample(pipe, steps=12, labels=(3, 4)), sample(pipe, steps=12, labels=(3, 4)))
+        assert counters["stats"]["unique_graphs"] == compiled
+        assert "compiled" in str(session.summary())
+    assert close(first, eager)

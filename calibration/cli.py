@@ -22,6 +22,9 @@ from calibration.picture import save_grid
 from calibration.report import describe, explain_trial, summary_row, write_summary
 from calibration.settings import Settings, parse_threshold
 from ditfastattn.console import run
+from ditfastattn.cost import PlanTime, predict
+from ditfastattn.layout import Layout
+from ditfastattn.models import adapt
 from ditfastattn.pipelines import load_pipeline
 from ditfastattn.samplers import DEFAULT_STEPS
 from ditfastattn.sampling import decode
@@ -116,7 +119,7 @@ def _calibrate(options: argparse.Namespace, arguments: list[str]) -> int:
         ]
         seen, unseen = (drift(a, b) for a, b in zip(references, compressed, strict=True))
         _write(path, result, journal, references[0], compressed[0], [names.get(n, str(n)) for n in labels], seen)
-        print(describe(result, seen, unseen))
+        print(describe(result, seen, unseen, _predicted(pipe, result)))
         print(f"\nplan     {path}\npicture  {path.with_suffix('.png')}\nimages   {_grid_path(path)}\n"
               f"trace    {trace_path(path)}  (python -m calibration explain {path} --layer L --step S)\n")  # fmt: skip
         rows.append(summary_row(text, result, seen, unseen))
@@ -152,6 +155,14 @@ def _search(pipe: Any, settings: Settings, journal: Journal, name: str) -> Resul
 def _sample(pipe: Any, plan: Plan, settings: Settings, unseen: bool, compressed: bool) -> Images:
     first = len(settings.labels) if unseen else 0
     return sample(pipe, plan, settings.labels, settings.seed, first, settings.kernel, compressed)
+
+
+def _predicted(pipe: Any, result: Result) -> PlanTime | None:
+    """From block times that were measured before (python -m eval cost); a calibration measures none."""
+    record = result.plan.calibration
+    assert record is not None
+    rows = len(record.labels) * (1 if result.plan.guidance.layout == Layout.NONE.value else 2)
+    return predict(adapt(pipe.transformer), result.plan, record.kernel, rows)
 
 
 def _write(

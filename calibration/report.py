@@ -10,14 +10,15 @@ from typing import Any
 from calibration.algorithm import Trial
 from calibration.calibrate import Result, package_versions
 from calibration.drift import Drift
+from ditfastattn.cost import PlanTime
 from plans.files import write_text
 from plans.macs import plan_macs, shares
 
 LITTLE = 90.0  # percent of attention MACs left, above which a plan is called little compressed
 
 
-def describe(result: Result, seen: Drift, unseen: Drift) -> str:
-    """The closing table of one calibration."""
+def describe(result: Result, seen: Drift, unseen: Drift, time: PlanTime | None = None) -> str:
+    """The closing table of one calibration. ``time``: what the plan's blocks will take, if it is known."""
     macs = plan_macs(result.plan)
     lines = ["", "method        share of cells"]
     for method, share in shares(result.plan).items():
@@ -28,6 +29,7 @@ def describe(result: Result, seen: Drift, unseen: Drift) -> str:
         "",
         f"attention MACs      {macs.percent:.1f} % of full (projections counted; storing residuals adds "
         f"{macs.store_percent:.1f} %)",
+        *([f"predicted block time {time}"] if time else []),
         f"block runs          {result.block_runs} made, {result.plain_block_runs - result.block_runs} saved of "
         f"{result.plain_block_runs} ({saved:.0f} %), and {result.residual_passes} attention-only passes{taken_over}",
         "drift from the uncompressed sampler       latents rel. L2    PSNR       SSIM",

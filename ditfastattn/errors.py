@@ -19,3 +19,7 @@ class KernelError(DitFastAttnError):
 
 class LoadError(DitFastAttnError):
     """A pipeline, checkpoint or sampler cannot be loaded."""
+
+
+class CostError(DitFastAttnError):
+    """A cost cannot be measured, or a table of costs does not fit a plan."""

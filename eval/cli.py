@@ -7,6 +7,7 @@ from importlib import import_module
 from ditfastattn.console import run
 
 COMMANDS = {
+    "cost": "what each method costs one layer: MACs, bytes, and microseconds measured on the model's own block",
     "agreement": "PSNR between the demo's images by every kernel that fits and by the reference kernel",
     "demo": "Frechet distances of the bundled demo's samples (EfficientNet-Lite0 features)",
     "kernels": "time every attention kernel that runs here, over the shapes of DiT, PixArt and a video model (GPU)",

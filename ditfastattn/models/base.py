@@ -119,6 +119,10 @@ class ModelAdapter(ABC):
     def read_call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call: ...
 
     @abstractmethod
+    def example(self, batch: int, tokens: int) -> dict[str, Any]:
+        """Arguments of a call on ``batch`` rows of random latents of ``tokens`` tokens, for measuring."""
+
+    @abstractmethod
     def is_guided(self, call: Call) -> bool:
         """Whether the batch holds both guidance branches in the order of ``guided_layout``."""
 

@@ -1,6 +1,7 @@
 """What the families built of diffusers' BasicTransformerBlock share: modulated self-attention, and its obstacles."""
 
 import inspect
+import math
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -147,6 +148,18 @@ class AdaLNModel(ModelAdapter):
     def arguments(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """The arguments of a call of ``model.forward``, by name."""
         return dict(self._signature.bind(self.model, *args, **kwargs).arguments)
+
+    def example(self, batch: int, tokens: int) -> dict[str, Any]:
+        config, parameter = self.model.config, next(self.model.parameters())
+        rows = next(side for side in range(math.isqrt(tokens), 0, -1) if tokens % side == 0)
+        size = (rows * config.patch_size, tokens // rows * config.patch_size)
+        latents = torch.randn((batch, config.in_channels, *size), dtype=parameter.dtype, device=parameter.device)
+        timestep = torch.full((batch,), 500, device=parameter.device)
+        return {"hidden_states": latents, "timestep": timestep, **self.example_condition(latents)}
+
+    @abstractmethod
+    def example_condition(self, latents: Tensor) -> dict[str, Any]:
+        """The other arguments of :meth:`example`, for latents (B, C, h, w)."""
 
     def embed(self, latents: Tensor) -> Tensor:
         embedded: Tensor = self.model.pos_embed(latents)

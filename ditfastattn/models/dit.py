@@ -73,6 +73,9 @@ class DiT(AdaLNModel):
         given = self.arguments(args, kwargs)
         return Call(given["hidden_states"], given.get("timestep"), given.get("class_labels"))
 
+    def example_condition(self, latents: Tensor) -> dict[str, Any]:
+        return {"class_labels": torch.arange(len(latents), device=latents.device) % self.null_label}
+
     def is_guided(self, call: Call) -> bool:
         batch = call.latents.shape[0]
         if call.condition is None or batch % 2:

@@ -14,6 +14,8 @@ from ditfastattn.models.arithmetic import arithmetic_for
 from ditfastattn.models.base import Call, Conditioning
 from ditfastattn.models.basic_block import AdaLNBlock, AdaLNModel, AdaLNState, refuse_mask
 
+WORDS = 300  # of a prompt, in PixArt-Sigma's pipeline
+
 
 @dataclass
 class PixArtState(AdaLNState):
@@ -100,6 +102,22 @@ class PixArt(AdaLNModel):
         _refuse_extras(given.get("cross_attention_kwargs"))
         mask, sizes = given.get("encoder_attention_mask"), given.get("added_cond_kwargs")
         return Call(given["hidden_states"], given.get("timestep"), given.get("encoder_hidden_states"), mask, sizes)
+
+    def example_condition(self, latents: Tensor) -> dict[str, Any]:
+        """Prompts of 300 words (PixArt-Sigma; -alpha has 120), of which every row hides another number."""
+        config, batch = self.model.config, len(latents)
+        width = config.caption_channels or config.cross_attention_dim
+        words = torch.arange(WORDS, device=latents.device)
+        shown = torch.arange(batch, device=latents.device)[:, None] * 10 % WORDS + 1  # (B, 1)
+        sizes = None
+        if self.model.use_additional_conditions:
+            pixels = latents.new_tensor([8.0 * size for size in latents.shape[-2:]])
+            sizes = {"resolution": pixels.expand(batch, 2), "aspect_ratio": (pixels[:1] / pixels[1:]).expand(batch, 1)}
+        return {
+            "encoder_hidden_states": latents.new_empty((batch, WORDS, width)).normal_(),
+            "encoder_attention_mask": (words < shown).to(latents.dtype),
+            "added_cond_kwargs": sizes,
+        }
 
     def is_guided(self, call: Call) -> bool:
         """Whether the batch can be cut into two branches; see the class for what is verified elsewhere."""

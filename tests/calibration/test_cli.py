@@ -10,7 +10,10 @@ from PIL import Image
 from small_models import small_pipeline
 
 from calibration.cli import main
+from ditfastattn import load_pipeline
+from ditfastattn.cost import CostTable
 from ditfastattn.kernels import NAMES
+from ditfastattn.models import adapt
 from plans import load
 
 
@@ -50,6 +53,19 @@ def test_two_thresholds_end_to_end(folder: Path, tmp_path: Path, capsys: pytest.
     assert main(["explain", plan_path, "--layer", "0", "--step", "0"]) == 0
     assert "by rule" in capsys.readouterr().out
     assert main(["explain", plan_path, "--layer", "9", "--step", "0"]) == 2
+
+
+def test_the_predicted_time_is_told_once_blocks_were_measured(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DITFASTATTN_CACHE", str(tmp_path / "cache"))
+    command = ["--threshold", "0.5", "--kernel", "sdpa"]
+    assert main(base(folder, tmp_path / "a.json", *command)) == 0
+    assert "predicted block time" not in capsys.readouterr().out
+    CostTable.of(adapt(load_pipeline(folder).transformer), 4, 16, "sdpa", repeats=1)
+    assert main(base(folder, tmp_path / "b.json", *command)) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "predicted block time" in line]
+    assert " ms of " in line and " ms full, measured on " in line and line.endswith("(eager, 4 rows a call)")
 
 
 def test_little_compression_is_said_plainly(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

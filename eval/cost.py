@@ -1,0 +1,111 @@
+"""``python -m eval cost``: what each method costs one layer, by formula and by measurement on the model's own block.
+
+The measured tables stay on disk (``ditfastattn.cost``); from then on calibration says how long a plan's blocks will
+take on this device, and ``--plan`` says it here.
+"""
+
+import argparse
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+
+from ditfastattn.cost import CostTable, LayerShape, layer_work, piece_block, plan_time
+from ditfastattn.cost.table import EAGER, cells_of, row_of
+from ditfastattn.errors import DitFastAttnError
+from ditfastattn.execute import Context
+from ditfastattn.kernels import NAMES as KERNEL_NAMES
+from ditfastattn.kernels import make_kernel
+from ditfastattn.models import adapt
+from ditfastattn.models.base import ModelAdapter
+from ditfastattn.pieces import compiled_pieces
+from eval.geometry import DEMO, NAMES, build
+from plans import Plan, Window, load
+
+COMPILED, CAPTURED = "compiled", "compiled, CUDA graphs"
+
+
+def measure(
+    adapter: ModelAdapter, batch: int, window: Window, options: argparse.Namespace, runtimes: Sequence[str]
+) -> Iterator[CostTable]:
+    """One table per way of running blocks."""
+    spec = adapter.spec()
+    sample = next(adapter.model.parameters()).new_empty((batch, spec.tokens, spec.heads, spec.head_dim))
+    kernel = make_kernel(options.kernel, sample, window)
+    context = Context(kernel, window, adapter.guided_layout)
+    for runtime in runtimes:
+        run = None
+        if runtime != EAGER:
+            torch._dynamo.reset()  # blocks compiled for another batch count against its limit
+            with torch.no_grad():
+                run = piece_block(adapter, batch, spec.tokens, context, compiled_pieces())
+        yield CostTable.of(
+            adapter,
+            batch,
+            spec.tokens,
+            kernel,
+            run,
+            runtime=runtime,
+            window=window,
+            graphs=runtime == CAPTURED,
+            refresh=options.refresh,
+        )
+
+
+def show(adapter: ModelAdapter, tables: Sequence[CostTable]) -> str:
+    """One line a method: MACs in both conventions, bytes, and microseconds of a whole block by each runtime."""
+    key, spec = tables[0].key, adapter.spec()
+    shape = LayerShape(key.batch, key.tokens, spec.heads, spec.head_dim)
+    itemsize = next(adapter.model.parameters()).element_size()
+    window = Window.parse(key.window)
+    lines = [
+        f"{key.model}, {key.batch} rows of {key.tokens} tokens, {key.heads} heads of {key.head_dim}, {key.dtype}, "
+        f"window {key.window}, kernel {key.kernel}, on {key.device}",
+        f"{'':<24}{'attention GMACs':>16}{'core only':>11}{'MB moved':>10}"
+        + "".join(f"{'us, ' + table.key.runtime:>27}" for table in tables),
+    ]
+    for cell in cells_of(adapter.guided_layout):
+        module, core = (layer_work(cell, shape, window, itemsize, convention) for convention in ("module", "core"))
+        lines.append(
+            f"{row_of(cell):<24}{module.macs / 1e9:>16.3f}{core.macs / 1e9:>11.3f}{module.bytes / 1e6:>10.2f}"
+            + "".join(f"{table.microseconds[row_of(cell)]:>27.1f}" for table in tables)
+        )
+    return "\n".join(lines)
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m eval cost", description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--model", default=DEMO, help=f"{', '.join(NAMES)}, or a pipeline folder (default: %(default)s)")
+    add("--images", type=int, nargs="+", default=[1, 8], help="each takes two rows, with guidance (default: 1 8)")
+    add("--kernel", default="auto", choices=KERNEL_NAMES)
+    add("--window", help="keys seen on each side: 32, or 32,16 for left,right (default: tokens // 8, or the plan's)")
+    add("--plan", type=Path, help="a plan of this model: how long will its blocks take?")
+    add("--dtype", choices=("float16", "bfloat16", "float32"), help="default: bfloat16 on a GPU, float32 on a CPU")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add("--eager", action="store_true", help="leave out the compiled blocks, which take a while to prepare")
+    add("--refresh", action="store_true", help="measure again what is on disk")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    options = parser().parse_args(argv)
+    if min(options.images) < 1:
+        raise DitFastAttnError(f"--images must be at least 1, got {min(options.images)}")
+    on_gpu = options.device.startswith("cuda")
+    dtype = getattr(torch, options.dtype or ("bfloat16" if on_gpu else "float32"))
+    plan: Plan | None = load(options.plan) if options.plan else None
+    adapter = adapt(build(options.model, options.device, dtype).pipe.transformer)
+    try:
+        window = Window.parse(options.window) if options.window else None
+    except ValueError as error:
+        raise DitFastAttnError(str(error)) from None
+    window = window or (plan.window if plan else Window.default(adapter.spec().tokens))
+    runtimes = [EAGER] if options.eager else [EAGER, COMPILED, *([CAPTURED] if on_gpu else [])]
+    for images in options.images:
+        tables = list(measure(adapter, 2 * images, window, options, runtimes))
+        print(show(adapter, tables), flush=True)
+        for table in tables if plan else []:
+            assert plan is not None
+            print(f"predicted block time of {options.plan.name}: {plan_time(plan, table)}")
+        print()

@@ -1,34 +1,51 @@
 """Latency against the plan's share of attention MACs, with what Amdahl's law allows."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+COLUMNS = 2
 
-def plot(result: dict[str, Any], file: Path) -> None:
-    """One panel for each batch: a step's time of every plan, the baselines as lines."""
+
+def plot(results: Sequence[dict[str, Any]], file: Path) -> None:
+    """One panel for each model and batch: a step's time of every plan, the baselines as lines.
+
+    The bound runs from all FULL to a plan that shares all attention: what a plan takes if its attention costs time as
+    it costs MACs.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    batches = list(dict.fromkeys(row["batch"] for row in result["rows"]))
-    figure, axes = plt.subplots(1, len(batches), figsize=(5.2 * len(batches), 4.2), squeeze=False)
-    for axis, batch in zip(axes[0], batches, strict=True):
-        rows = [row for row in result["rows"] if row["batch"] == batch]
-        ours = sorted((r["attention_macs"], r["ms_per_step"]) for r in rows if r["variant"].startswith("ours"))
-        axis.plot(*zip(*ours, strict=True), "o-", color="C0", label="ours")
-        for row, color in zip(
-            [r for r in rows if not r["variant"].startswith("ours")], ("C7", "C1", "C3"), strict=False
-        ):
-            axis.axhline(row["ms_per_step"], color=color, linestyle="--", linewidth=1)
-            axis.annotate(row["variant"], (0, row["ms_per_step"]), color=color, fontsize=8, va="bottom")
-        axis.set(xlim=(0, 104), xlabel="attention MACs, % of full (projections counted)", title=f"batch {batch}")
-        axis.set_ylabel("transformer, ms a step")
-        axis.set_ylim(bottom=0)
-        axis.grid(alpha=0.3)
-    figure.suptitle(
-        f"{result['rows'][0]['model']}, {result['device']}, {result['dtype']}: {result['what'].split(';')[0]}"
-    )
+    rows = -(-len(results) // COLUMNS)
+    figure, axes = plt.subplots(rows, COLUMNS, figsize=(6 * COLUMNS, 4.2 * rows), squeeze=False)
+    for axis in axes.flat[len(results) :]:
+        axis.remove()
+    for axis, result in zip(axes.flat, results, strict=False):
+        _panel(axis, result)
     figure.tight_layout()
-    figure.savefig(file, dpi=130)
+    figure.savefig(file, dpi=110)
     plt.close(figure)
+
+
+def _panel(axis: Any, result: dict[str, Any]) -> None:
+    ours = sorted((r["attention_macs"], r["ms_per_step"]) for r in result["rows"] if r["variant"].startswith("ours"))
+    lines = [r for r in result["rows"] if not r["variant"].startswith("ours")]
+    (least, floor), (most, full) = ours[0], ours[-1]
+    if least < most:
+        at_zero = floor - (full - floor) / (most - least) * least
+        axis.plot([0, most], [at_zero, full], ":", color="C2", label="bound: time as MACs (Amdahl)")
+    axis.plot(*zip(*ours, strict=True), "o-", color="C0", label="ours, compiled + graphs")
+    shown = [row for row in lines if row["ms_per_step"] < 2 * full]
+    for row, color in zip(shown, ("C1", "C3", "C7"), strict=False):
+        axis.axhline(row["ms_per_step"], color=color, linestyle="--", linewidth=1, label=row["variant"])
+    beyond = [f"{row['variant']} {row['ms_per_step']:.1f} ms" for row in lines if row not in shown]
+    title = (
+        f"{result['model']}, batch {result['batch']}, {result['steps']} steps\n{result['device']}, {result['dtype']}"
+    )
+    axis.set_title(title + (f" (not shown: {', '.join(beyond)})" if beyond else ""), fontsize=9)
+    axis.set(xlim=(0, 104), xlabel="attention MACs, % of full (projections counted)", ylabel="transformer, ms a step")
+    axis.set_ylim(bottom=0)
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=8, loc="lower right")

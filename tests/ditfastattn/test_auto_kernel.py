@@ -167,7 +167,7 @@ def test_nothing_is_measured_while_a_graph_is_captured(monkeypatch: pytest.Monke
 @pytest.mark.parametrize("damage", ["", "[]", '{"version": 0, "entries": {}}', '{"version": 1}', "entry"])
 def test_a_damaged_file_is_ignored_with_a_warning(damage: str, folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     choose(Q, WINDOW, [Slow, Quick], times())
-    file = folder / "auto-kernel-1.json"
+    file = folder / "auto-kernel-2.json"
     content = json.loads(file.read_text())
     if damage == "entry":
         content["entries"] = {key: entry | {"us": {"quick": "fast"}} for key, entry in content["entries"].items()}

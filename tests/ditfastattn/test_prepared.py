@@ -11,6 +11,7 @@ from torch._dynamo.utils import counters
 
 from ditfastattn import apply
 from ditfastattn.errors import ApplyError, StepError
+from ditfastattn.models import adapt
 from plans import Method, PlanMismatch
 
 pytestmark = pytest.mark.filterwarnings("ignore:no CUDA graphs")
@@ -178,3 +179,105 @@ def test_five_compilations_a_block_class_and_none_while_sampling(graph_breaks_on
         assert counters["stats"]["unique_graphs"] == compiled
         assert "compiled" in str(session.summary())
     assert close(first, eager)
+
+
+# ------------------------------------------------------------------------------------------------------- on a GPU
+
+
+@pytest.fixture
+def gpu_pipe() -> DiTPipeline:
+    return small_pipeline().to("cuda")
+
+
+@pytest.mark.gpu
+def test_compiled_and_captured_steps_give_what_eager_steps_give(gpu_pipe: DiTPipeline) -> None:
+    plan = random_plan(gpu_pipe, seed=2)
+    eager = _eager(gpu_pipe, plan)
+    with apply(gpu_pipe, plan, compile=True, graphs=True) as session:
+        first = sample(gpu_pipe)
+        assert (first - eager).norm() < 1e-3 * eager.norm()
+        other = sample(gpu_pipe, labels=(3, 4, 5))
+        assert torch.equal(sample(gpu_pipe), first)
+        assert torch.equal(sample(gpu_pipe, labels=(3, 4, 5)), other)
+        summary = session.summary()
+        assert "CUDA graphs" in str(summary)
+        assert summary.peak_cache_bytes == summary.predicted_peak_cache_bytes
+    with apply(gpu_pipe, plan):
+        assert (sample(gpu_pipe, labels=(3, 4, 5)) - other).norm() < 1e-3 * other.norm()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_captured_steps_in_half_precision(gpu_pipe: DiTPipeline, dtype: torch.dtype) -> None:
+    gpu_pipe.to(dtype=dtype)
+    plan = random_plan(gpu_pipe, seed=3)
+    eager = _eager(gpu_pipe, plan).float()
+    with apply(gpu_pipe, plan, graphs=True):
+        assert (sample(gpu_pipe).float() - eager).norm() < (0.02 if dtype is torch.float16 else 0.1) * eager.norm()
+
+
+@pytest.mark.gpu
+def test_a_step_in_mid_run_waits_for_nothing(gpu_pipe: DiTPipeline) -> None:
+    plan = random_plan(gpu_pipe)
+    with apply(gpu_pipe, plan, graphs=True):
+        sample(gpu_pipe)
+        forward, calls = gpu_pipe.transformer.forward, []
+
+        def strict(*args: Any, **kwargs: Any) -> Any:
+            torch.cuda.set_sync_debug_mode("error" if calls else "default")
+            calls.append(1)
+            try:
+                return forward(*args, **kwargs)
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+
+        gpu_pipe.transformer.__dict__["forward"] = strict
+        sample(gpu_pipe)
+        gpu_pipe.transformer.__dict__["forward"] = forward
+    assert len(calls) == plan.steps
+
+
+@pytest.mark.gpu
+def test_captured_steps_see_weights_changed_in_place_and_moved(gpu_pipe: DiTPipeline) -> None:
+    plan = random_plan(gpu_pipe)
+    with apply(gpu_pipe, plan, graphs=True):
+        sample(gpu_pipe)
+        for change in ("in place", "moved"):
+            for parameter in gpu_pipe.transformer.transformer_blocks.parameters():
+                if change == "in place":
+                    parameter.data.mul_(1.1)
+                else:
+                    parameter.data = parameter.data * 1.1
+            changed = sample(gpu_pipe)
+            reference = small_pipeline().to("cuda")
+            reference.transformer.load_state_dict(gpu_pipe.transformer.state_dict())
+            assert (changed - _eager(reference, plan)).norm() < 1e-3 * changed.norm()
+
+
+@pytest.mark.gpu
+def test_wrong_guidance_is_refused_before_the_run_ends(gpu_pipe: DiTPipeline) -> None:
+    with apply(gpu_pipe, random_plan(gpu_pipe), graphs=True), pytest.raises(PlanMismatch, match="guidance scale"):
+        sample(gpu_pipe, guidance_scale=3.0)
+
+
+@pytest.mark.gpu
+@pytest.mark.filterwarnings("default:no CUDA graphs")
+def test_what_cannot_be_captured_is_launched_and_said(gpu_pipe: DiTPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = random_plan(gpu_pipe)
+    eager = _eager(gpu_pipe, plan)
+    head = type(_adapter(gpu_pipe)).head
+
+    def waiting(self: Any, *args: Any) -> torch.Tensor:
+        output = head(self, *args)
+        output.sum().item()  # a captured stream cannot be waited for
+        return output
+
+    monkeypatch.setattr(type(_adapter(gpu_pipe)), "head", waiting)
+    with apply(gpu_pipe, plan, graphs=True) as session:
+        with pytest.warns(UserWarning, match="a step could not be captured"):
+            assert (sample(gpu_pipe) - eager).norm() < 1e-3 * eager.norm()
+        assert "no CUDA graphs" in str(session.summary())
+
+
+def _adapter(pipe: DiTPipeline) -> Any:
+    return adapt(pipe.transformer)

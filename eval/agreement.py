@@ -9,8 +9,6 @@ import argparse
 import json
 import math
 import platform
-import shlex
-import sys
 from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
@@ -25,6 +23,7 @@ from calibration.picture import save_grid
 from ditfastattn.errors import DitFastAttnError, KernelError
 from ditfastattn.kernels import KERNELS
 from ditfastattn.kernels.versions import versions
+from eval.record import command_line
 from plans import Plan, load
 from plans.files import write_text
 
@@ -133,7 +132,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     on_gpu = torch.device(options.device).type == "cuda"
     result = {
         "what": "PSNR over all pixels of all images, dB; null: equal to the last bit",
-        "command": shlex.join(["python", "-m", "eval", "agreement", *(sys.argv[2:] if argv is None else argv)]),
+        "command": command_line("agreement", argv),
         "plan": options.plan.name if options.plan else "demo-dpm50-mrae-0.025.json",
         "steps": plan.steps,
         "labels": list(labels),

@@ -9,8 +9,6 @@ measured in the same process. A kernel that fails, or takes too long to compile,
 import argparse
 import json
 import math
-import shlex
-import sys
 from collections.abc import Sequence
 from datetime import date
 from functools import partial
@@ -24,6 +22,7 @@ from ditfastattn.kernels import KERNELS
 from ditfastattn.kernels.base import Kernel
 from ditfastattn.kernels.versions import versions
 from eval.kernel_plot import plot
+from eval.record import command_line
 from eval.timing import (
     ADD,
     FULL,
@@ -196,7 +195,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for shape in [] if arguments.quick else CURVE:
         curve += measure(kernels, shape, "bf16", [Window.default(shape[2])], (FULL, ADD), top, budget)
     result = {
-        "command": shlex.join(["python", "-m", "eval", "kernels", *(sys.argv[2:] if argv is None else argv)]),
+        "command": command_line("kernels", argv),
         "device": device,
         "versions": versions(),
         "date": date.today().isoformat(),

@@ -19,6 +19,7 @@ from calibration.calibrate import package_versions
 from eval.baselines import Captured, compiled
 from eval.geometry import DEMO, NAMES, TRANSFORMERS, Geometry, build, sample
 from eval.latency_plot import plot
+from eval.record import command_line
 from eval.synthetic import floor_percent, synthetic_plan
 from plans import Plan, load
 from plans.files import write_text
@@ -233,7 +234,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             "model": name,
             "batch": images,
             "what": f"{note}; medians of {args.repeats} interleaved runs; B images are a batch of 2 B rows",
-            "command": f"python -m eval latency --model {name} --batch {images} --steps {args.steps}",
+            "command": command_line("latency", argv),
             "device": device,
             "dtype": args.dtype,
             "steps": args.steps,

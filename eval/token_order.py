@@ -9,9 +9,7 @@ import argparse
 import json
 import math
 import platform
-import shlex
 import statistics
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -39,6 +37,7 @@ from ditfastattn.models.base import ModelAdapter
 from ditfastattn.order import Ordering
 from ditfastattn.pipelines import load_pipeline
 from ditfastattn.sampling import Denoiser, Trajectory
+from eval.record import command_line
 from plans import Method, TokenOrder, Window
 from plans.files import write_text
 from plans.macs import plan_macs, shares
@@ -211,7 +210,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     rows = losses(pipe, labels, arguments.steps, arguments.every, arguments.seed)
     plans = calibrated(pipe, labels, arguments.calibration_steps, arguments.thresholds, arguments.seed)
     result: dict[str, Any] = {
-        "command": shlex.join(["python", "-m", "eval", "token-order", *(sys.argv[2:] if argv is None else argv)]),
+        "command": command_line("token-order", argv),
         "device": platform.machine() + " CPU",
         "versions": package_versions(),
         "date": datetime.now(UTC).date().isoformat(),

@@ -12,9 +12,7 @@ attention over tokens.
 
 import argparse
 import json
-import shlex
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import date
@@ -30,6 +28,7 @@ from ditfastattn.errors import DitFastAttnError
 from ditfastattn.samplers import make_sampler
 from ditfastattn.sampling import sample_latents
 from eval.kernels import RESULTS, versions
+from eval.record import command_line
 from eval.xformers_plot import CLAIM, bars, lines
 from eval.xformers_variants import (
     AS_WRITTEN,
@@ -203,7 +202,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print("\n" + CLAIM)
 
     result = {
-        "command": shlex.join(["python", "-m", "eval", "xformers", *(sys.argv[2:] if argv is None else argv)]),
+        "command": command_line("xformers", argv),
         "device": device,
         "versions": versions(),
         "date": date.today().isoformat(),

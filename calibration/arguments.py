@@ -59,6 +59,7 @@ def calibrate_parser() -> argparse.ArgumentParser:
     add("--device", help="cpu, cuda, ... (default: cuda if there is one)")
     add("--dtype", default="float32", choices=["float32", "float16", "bfloat16"], help="default: float32")
     add("--kernel", default="auto", choices=NAMES, help="attention by (default: auto, the fastest that fits, measured)")
+    add("--compile", action="store_true", help="run the blocks in compiled pieces, as apply(compile=True) does")
     add("--output", default="calibrated", help="folder, or FILE.json for a single threshold (default: calibrated)")
     add("--resume", action="store_true", help="go on where an interrupted run of the same command stopped")
     return parser

@@ -12,6 +12,7 @@ from torch import Tensor
 
 import ditfastattn
 from calibration.algorithm import Decision, all_full, choose_methods
+from calibration.blocks import Blocks, EagerBlocks, PieceBlocks
 from calibration.errors import CalibrationError
 from calibration.journal import Journal
 from calibration.labels import check_labelled
@@ -24,8 +25,9 @@ from ditfastattn.execute import Context
 from ditfastattn.kernels import make_kernel
 from ditfastattn.layout import Layout
 from ditfastattn.models import adapt
-from ditfastattn.models.base import ModelAdapter
+from ditfastattn.models.base import Call, ModelAdapter
 from ditfastattn.order import Ordering, order_for
+from ditfastattn.pieces import compiled_pieces
 from ditfastattn.samplers import sampler_spec
 from ditfastattn.sampling import Denoiser, Trajectory
 from plans import Calibration, GuidanceSpec, Method, Plan, Window
@@ -80,8 +82,13 @@ def calibrate(
     done = list(journal.decisions) if journal else []
     decisions: list[Decision] = []
     plain_runs = 0
-    with Probe(adapter, context, ordering, residuals=any(method.windowed for method in candidates)) as probe:
-        for index in range(plan.steps):
+    blocks: Blocks = EagerBlocks(adapter, context)
+    if settings.compile:
+        rows = run.latents.new_empty((len(denoiser.labels), *run.latents.shape[1:]))
+        blocks = PieceBlocks(adapter, context, compiled_pieces(), Call(rows, None, denoiser.labels))
+    with Probe(adapter, context, ordering, any(method.windowed for method in candidates), blocks) as probe:
+        for index, timestep in enumerate(plan.sampler.timesteps):
+            blocks.begin_step(timestep)
 
             def predict(index: int = index) -> Tensor:
                 return run.predict(index)
@@ -154,6 +161,7 @@ def _record(settings: Settings, parameter: Tensor, kernel: str) -> Calibration:
         dtype=str(parameter.dtype).removeprefix("torch."),
         device=device,
         kernel=kernel,
+        compiled=settings.compile,
         versions=package_versions(),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )

@@ -97,6 +97,7 @@ def _calibrate(options: argparse.Namespace, arguments: list[str]) -> int:
             token_order=options.token_order,
             search=options.search,
             kernel=options.kernel,
+            compile=options.compile,
             seed=options.seed,
         )
         for _, value in thresholds

@@ -6,8 +6,9 @@ from typing import Any
 
 from torch import Tensor
 
+from calibration.blocks import Blocks
 from ditfastattn.cache import Cell, LayerCache, Rows
-from ditfastattn.execute import Context, residual_to_store, run_block
+from ditfastattn.execute import Context, residual_to_store
 from ditfastattn.install import Overrides
 from ditfastattn.models.base import ModelAdapter
 from ditfastattn.order import Ordering
@@ -30,9 +31,12 @@ class Probe:
     attention cores run again for their residual alone. All that a behaviour sees stands in the order of ``ordering``.
     """
 
-    def __init__(self, adapter: ModelAdapter, context: Context, ordering: Ordering, residuals: bool) -> None:
+    def __init__(
+        self, adapter: ModelAdapter, context: Context, ordering: Ordering, residuals: bool, blocks: Blocks
+    ) -> None:
         self.adapter = adapter
         self.context = context
+        self.blocks = blocks
         self.ordering = ordering
         self.residuals = residuals
         self.caches = [LayerCache() for _ in adapter.blocks]
@@ -69,7 +73,7 @@ class Probe:
 
     def run_block(self, layer: int, cell: Cell, cache: LayerCache, hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         self.block_runs += 1
-        return run_block(self.adapter.blocks[layer], cell, cache, self.context, hidden, *args, **kwargs)
+        return self.blocks.run(layer, cell, cache, hidden, *args, **kwargs)
 
     def commit(self, predict: Callable[[], Tensor], methods: Sequence[Method]) -> Tensor:
         """One model call by ``methods``, storing what later steps may need; the model output."""
@@ -83,9 +87,8 @@ class Probe:
     def residual(self, layer: int, method: Method, hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The residual a FULL or ASC block would store, from the block's input alone."""
         self.residual_passes += 1
-        block, batch = self.adapter.blocks[layer], hidden.shape[0]
-        state = block.begin(hidden, *args, skip_attention=False, **kwargs)
+        batch = hidden.shape[0]
         rows = self.context.layout.conditional_rows(batch) if method.shares_guidance else slice(0, batch)
-        q, k, v = block.qkv(state, rows)
+        q, k, v = self.blocks.qkv(layer, rows, hidden, *args, **kwargs)
         full = self.context.kernel.full(q, k, v)
         return residual_to_store(storing(method).store_residual, q, k, v, full, batch, self.context)

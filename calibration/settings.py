@@ -27,6 +27,7 @@ class Settings:
     token_order: TokenOrder = "raster"
     search: str = "replay"
     kernel: str = "auto"
+    compile: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:

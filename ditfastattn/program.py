@@ -8,11 +8,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ditfastattn.arena import Arena, Place, StepPlaces
-from ditfastattn.attention import attention_core, fit_rows
-from ditfastattn.cache import Cell, Rows
-from ditfastattn.execute import residual_to_store
+from ditfastattn.cache import Cell, LayerCache, Rows
 from ditfastattn.models.base import Call, Conditioning, ModelAdapter
 from ditfastattn.pieces import Pieces
+from ditfastattn.prepared import BlockInputs, JointWeights, run_prepared_block
 from ditfastattn.runner import Run
 
 ROWS_AHEAD = 256  # rows of modulation computed at a time: enough to read the weights seldom, little to keep
@@ -150,59 +149,18 @@ class Program:
         self._output.copy_(output)
 
     def _block(self, layer: int, cell: Cell, places: StepPlaces, hidden: Tensor) -> Tensor:
-        block, modulation = self._adapter.blocks[layer], self._modulation[layer]
-        if cell.method.reuses_output:
-            assert places.output is not None
-            output = self._view(places.output).flatten(2)
-        else:
-            output = self._attention(layer, cell, places, hidden)
-        return self._pieces.finish(block, hidden, output, modulation, self._context)
-
-    def _attention(self, layer: int, cell: Cell, places: StepPlaces, hidden: Tensor) -> Tensor:
-        """Self-attention after the out-projection: (rows, N, C), stored where the plan reads it again."""
-        block, modulation, context = self._adapter.blocks[layer], self._modulation[layer], self._run.context
-        half = cell.method.shares_guidance
-        rows = context.layout.conditional_rows(self._batch) if half else slice(0, self._batch)
-        inputs = tuple(tensor[rows] for tensor in self._context)
-        q, k, v = self._pieces.qkv(
-            block, hidden[rows], modulation[rows], inputs, self._joint[layer].tensors
-        )  # (rows, N, H, D)
-        residual = None
-        if cell.method.windowed:
-            assert places.residual is not None
-            residual = fit_rows(self._view(places.residual), q.shape[0], self._batch, context.layout)
-        core = attention_core(context.kernel, cell.method, q, k, v, context.window, residual)
-        if cell.store_residual:
-            assert places.residual is not None
-            stored = self._view(places.residual)
-            residual_to_store(cell.store_residual, q, k, v, core, self._batch, context, out=stored)
-        if cell.store_output:
-            assert places.output is not None
-            return block.project(core, out=self._view(places.output).flatten(2))
-        return block.project(core)
+        block, joint = self._adapter.blocks[layer], self._joint[layer].tensors
+        inputs = BlockInputs(block, self._modulation[layer], self._context, joint)
+        output = None if places.output is None else self._view(places.output).flatten(2)
+        residual = None if places.residual is None else self._view(places.residual)
+        stored = LayerCache(output, residual)  # read by this step, or written to
+        return run_prepared_block(inputs, cell, stored, self._run.context, self._pieces, hidden, into=stored)
 
     def _view(self, place: Place) -> Tensor:
         """The stored tensor at ``place``: (B or B/2, N, H, D)."""
         half = self._store.shape[0] // self.arena.halves
         rows = self._batch if place.rows is Rows.WHOLE_BATCH else self._batch // 2
         return self._store[place.offset * half :][:rows]
-
-
-class JointWeights:
-    """Copies of a block's weights, concatenated, so that one large product takes the place of several.
-
-    Made anew at every run: a weight changed in place since the last one would else be used as it was.
-    """
-
-    def __init__(self, groups: list[list[Tensor]]) -> None:
-        self._sources = [weight for group in groups for weight in group]
-        self.tensors = tuple(torch.cat(group) for group in groups)
-        parts = [t.split([w.shape[0] for w in g]) for t, g in zip(self.tensors, groups, strict=True)]
-        self._copies = [part for split in parts for part in split]
-
-    def refresh(self) -> None:
-        if self._sources:
-            torch._foreach_copy_(self._copies, self._sources)
 
 
 def _sizes(places: StepPlaces) -> tuple[int, ...]:

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from calibration.blocks import EagerBlocks
 from calibration.calibrate import calibrate, package_versions
 from calibration.labels import choose_labels
 from calibration.loss import mrae
@@ -76,7 +77,8 @@ class Trial:
         ordering = Ordering(order, window, adapter.per_image)
         ordering.fit(grid, run.latents.device)
         kernel: Kernel = Nearest(grid, window) if name == NEAREST else SDPA()
-        self.probe = Probe(adapter, Context(kernel, window, adapter.guided_layout), ordering, residuals=True)
+        context = Context(kernel, window, adapter.guided_layout)
+        self.probe = Probe(adapter, context, ordering, residuals=True, blocks=EagerBlocks(adapter, context))
         self.run, self.name, self.window = run, name, window
         self.losses: dict[int, list[float]] = {age: [] for age in AGES}  # one a step and layer
 

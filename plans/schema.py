@@ -122,7 +122,8 @@ class GuidanceSpec(_Frozen):
 class Calibration(_Frozen):
     """How a plan was found (DiTFastAttn, Algorithm 1), in enough detail to find it again.
 
-    methods: the candidates that were tried. versions: package -> version. created: ISO 8601.
+    methods: the candidates that were tried. compiled: whether blocks ran in compiled pieces. versions: package ->
+    version. created: ISO 8601.
     """
 
     loss: Name
@@ -135,6 +136,7 @@ class Calibration(_Frozen):
     dtype: Name
     device: Name
     kernel: Name
+    compiled: Annotated[bool, Field(strict=True)] = False
     versions: dict[str, str]
     created: Annotated[str, AfterValidator(_iso8601)]
 

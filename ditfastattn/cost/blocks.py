@@ -9,16 +9,14 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from ditfastattn.attention import attention_core
 from ditfastattn.cache import Cell, LayerCache, Rows
 from ditfastattn.cost.timing import Thunk
-from ditfastattn.execute import Context, residual_to_store, run_block
+from ditfastattn.execute import Context, run_block
 from ditfastattn.install import Overrides
 from ditfastattn.models.base import ModelAdapter
 from ditfastattn.pieces import Pieces
-from ditfastattn.program import JointWeights
+from ditfastattn.prepared import BlockInputs, JointWeights, run_prepared_block
 
 Prepare = Callable[[Cell], Thunk]
 
@@ -51,24 +49,14 @@ def piece_block(
     modulation = adapter.conditioning(timesteps, call).blocks[0, 0].clone()  # (B, K, C)
     others, joint = adapter.context(call), JointWeights(block.joint_weights()).tensors
 
+    inputs = BlockInputs(block, modulation, others, joint)
+
     def prepare(cell: Cell) -> Thunk:
-        if cell.method.reuses_output:
-            stored = torch.randn_like(hidden)
-            return lambda: pieces.finish(block, hidden, stored, modulation, others)
-        rows = _rows(cell, batch, context)
-        inputs = hidden[rows], modulation[rows], tuple(tensor[rows] for tensor in others), joint
-        q = pieces.qkv(block, *inputs)[0]
-        residual = torch.randn_like(q) if cell.method.windowed else None
-        kept = torch.empty_like(q[: batch // 2 if cell.store_residual is Rows.CONDITIONAL_HALF else batch])
-
-        def run() -> Tensor:
-            q, k, v = pieces.qkv(block, *inputs)
-            core = attention_core(context.kernel, cell.method, q, k, v, context.window, residual)
-            if cell.store_residual:
-                residual_to_store(cell.store_residual, q, k, v, core, batch, context, out=kept)
-            return pieces.finish(block, hidden, block.project(core), modulation, others)
-
-        return run
+        q = inputs.qkv(pieces, hidden, _rows(cell, batch, context))[0]
+        kept = q[: batch // 2 if cell.store_residual is Rows.CONDITIONAL_HALF else batch]
+        residual = torch.randn_like(q) if cell.method.windowed else torch.empty_like(kept)
+        stored = LayerCache(torch.randn_like(hidden), residual)
+        return lambda: run_prepared_block(inputs, cell, stored, context, pieces, hidden, into=stored)
 
     return prepare
 

@@ -14,6 +14,7 @@ from calibration.errors import CalibrationError
 from calibration.journal import Journal, read_trace
 from calibration.loss import LOSSES, mrae
 from calibration.settings import Settings, parse_threshold
+from ditfastattn.pieces import Pieces
 from ditfastattn.sampling import Denoiser, sample_latents
 from plans import Method, TokenOrder, Window
 
@@ -245,3 +246,19 @@ def test_replay_is_plain_on_the_gpu(dtype: torch.dtype) -> None:
 
 def test_small_transformer_weights_are_alive() -> None:
     assert all(p.abs().sum() > 0 for p in small_transformer().parameters())
+
+
+@pytest.mark.parametrize("threshold", [0.1, 0.4])
+def test_in_pieces_it_finds_the_same_plan(threshold: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything of the compiled calibration but the compiler, which only rounds otherwise."""
+    monkeypatch.setattr("calibration.calibrate.compiled_pieces", Pieces)
+    eager = run(small_pipeline(), threshold=threshold)
+    pieces = run(small_pipeline(), threshold=threshold, compile=True)
+    assert pieces.plan.methods == eager.plan.methods
+    assert {m for row in eager.plan.methods for m in row} > {Method.FULL}
+    assert pieces.block_runs == eager.block_runs
+    assert pieces.plan.calibration is not None and pieces.plan.calibration.compiled
+    for ours, theirs in zip(pieces.decisions, eager.decisions, strict=True):
+        for trial, expected in zip(ours.trials, theirs.trials, strict=True):
+            assert trial.loss == pytest.approx(expected.loss, rel=1e-3, abs=1e-6)
+    torch.testing.assert_close(pieces.latents, eager.latents, rtol=1e-3, atol=1e-4)

@@ -70,23 +70,31 @@ def check_same_shape(step: int, call: Call, first: Call) -> None:
 
 
 class ConditionCheck:
-    """Every call of a run must bring the condition that the first one brought."""
+    """Every call of a run must bring the condition that the first one brought: labels or prompts, masks and sizes."""
 
     def __init__(self, first: Call) -> None:
-        self._given = first.condition
-        self._version = _version(first.condition)
-        self._values = None if first.condition is None else first.condition.clone()  # callers may reuse their buffer
+        self._given = [(tensor, _version(tensor)) for tensor in _condition_of(first)]
+        # Callers may reuse their buffers.
+        self._values = [None if tensor is None else tensor.clone() for tensor in _condition_of(first)]
 
     def check(self, step: int, call: Call, watch: Watch) -> None:
         """Raises StepError, now or when ``watch`` learns it, if the condition of ``call`` is another one."""
-        condition, values = call.condition, self._values
-        if condition is self._given and _version(condition) == self._version is not None:
-            return
-        if condition is None or values is None or condition.shape != values.shape:
-            if condition is not values:
-                _judge_condition(step, [1.0])
-            return
-        watch.post((condition != values).any().double()[None], partial(_judge_condition, step))
+        now = _condition_of(call)
+        if len(now) != len(self._given):
+            _judge_condition(step, [1.0])
+        for tensor, values, (given, version) in zip(now, self._values, self._given, strict=True):
+            if tensor is given and _version(tensor) == version is not None:
+                continue
+            if tensor is None or values is None or tensor.shape != values.shape:
+                if tensor is not values:
+                    _judge_condition(step, [1.0])
+                continue
+            watch.post((tensor != values).any().double()[None], partial(_judge_condition, step))
+
+
+def _condition_of(call: Call) -> list[Tensor | None]:
+    """What must stay the same through a run."""
+    return [call.condition, call.mask, *(call.sizes or {}).values()]
 
 
 def _version(tensor: Tensor | None) -> int | None:

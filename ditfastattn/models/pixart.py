@@ -85,7 +85,7 @@ class PixArt(AdaLNModel):
     plan is applied to a pipeline (or with ``scheduler=``), after each step: the sampler was handed
     uncond + s (cond - uncond) of these halves in this order. On a bare transformer without its sampler neither the
     order of the branches nor the scale can be verified, nor can a guided batch be told from one that holds the same
-    noise twice with two prompts. Not compared from step to step: the prompts' masks and the sizes of the images.
+    noise twice with two prompts.
     """
 
     guided_layout = Layout.UNCOND_FIRST

@@ -323,3 +323,19 @@ def test_calibration_says_that_prompts_come_later(tmp_path: Path, capsys: pytest
     error = capsys.readouterr().err
     assert "calibration on prompts comes later" in error and error.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.filterwarnings("ignore:no CUDA graphs")
+@pytest.mark.parametrize("graphs", [False, True])
+@torch.no_grad()
+def test_another_mask_in_mid_run_is_refused(pixart: Any, graphs: bool) -> None:
+    plan = full_plan(pixart, STEPS)
+    latents, text = torch.randn(2, 4, 8, 8).repeat(2, 1, 1, 1), torch.randn(4, WORDS, WIDTH)
+    mask = torch.ones(4, WORDS)
+    with ditfastattn.apply(pixart.transformer, plan, graphs=graphs):
+        first, second, third = ((latents, text, torch.full((4,), t)) for t in plan.sampler.timesteps[:3])
+        pixart.transformer(*first, encoder_attention_mask=mask)
+        pixart.transformer(*second, encoder_attention_mask=mask.clone())
+        mask[0, 2:] = 0
+        with pytest.raises(StepError, match="another condition"):
+            pixart.transformer(*third, encoder_attention_mask=mask)

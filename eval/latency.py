@@ -16,9 +16,11 @@ from tqdm import tqdm
 
 import ditfastattn
 from calibration.calibrate import package_versions
+from ditfastattn.layout import Layout
 from eval.baselines import Captured, compiled
+from eval.breakdown import ATTENTION, Times, part_times, step_parts
 from eval.geometry import DEMO, NAMES, TRANSFORMERS, Geometry, build, sample
-from eval.latency_plot import plot
+from eval.latency_plot import plot, plot_parts
 from eval.record import command_line
 from eval.synthetic import floor_percent, synthetic_plan
 from plans import Plan, load
@@ -46,6 +48,8 @@ class Row:
     peak_bytes: int
     prepare_s: float  # the first run, less a later one
     plan_origin: str | None
+    attention_ms: float | None  # of a step: self-attention with its norm and projections, from parts timed alone
+    parts_ms: dict[str, float] | None  # all parts of the blocks (eval.breakdown)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -111,9 +115,9 @@ class Variant:
     """A pipeline of its own, sampled in one way."""
 
     def __init__(
-        self, name: str, geometry: Geometry, images: int, steps: int, percent: float, origin: str | None
+        self, name: str, geometry: Geometry, images: int, steps: int, plan: Plan | None, origin: str | None
     ) -> None:
-        self.name, self.pipe, self.percent, self.origin = name, geometry.pipe, percent, origin
+        self.name, self.pipe, self.plan, self.origin = name, geometry.pipe, plan, origin
         self.images, self.steps = images, steps
         self._clock = Clock(self.pipe)
         self.times: list[tuple[float, float]] = []
@@ -128,18 +132,21 @@ class Variant:
     def repeat(self) -> None:
         self.times.append(self._once())
 
-    def row(self, model: str) -> Row:
+    def row(self, model: str, times: Times) -> Row:
+        parts = None if self.plan is None else step_parts(self.plan, times)
         ms, seconds = (statistics.median(column) for column in zip(*self.times[1:] or self.times, strict=True))
         return Row(
             model=model,
             batch=self.images,
             variant=self.name,
-            attention_macs=round(self.percent, 1),
+            attention_macs=100.0 if self.plan is None else round(plan_macs(self.plan).percent, 1),
             ms_per_step=round(ms, 4),
             pipeline_s=round(seconds, 4),
             peak_bytes=self.peak_bytes,
             prepare_s=round(max(0.0, self.first_s - seconds), 2),
             plan_origin=self.origin,
+            attention_ms=None if parts is None else round(sum(parts[part] for part in ATTENTION), 4),
+            parts_ms=None if parts is None else {part: round(value, 4) for part, value in parts.items()},
         )
 
 
@@ -150,17 +157,19 @@ def measure(args: argparse.Namespace, images: int) -> list[Row]:
     def fresh() -> Geometry:
         return build(args.model, args.device, dtype)
 
-    def variant(name: str, geometry: Geometry, percent: float = 100.0, origin: str | None = None) -> Variant:
-        return Variant(name, geometry, images, args.steps, percent, origin)
+    def variant(name: str, geometry: Geometry, plan: Plan | None = None, origin: str | None = None) -> Variant:
+        return Variant(name, geometry, images, args.steps, plan, origin)
 
     def follow(plan: Plan, name: str, origin: str) -> tuple[Variant, ditfastattn.Session]:
         geometry = fresh()
         session = ditfastattn.apply(geometry.pipe, plan, kernel=args.kernel, compile=True, graphs=True)
-        return variant(name, geometry, plan_macs(plan).percent, origin), session
+        return variant(name, geometry, plan, origin), session
 
     variants: list[Variant] = []
     plain = fresh()
     full = plain.full_plan(args.steps)
+    layout = Layout(full.guidance.layout)
+    times = part_times(plain.pipe.transformer, 2 * images, full.window, layout, args.kernel)
     if not args.no_eager:
         variants.append(variant("eager", plain))
     if torch.device(args.device).type == "cuda":
@@ -176,14 +185,14 @@ def measure(args: argparse.Namespace, images: int) -> list[Row]:
     for _ in tqdm(range(args.repeats), desc=f"{args.model}, batch {images}", leave=False):
         for each in variants:
             each.repeat()
-    rows = [each.row(args.model) for each in variants]
+    rows = [each.row(args.model, times) for each in variants]
     _show(rows)
     for plan, origin in _plans(args, full):
         planned, session = follow(plan, "ours, plan", origin)
         for _ in range(args.repeats):
             ours.repeat()  # a change of clocks in between would show
             planned.repeat()
-        rows.append(planned.row(args.model))
+        rows.append(planned.row(args.model, times))
         _show(rows[-1:])
         session.remove()
         del planned, session
@@ -246,6 +255,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         results = [*(old for old in read_results(file) if (old["model"], old["batch"]) != (name, images)), result]
         write_text(file, json.dumps(results, indent=1) + "\n")
         plot(results, args.out / "latency.png")
+        plot_parts(results, args.out / "latency_parts.png")
 
 
 def read_results(file: Path) -> list[dict[str, Any]]:

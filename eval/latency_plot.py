@@ -29,6 +29,37 @@ def plot(results: Sequence[dict[str, Any]], file: Path) -> None:
     plt.close(figure)
 
 
+def plot_parts(results: Sequence[dict[str, Any]], file: Path) -> None:
+    """Stacked bars of where a step's time goes, one panel for each model and batch; nothing where nothing is known."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    known = [(result, [r for r in result["rows"] if r["parts_ms"]]) for result in results]
+    known = [(result, rows) for result, rows in known if rows]
+    if not known:
+        return
+    figure, axes = plt.subplots(1, len(known), figsize=(1.5 + 4.2 * len(known), 4.6), squeeze=False)
+    for axis, (result, rows) in zip(axes[0], known, strict=True):
+        rows = sorted(rows, key=lambda row: -row["attention_macs"])
+        names = [f"{row['attention_macs']:.0f}" for row in rows]
+        foot = [0.0] * len(rows)
+        for color, part in enumerate(rows[0]["parts_ms"]):
+            values = [row["parts_ms"][part] for row in rows]
+            axis.bar(names, values, bottom=foot, color=f"C{color}", label=part)
+            foot = [a + b for a, b in zip(foot, values, strict=True)]
+        rest = [max(0.0, row["ms_per_step"] - total) for row, total in zip(rows, foot, strict=True)]
+        axis.bar(names, rest, bottom=foot, color="0.85", label="embedding, head, gaps, host")
+        axis.set(xlabel="attention MACs of the plan, %", ylabel="transformer, ms a step")
+        axis.set_title(f"{result['model']}, batch {result['batch']}\n{result['device']}", fontsize=9)
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles[::-1], labels[::-1], fontsize=8, loc="center right")
+    figure.tight_layout(rect=(0, 0, 1 - 1.9 / figure.get_figwidth(), 1))
+    figure.savefig(file, dpi=110)
+    plt.close(figure)
+
+
 def _panel(axis: Any, result: dict[str, Any]) -> None:
     ours = sorted((r["attention_macs"], r["ms_per_step"]) for r in result["rows"] if r["variant"].startswith("ours"))
     lines = [r for r in result["rows"] if not r["variant"].startswith("ours")]

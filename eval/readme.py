@@ -110,6 +110,24 @@ def _decibels(row: dict[str, Any] | None) -> str:
     return "equal" if row["psnr"] is None else f"{row['psnr']:.1f} dB"
 
 
+def latency() -> str:
+    """A transformer call's time with plans and without, by model and batch."""
+    file = "eval/results/latency.json"
+    results = json.loads((ROOT / file).read_text())
+    lines = ["| model, batch | | attention MACs | ms a step | over compiled + graph | with the VAE |", "|---" * 6 + "|"]
+    for result in results:
+        rows = result["rows"]
+        base = next((row["ms_per_step"] for row in rows if row["variant"] == "compiled + graph"), None)
+        for row in rows:
+            ratio = "" if base is None else f"{base / row['ms_per_step']:.2f} x"
+            lines.append(
+                f"| {result['model']}, {result['batch']} | {row['variant']} | {row['attention_macs']:.0f} % "
+                f"| {row['ms_per_step']:.2f} | {ratio} | {row['pipeline_s']:.2f} s |"
+            )
+    sources = dict.fromkeys(source_line(result, file) for result in results)
+    return "\n".join([*lines, "", *sources])
+
+
 def token_order() -> str:
     """Loss of a WA-RS step with the last step's residual, by window, and MACs of calibrated plans, by threshold."""
     file = "eval/results/token_order.json"
@@ -130,6 +148,7 @@ def token_order() -> str:
 
 TABLES = {
     "kernels": kernels,
+    "latency": latency,
     "agreement": agreement,
     "xformers": xformers,
     "token_order": token_order,

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from ditfastattn.errors import StepError
 from ditfastattn.install import Overrides
@@ -115,13 +116,18 @@ class ProgramRunner(Runner):
             program = Program(self.adapter, run, self._pieces)
             if self._graphs and device.type != "cuda":
                 self._do_without_graphs(f"the model is on {device.type}, and only CUDA has them")
-            try:
-                program.prepare(capture=self._graphs and self._without_graphs is None)
-            except CaptureError as error:
-                self._do_without_graphs(str(error))
-                program = Program(self.adapter, run, self._pieces)
-                program.prepare(capture=False)
-        return program, max(_reserved(device) - before, program.store_bytes())
+            shape = "x".join(str(size) for size in run.call.latents.shape)
+            with tqdm(total=program.kinds, desc=f"preparing {shape}", unit="step") as bar:
+                try:
+                    program.prepare(self._graphs and self._without_graphs is None, bar.update)
+                except CaptureError as error:
+                    self._do_without_graphs(str(error))
+                    bar.reset()
+                    program = Program(self.adapter, run, self._pieces)
+                    program.prepare(False, bar.update)
+                taken = max(_reserved(device) - before, program.store_bytes())
+                bar.set_postfix_str(f"{program.graphs} graphs, {taken / 2**20:.0f} MiB")
+        return program, taken
 
     def _do_without_graphs(self, reason: str) -> None:
         self._without_graphs = reason

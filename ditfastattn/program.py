@@ -1,11 +1,11 @@
 """A plan's steps at one shape, prepared before the first of them runs: fixed buffers, and CUDA graphs over them."""
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from ditfastattn.arena import Arena, Place, StepPlaces
 from ditfastattn.cache import Cell, LayerCache, Rows
@@ -57,18 +57,26 @@ class Program:
 
     # ------------------------------------------------------------------------------------------------- preparation
 
-    def prepare(self, capture: bool) -> None:
-        """Runs every kind of work once, so that all is compiled and tuned, then captures every kind of step."""
+    @property
+    def kinds(self) -> int:
+        """Steps that differ in what they do."""
+        return len(set(self._kinds))
+
+    def prepare(self, capture: bool, progress: Callable[[], object]) -> None:
+        """Runs every kind of work once, so that all is compiled and tuned, then captures every kind of step.
+
+        ``progress`` is called after each kind.
+        """
         begin = time.perf_counter()
-        kinds = list(dict.fromkeys(self._kinds))
         seen: set[tuple[Cell, tuple[int, ...]]] = set()
-        for kind in tqdm(kinds, desc="preparing the plan", unit="step", leave=False):
+        for kind in dict.fromkeys(self._kinds):
             work = {(cell, _sizes(places)) for cell, places in kind}
             if not work <= seen:
                 self._compute(kind)
                 seen |= work
             if capture:
                 self._graphs[kind] = self._captured(kind)
+            progress()
         if capture:
             self._replays = [self._graphs[kind] for kind in self._kinds]
         self.seconds = time.perf_counter() - begin

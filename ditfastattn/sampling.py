@@ -1,5 +1,6 @@
 """Guided sampling in latent space with noise that depends on (seed, image index) alone."""
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -53,15 +54,22 @@ class Trajectory:
     Args:
         scheduler: copied, so that the caller's is left alone.
         seed, indices: the noise of image i comes from (seed, indices[i]).
+        copy: False runs ``scheduler`` itself, for a session that was given it and follows its steps.
     """
 
     def __init__(
-        self, denoiser: Denoiser, scheduler: Any, num_inference_steps: int, seed: int, indices: Sequence[int]
+        self,
+        denoiser: Denoiser,
+        scheduler: Any,
+        num_inference_steps: int,
+        seed: int,
+        indices: Sequence[int],
+        copy: bool = True,
     ) -> None:
         config = denoiser.transformer.config
         parameter = next(denoiser.transformer.parameters())
         self.denoiser = denoiser
-        self.scheduler = type(scheduler).from_config(scheduler.config)
+        self.scheduler = type(scheduler).from_config(scheduler.config) if copy else scheduler
         self.scheduler.set_timesteps(num_inference_steps)
         self.timesteps: Tensor = self.scheduler.timesteps
         self._channels = config.in_channels
@@ -71,7 +79,7 @@ class Trajectory:
         shape = (config.in_channels, config.sample_size, config.sample_size)
         noise = torch.stack([torch.randn(shape, generator=generator) for generator in self._generators])
         self.latents = noise.to(parameter) * self.scheduler.init_noise_sigma
-        self._takes_generator = "generator" in self.scheduler.step.__code__.co_varnames
+        self._takes_generator = "generator" in inspect.signature(type(self.scheduler).step).parameters
 
     def model_input(self, step: int) -> Tensor:
         return self.scheduler.scale_model_input(self.latents, self.timesteps[step])
@@ -94,9 +102,13 @@ def sample_latents(
     seed: int,
     indices: Sequence[int],
     on_step: Callable[[int], None] | None = None,
+    copy: bool = True,
 ) -> Tensor:
-    """Final latents (B, C, h, w) of a whole run; ``on_step`` is called with each finished step."""
-    run = Trajectory(denoiser, scheduler, num_inference_steps, seed, indices)
+    """Final latents (B, C, h, w) of a whole run; ``on_step`` is called with each finished step.
+
+    ``copy``: as in :class:`Trajectory`.
+    """
+    run = Trajectory(denoiser, scheduler, num_inference_steps, seed, indices, copy)
     for step in range(len(run.timesteps)):
         run.advance(step, run.predict(step))
         if on_step:

@@ -23,3 +23,7 @@ class LoadError(DitFastAttnError):
 
 class CostError(DitFastAttnError):
     """A cost cannot be measured, or a table of costs does not fit a plan."""
+
+
+class MetricError(DitFastAttnError):
+    """A metric cannot be computed from the images, reference, network or weights that were given."""

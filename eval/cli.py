@@ -15,14 +15,28 @@ COMMANDS = {
     "latency": "time sampling with plans and without: eager, compiled, captured",
     "xformers": "DiT-XL by materialised softmax, SDPA and xFormers, equivalence checked first (GPU)",
     "token-order": "losses of a window step and calibrated MACs in each token order, on the bundled demo",
+    "stats": "reference statistics of real images, for fid and sfid",
+    "fid": "FID of a folder or .npz of samples (with another network: a Frechet distance, and called so)",
+    "sfid": "the same in spatial features",
+    "is": "Inception Score",
+    "kid": "kernel distance (KID)",
+    "precision-recall": "precision and recall by nearest neighbours",
     "readme": "write the result tables of README.md from the files in eval/results",
 }
 
 INTERRUPTED = {"sample": "interrupted; the same command goes on from here"}
-MODULES = {"xformers": "xformers_benchmark"}  # where the command's own name is that of a library
+# Where a command is not the `main` of the module of its name.
+MODULES = {
+    "xformers": "xformers_benchmark",  # the command's own name is that of a library
+    "fid": "metric_commands:fid",
+    "sfid": "metric_commands:sfid",
+    "is": "metric_commands:inception_score",
+    "kid": "metric_commands:kid",
+    "precision-recall": "metric_commands:precision_and_recall",
+}
 
 USAGE = "usage: python -m eval COMMAND [options]\n\ncommands:\n" + "\n".join(
-    f"  {name:<12} {what}" for name, what in COMMANDS.items()
+    f"  {name:<16} {what}" for name, what in COMMANDS.items()
 )
 EPILOG = """
 examples:
@@ -33,6 +47,9 @@ examples:
   python -m eval kernels --quick
   python -m eval xformers --quick
   python -m eval token-order --every 8        every eighth step of the trajectory
+  python -m eval stats imagenet/train --size 512 --out imagenet512.npz
+  python -m eval fid runs/d2 imagenet512.npz --weights pt_inception-2015-12-05-6726825d.pth --json fid.json
+  python -m eval is runs/d2 --network efficientnet-lite0
   python -m eval readme
 """
 
@@ -49,8 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
 
     def command() -> int:
-        module = MODULES.get(name, name.replace("-", "_"))
-        import_module(f"eval.{module}").main(rest)
+        module, _, function = MODULES.get(name, name.replace("-", "_")).partition(":")
+        getattr(import_module(f"eval.{module}"), function or "main")(rest)
         return 0
 
     return run(command, INTERRUPTED.get(name, "interrupted"))

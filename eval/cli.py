@@ -13,6 +13,7 @@ COMMANDS = {
     "kernels": "time every attention kernel that runs here, over the shapes of DiT, PixArt and a video model (GPU)",
     "latency": "time sampling with plans and without: eager, compiled, captured",
     "similarity": "PSNR, SSIM, LPIPS and latent distance of two runs from the same noise, image by image",
+    "report": "one table and one page of an uncompressed run and its compressed ones, with the paper's numbers",
     "clip": "CLIP score of a text-to-image run and the captions it was made from",
     "xformers": "DiT-XL by materialised softmax, SDPA and xFormers, equivalence checked first (GPU)",
     "token-order": "losses of a window step and calibrated MACs in each token order, on the bundled demo",

@@ -1,6 +1,6 @@
 """A folder of samples with its record, as ``python -m eval sample`` leaves it, for reading.
 
-``run.json`` says what made the images; they lie in ``images/000000.png ...`` or in ``samples.npz`` (``arr_0``, uint8,
+``run.json`` says what made the images and ``labels.npy`` of which classes they are; they lie in ``images/000000.png ...`` or in ``samples.npz`` (``arr_0``, uint8,
 N,H,W,3), and the latents, where they were asked for, in ``latents/``.
 """
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from ditfastattn.errors import DitFastAttnError
+from eval import npz
 
 NOISE_KEYS = ("n", "seed", "labels", "sampler", "steps")  # two runs that differ in one of these are of other noise
 
@@ -49,6 +49,8 @@ class Run:
             raise RunError(f"{file} is not JSON; sample into another folder again") from None
         if not isinstance(record, dict) or not isinstance(record.get("n"), int):
             raise RunError(f"{file} does not say how many images there are (n); sample into another folder again")
+        if "finished" in record and not record["finished"]:
+            raise RunError(f"{path} is not finished; run the same python -m eval sample again, which goes on")
         run = cls(path, record)
         run._check_count()
         return run
@@ -61,39 +63,45 @@ class Run:
     def name(self) -> str:
         return self.path.resolve().name
 
+    @property
+    def archive(self) -> Path | None:
+        """The .npz that the images are in, if they are not files of their own."""
+        file = self.path / "samples.npz"
+        return file if file.exists() else None
+
+    @property
+    def images_path(self) -> Path:
+        """What the metrics read."""
+        return self.archive or self.path
+
+    @property
+    def images_per_second(self) -> float | None:
+        """Of sampling, after the first batch (which compiles and settles) where there were more; None if not recorded."""
+        throughput = self.record.get("throughput") or {}
+        return throughput.get("images_per_s_after_first_batch") or throughput.get("images_per_s")
+
     def _check_count(self) -> None:
-        if self._archive is not None:
-            found = len(self._archive)
+        if self.archive is not None:
+            shape, dtype = npz.header(self.archive, "arr_0")
+            if len(shape) != 4 or shape[-1] != 3 or dtype != np.uint8:
+                raise RunError(f"{self.archive} holds {dtype} {shape}; expected uint8 (N, H, W, 3)")
+            found = shape[0]
         else:
-            found = sum(self.image_path(index).exists() for index in range(self.n))
+            found = sum(self._png(index).exists() for index in range(self.n))
         if found != self.n:
             raise RunError(
                 f"{self.path} has {found} of its {self.n} images; run the same python -m eval sample again, which goes "
                 "on where it stopped"
             )
 
-    def image_path(self, index: int) -> Path:
+    def _png(self, index: int) -> Path:
         return self.path / "images" / f"{index:06d}.png"
-
-    @cached_property
-    def _archive(self) -> np.ndarray | None:
-        file = self.path / "samples.npz"
-        if not file.exists():
-            return None
-        try:
-            with np.load(file, allow_pickle=False) as archive:
-                images = archive["arr_0"]
-        except (ValueError, KeyError, OSError) as error:
-            raise RunError(f"{file} is no .npz with arr_0 ({error}); sample again") from None
-        if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8:
-            raise RunError(f"{file} holds {images.dtype} {images.shape}; expected uint8 (N, H, W, 3)")
-        return images
 
     def image(self, index: int) -> np.ndarray:
         """(H, W, 3) uint8. Raises RunError for a file that is no image."""
-        if self._archive is not None:
-            return self._archive[index]
-        file = self.image_path(index)
+        if self.archive is not None:
+            return next(npz.rows(self.archive, "arr_0", 1, index, index + 1))[0]
+        file = self._png(index)
         try:
             with Image.open(file) as picture:
                 return np.asarray(picture.convert("RGB"))
@@ -114,13 +122,18 @@ class Run:
 
     def batches(self, size: int) -> Iterator[tuple[range, Tensor]]:
         """Indices and images (B, 3, H, W) uint8. Raises RunError where the images are not all of one size."""
+        packed = None if self.archive is None else npz.rows(self.archive, "arr_0", size)
         for start in range(0, self.n, size):
             indices = range(start, min(start + size, self.n))
-            images = [self.image(index) for index in indices]
-            shapes = {image.shape for image in images}
-            if len(shapes) > 1:
-                raise RunError(f"{self.path} mixes images of the sizes {sorted(s[:2] for s in shapes)}; sample again")
-            yield indices, torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
+            images = self._stacked(indices) if packed is None else next(packed)
+            yield indices, torch.tensor(images).permute(0, 3, 1, 2)  # copied: rows of an archive are read-only
+
+    def _stacked(self, indices: range) -> np.ndarray:
+        images = [self.image(index) for index in indices]
+        shapes = {image.shape[:2] for image in images}
+        if len(shapes) > 1:
+            raise RunError(f"{self.path} mixes images of the sizes {sorted(shapes)}; sample again")
+        return np.stack(images)
 
 
 def noise_differences(a: Run, b: Run) -> list[str]:

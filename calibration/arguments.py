@@ -16,6 +16,7 @@ EXAMPLES = """examples:
   python -m calibration --model facebook/DiT-XL-2-512 --threshold D2 --device cuda --dtype float16
   python -m calibration --threshold 0.05 --methods AST,ASC --labels 3,7,11,19
   python -m calibration --threshold 0.05 --resume             go on after an interruption
+  torchrun --nproc-per-node 4 -m calibration --threshold D2   the labels shared out over 4 processes, a GPU each
   python -m calibration explain calibrated/demo-dpm50-mrae-0.05.json --layer 3 --step 10
 """
 

@@ -15,17 +15,18 @@ from calibration.algorithm import Decision, all_full, choose_methods
 from calibration.errors import CalibrationError
 from calibration.journal import Journal
 from calibration.labels import check_labelled
-from calibration.loss import LOSSES
+from calibration.loss import over_ranks
 from calibration.plain import PlainStep
 from calibration.probe import Probe
 from calibration.replay import ReplayStep
 from calibration.settings import Settings
 from ditfastattn.execute import Context
-from ditfastattn.kernels import make_kernel
+from ditfastattn.kernels import make_kernel, settled
 from ditfastattn.layout import Layout
 from ditfastattn.models import adapt
 from ditfastattn.models.base import ModelAdapter
 from ditfastattn.order import Ordering, order_for
+from ditfastattn.ranks import ALONE, Ranks
 from ditfastattn.samplers import sampler_spec
 from ditfastattn.sampling import Denoiser, Trajectory
 from plans import Calibration, GuidanceSpec, Method, Plan, Window
@@ -42,23 +43,32 @@ class Result:
     plain_block_runs: int  # what Algorithm 1 without replay would have run
     residual_passes: int
     resumed_steps: int
-    latents: Tensor  # (B, C, h, w), the end of the compressed trajectory
+    latents: Tensor  # (B, C, h, w), the end of the compressed trajectory, of all ranks' images in order
 
 
 @torch.no_grad()
 def calibrate(
-    pipe: Any, settings: Settings, journal: Journal | None = None, on_step: Callable[[int, float], None] | None = None
+    pipe: Any,
+    settings: Settings,
+    journal: Journal | None = None,
+    on_step: Callable[[int, float], None] | None = None,
+    ranks: Ranks = ALONE,
 ) -> Result:
     """Chooses a plan for a class-conditional pipeline.
 
+    Over several ranks each has a share of the labels, both guidance branches of an image together; every loss is
+    reduced before it is judged, so that all arrive at one plan, that of a single process but for rounding.
+
     Args:
         pipe: has ``transformer`` and ``scheduler``; neither is changed.
-        journal: where decisions are written as they are made, and resumed from.
+        journal: where decisions are written as they are made, and resumed from. Rank 0's counts; others give None.
         on_step: called after every step, those taken over from a resumed run included, with the number of steps in
             all and the step's attention MACs as a share of full attention.
 
     Raises:
-        CalibrationError: a model conditioned on prompts, labels it does not know, or an output that is not finite.
+        CalibrationError: a model conditioned on prompts, labels it does not know, fewer labels than ranks, or an output
+            that is not finite.
+        RankError: another rank has ended.
     """
     check_labelled(pipe.transformer)
     adapter = adapt(pipe.transformer)
@@ -67,17 +77,26 @@ def calibrate(
         raise CalibrationError("this transformer cannot be calibrated as it is: " + "; ".join(obstacles))
     plan = empty_plan(adapter, pipe.scheduler, settings)
     _check_labels(settings.labels, pipe.transformer.config.num_embeds_ada_norm)
+    if ranks.world > len(settings.labels):
+        raise CalibrationError(
+            f"{ranks.world} processes cannot share {len(settings.labels)} labels: start at most one process a label, "
+            "or calibrate on more (--n-calib)"
+        )
 
-    denoiser = Denoiser(pipe.transformer, settings.labels, settings.guidance_scale)
-    run = Trajectory(denoiser, pipe.scheduler, settings.steps, settings.seed, range(len(settings.labels)))
+    images = ranks.share(len(settings.labels))
+    denoiser = Denoiser(pipe.transformer, [settings.labels[image] for image in images], settings.guidance_scale)
+    run = Trajectory(denoiser, pipe.scheduler, settings.steps, settings.seed, images)
     candidates = settings.candidates()
     parameter = next(pipe.transformer.parameters())
     queries = parameter.new_empty((len(denoiser.labels), plan.model.tokens, plan.model.heads, plan.model.head_dim))
-    context = Context(make_kernel(settings.kernel, queries, plan.window), plan.window, Layout(plan.guidance.layout))
+    # What one rank has measured, all use.
+    kernel = ranks.broadcast(settled(settings.kernel, queries, plan.window) if ranks.first else "")
+    context = Context(make_kernel(kernel, queries, plan.window), plan.window, Layout(plan.guidance.layout))
     ordering = Ordering(order_for(plan.token_order, candidates), plan.window, adapter.per_image)
     ordering.fit(adapter.grid(*run.latents.shape[-2:]), run.latents.device)
     step_class = ReplayStep if settings.search == "replay" else PlainStep
-    done = list(journal.decisions) if journal else []
+    done = ranks.broadcast(list(journal.decisions) if journal else [])
+    loss = over_ranks(settings.loss, ranks)
     decisions: list[Decision] = []
     plain_runs = 0
     with Probe(adapter, context, ordering, residuals=any(method.windowed for method in candidates)) as probe:
@@ -92,7 +111,7 @@ def calibrate(
                 plain_runs += probe.layers
             else:
                 step = step_class(probe, predict)
-                decision = choose_methods(step, candidates, LOSSES[settings.loss], settings.threshold)
+                decision = choose_methods(step, candidates, loss, settings.threshold)
                 output = step.output()
                 plain_runs += probe.layers * (len(decision.trials) + 2)  # O, every O', and the chosen run
             if index >= len(done) and journal:
@@ -105,7 +124,12 @@ def calibrate(
     plan = plan.model_copy(update={"calibration": record}).with_methods(
         [d.methods for d in decisions], [d.losses for d in decisions]
     )
-    return Result(plan, tuple(decisions), probe.block_runs, plain_runs, probe.residual_passes, len(done), run.latents)
+    latents = (
+        torch.cat([part.to(run.latents) for part in ranks.gather(run.latents.cpu())])
+        if ranks.world > 1
+        else run.latents
+    )
+    return Result(plan, tuple(decisions), probe.block_runs, plain_runs, probe.residual_passes, len(done), latents)
 
 
 def empty_plan(adapter: ModelAdapter, scheduler: Any, settings: Settings) -> Plan:

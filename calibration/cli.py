@@ -26,6 +26,7 @@ from ditfastattn.cost import PlanTime, predict
 from ditfastattn.layout import Layout
 from ditfastattn.models import adapt
 from ditfastattn.pipelines import load_pipeline
+from ditfastattn.ranks import Ranks, start
 from ditfastattn.samplers import DEFAULT_STEPS
 from ditfastattn.sampling import decode
 from plans import Plan, load, save
@@ -41,7 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     def command() -> int:
         if arguments[:1] == ["explain"]:
             return _explain(explain_parser().parse_args(arguments[1:]))
-        return _calibrate(calibrate_parser().parse_args(arguments), arguments)
+        with start() as ranks:
+            return _calibrate(calibrate_parser().parse_args(arguments), arguments, ranks)
 
     return run(command, interrupted="interrupted; the same command with --resume goes on from here")
 
@@ -69,15 +71,15 @@ def _explain(options: argparse.Namespace) -> int:
     return 0
 
 
-def _calibrate(options: argparse.Namespace, arguments: list[str]) -> int:
+def _calibrate(options: argparse.Namespace, arguments: list[str], ranks: Ranks) -> int:
     thresholds = [(text, parse_threshold(text)) for text in options.threshold]
     steps = DEFAULT_STEPS[options.sampler] if options.steps is None else options.steps
     window, methods = parse_window(options.window), parse_methods(options.methods)
-    device = _device(options.device)
+    device = ranks.device(options.device)
     paths = [_plan_path(options, steps, value, len(thresholds)) for _, value in thresholds]
     if len(set(paths)) < len(paths):
         raise CalibrationError(f"a threshold stands twice: {' '.join(options.threshold)}")
-    for path in paths:
+    for path in paths if ranks.first else ():
         if path.exists() and not _traces(path):
             raise CalibrationError(f"{path} was not written by this command: name another --output")
     pipe = load_pipeline(
@@ -103,14 +105,18 @@ def _calibrate(options: argparse.Namespace, arguments: list[str]) -> int:
     ]
     names = names_of(pipe)
     shown = ", ".join(names.get(label, str(label)) for label in labels)
-    print(f"{options.model} on {device} in {options.dtype}: {steps} {options.sampler} steps")
+    shares = f", over {ranks.world} processes" if ranks.world > 1 else ""
+    print(f"{options.model} on {device} in {options.dtype}: {steps} {options.sampler} steps{shares}")
     print(f"guidance {options.guidance:g}, calibrated on {len(labels)} labels: {shown}")
 
     references: list[Images] = []
     rows = []
     for (text, _), settings, path in zip(thresholds, all_settings, paths, strict=True):
+        if not ranks.first:  # what follows a search is one process's work
+            calibrate(pipe, settings, ranks=ranks)
+            continue
         journal = Journal(trace_path(path), _header(options, settings, device), options.resume)
-        result = _search(pipe, settings, journal, text)
+        result = _search(pipe, settings, journal, text, ranks)
         if not references:  # the uncompressed images are the same for every threshold
             references = [_sample(pipe, result.plan, settings, unseen, False) for unseen in (False, True)]
         compressed = [
@@ -137,7 +143,7 @@ def _calibrate(options: argparse.Namespace, arguments: list[str]) -> int:
     return 0
 
 
-def _search(pipe: Any, settings: Settings, journal: Journal, name: str) -> Result:
+def _search(pipe: Any, settings: Settings, journal: Journal, name: str, ranks: Ranks) -> Result:
     """Algorithm 1 under a bar that shows the step, the attention MACs left so far and the time left."""
     spent, done = 0.0, 0
     with tqdm(total=0, desc=f"threshold {name}", unit="step", dynamic_ncols=True) as bar:
@@ -149,7 +155,7 @@ def _search(pipe: Any, settings: Settings, journal: Journal, name: str) -> Resul
             bar.set_postfix_str(f"attention MACs {100 * spent / done:.1f} %", refresh=False)
             bar.update()
 
-        return calibrate(pipe, settings, journal, on_step)
+        return calibrate(pipe, settings, journal, on_step, ranks)
 
 
 def _sample(pipe: Any, plan: Plan, settings: Settings, unseen: bool, compressed: bool) -> Images:
@@ -177,16 +183,6 @@ def _write(
     save_grid(_grid_path(path), [("full", full), ("compressed", compressed)], names, title)
 
 
-def _device(name: str | None) -> str:
-    if name is None:
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(1, device=name).item()
-    except (RuntimeError, AssertionError) as error:
-        raise CalibrationError(f"device {name!r} cannot be used here: {str(error).splitlines()[0][:100]}") from error
-    return name
-
-
 def _plan_path(options: argparse.Namespace, steps: int, threshold: float, count: int) -> Path:
     output = Path(options.output)
     if output.suffix == ".json":
@@ -209,4 +205,4 @@ def _grid_path(path: Path) -> Path:
 
 def _header(options: argparse.Namespace, settings: Settings, device: str) -> dict[str, Any]:
     given = {name: getattr(options, name) for name in ("model", "sampler", "dtype")}
-    return {**given, "device": device, "versions": package_versions(), **settings.as_json()}
+    return {**given, "device": torch.device(device).type, "versions": package_versions(), **settings.as_json()}

@@ -1,10 +1,12 @@
 """How far a candidate's model output is from the uncompressed one. Adding a loss is adding a function to LOSSES.
 
 Every loss takes the reference O and the candidate O' (B, C, h, w), both guidance branches and all channels (learned
-sigma included, as in the paper), and returns a float64 scalar tensor, 0 for equal outputs.
+sigma included, as in the paper), and returns a float64 scalar tensor, 0 for equal outputs. It is a mean over rows: of
+rows that lie with several ranks it is the mean of their means, weighted by their rows (:func:`over_ranks`).
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -12,6 +14,7 @@ from torch.nn import functional as F
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 from calibration.errors import CalibrationError
+from ditfastattn.ranks import Ranks
 
 EPSILON = 1e-6
 _SSIM_WINDOW = 11
@@ -41,14 +44,18 @@ def mse(reference: Tensor, candidate: Tensor) -> Tensor:
 
 def cosine(reference: Tensor, candidate: Tensor) -> Tensor:
     """One minus the cosine between the outputs of each row, averaged over rows."""
-    return (1 - F.cosine_similarity(reference.flatten(1).double(), candidate.flatten(1).double())).mean().clamp(min=0)
+    cosines = F.cosine_similarity(reference.flatten(1).double(), candidate.flatten(1).double())
+    return (1 - cosines).clamp(min=0).mean()
 
 
-def ssim(reference: Tensor, candidate: Tensor) -> Tensor:
-    """One minus the structural similarity of the outputs seen as images, over the range of the reference."""
+def ssim(reference: Tensor, candidate: Tensor, extent: tuple[float, float] | None = None) -> Tensor:
+    """One minus the structural similarity of the outputs seen as images, over the range of the reference.
+
+    ``extent``: least and greatest value of the whole reference, where ``reference`` is a part of it.
+    """
     if min(reference.shape[-2:]) < _SSIM_WINDOW:
         raise CalibrationError(f"ssim needs outputs of {_SSIM_WINDOW} x {_SSIM_WINDOW} or more; choose another --loss")
-    low, high = float(reference.min()), float(reference.max())
+    low, high = extent or _extent(reference)
     similarity = structural_similarity_index_measure(
         candidate.float(), reference.float(), data_range=max(high - low, EPSILON)
     )
@@ -56,4 +63,28 @@ def ssim(reference: Tensor, candidate: Tensor) -> Tensor:
     return 1 - similarity.double()
 
 
+def _extent(reference: Tensor) -> tuple[float, float]:
+    return float(reference.min()), float(reference.max())
+
+
 LOSSES: dict[str, Loss] = {"mrae": mrae, "mrae-signed": mrae_signed, "mse": mse, "cosine": cosine, "ssim": ssim}
+
+
+def over_ranks(name: str, ranks: Ranks) -> Loss:
+    """The loss of that name over the rows of all ranks, the same number on each to the last bit.
+
+    It is the loss of one process that has all rows, but for the rounding of float64 sums. All ranks must call it in
+    step: it raises RankError where one has ended.
+    """
+    if ranks.world == 1:
+        return LOSSES[name]
+
+    def reduced(reference: Tensor, candidate: Tensor) -> Tensor:
+        part = LOSSES[name]
+        if name == "ssim":  # the one loss with something in it that is no mean
+            extents = ranks.gather(_extent(reference))
+            part = partial(ssim, extent=(min(low for low, _ in extents), max(high for _, high in extents)))
+        mean = ranks.mean(float(part(reference, candidate)), weight=len(reference))
+        return torch.tensor(mean, dtype=torch.float64)
+
+    return reduced

@@ -23,3 +23,7 @@ class LoadError(DitFastAttnError):
 
 class CostError(DitFastAttnError):
     """A cost cannot be measured, or a table of costs does not fit a plan."""
+
+
+class RankError(DitFastAttnError):
+    """Processes that torchrun started cannot work together, or one of them has ended."""

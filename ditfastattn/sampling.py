@@ -53,15 +53,22 @@ class Trajectory:
     Args:
         scheduler: copied, so that the caller's is left alone.
         seed, indices: the noise of image i comes from (seed, indices[i]).
+        copy: False runs ``scheduler`` itself, for a session that was given it and follows its steps.
     """
 
     def __init__(
-        self, denoiser: Denoiser, scheduler: Any, num_inference_steps: int, seed: int, indices: Sequence[int]
+        self,
+        denoiser: Denoiser,
+        scheduler: Any,
+        num_inference_steps: int,
+        seed: int,
+        indices: Sequence[int],
+        copy: bool = True,
     ) -> None:
         config = denoiser.transformer.config
         parameter = next(denoiser.transformer.parameters())
         self.denoiser = denoiser
-        self.scheduler = type(scheduler).from_config(scheduler.config)
+        self.scheduler = type(scheduler).from_config(scheduler.config) if copy else scheduler
         self.scheduler.set_timesteps(num_inference_steps)
         self.timesteps: Tensor = self.scheduler.timesteps
         self._channels = config.in_channels
@@ -94,9 +101,13 @@ def sample_latents(
     seed: int,
     indices: Sequence[int],
     on_step: Callable[[int], None] | None = None,
+    copy: bool = True,
 ) -> Tensor:
-    """Final latents (B, C, h, w) of a whole run; ``on_step`` is called with each finished step."""
-    run = Trajectory(denoiser, scheduler, num_inference_steps, seed, indices)
+    """Final latents (B, C, h, w) of a whole run; ``on_step`` is called with each finished step.
+
+    ``copy``: as in :class:`Trajectory`.
+    """
+    run = Trajectory(denoiser, scheduler, num_inference_steps, seed, indices, copy)
     for step in range(len(run.timesteps)):
         run.advance(step, run.predict(step))
         if on_step:

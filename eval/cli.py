@@ -7,6 +7,7 @@ from importlib import import_module
 from ditfastattn.console import run
 
 COMMANDS = {
+    "sample": "exactly n images with a plan or without, on one process or many, resumed after a kill",
     "cost": "what each method costs one layer: MACs, bytes, and microseconds measured on the model's own block",
     "agreement": "PSNR between the demo's images by every kernel that fits and by the reference kernel",
     "demo": "Frechet distances of the bundled demo's samples (EfficientNet-Lite0 features)",
@@ -20,6 +21,7 @@ COMMANDS = {
     "readme": "write the result tables of README.md from the files in eval/results",
 }
 
+INTERRUPTED = {"sample": "interrupted; the same command goes on from here"}
 MODULES = {"xformers": "xformers_benchmark"}  # where the command's own name is that of a library
 
 USAGE = "usage: python -m eval COMMAND [options]\n\ncommands:\n" + "\n".join(
@@ -27,6 +29,7 @@ USAGE = "usage: python -m eval COMMAND [options]\n\ncommands:\n" + "\n".join(
 )
 EPILOG = """
 examples:
+  python -m eval sample --n 64 --out runs/d2 --plan plans/library/demo-dpm50-mrae-0.05.json
   python -m eval demo --art node_modules      the packages named in ditfastattn/demo/ART.md
   python -m eval demo --help
   python -m eval agreement --kernels triton,xformers --dtype fp16
@@ -53,4 +56,4 @@ def main(argv: Sequence[str] | None = None) -> int:
         import_module(f"eval.{module}").main(rest)
         return 0
 
-    return run(command)
+    return run(command, INTERRUPTED.get(name, "interrupted"))

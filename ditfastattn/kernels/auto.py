@@ -116,6 +116,11 @@ def choose(
     return Auto(fitting.get(choice.kernel) or SDPA(), choice, q, window)
 
 
+def given(kernel: Kernel, q: Tensor, window: Window) -> Kernel:
+    """What :func:`choose` returns where another process has chosen ``kernel``."""
+    return Auto(kernel, Choice(kernel.name, note=f"{kernel.name}, chosen before"), q, window)
+
+
 def measure(kernels: Sequence[Kernel], q: Tensor, window: Window, timer: Timer) -> Choice:
     """Times window + residual by each kernel on random inputs of ``q``'s shape and strides; medians, interleaved."""
     generator = torch.Generator(q.device).manual_seed(0)  # of its own: the caller's random numbers stay what they are

@@ -1,0 +1,240 @@
+"""``python -m eval sample``: exactly n images of a class-conditional model, with a plan or without, on any number of
+processes, resumed after a kill; what they depend on is in ``run.json``."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+import ditfastattn
+from calibration.arguments import parse_seed
+from ditfastattn.kernels import CHOSEN, NAMES, settled
+from ditfastattn.models import adapt
+from ditfastattn.pipelines import load_pipeline
+from ditfastattn.ranks import Ranks, start
+from ditfastattn.samplers import SAMPLERS
+from eval.sample_batches import LABELS, Artist, Labels, pool_of
+from eval.sample_files import FORMATS
+from eval.sample_folder import RunFolder, held, read_record
+from eval.sample_settings import (
+    SampleError,
+    Schedule,
+    check_model,
+    check_plan,
+    describe,
+    differences,
+    full_plan,
+    schedule,
+)
+from plans import Plan, load
+from plans.macs import plan_macs
+
+EXAMPLES = """examples:
+  python -m eval sample --n 64 --out runs/full                         the bundled demo, uncompressed
+  python -m eval sample --n 64 --out runs/d2 --plan plans/library/demo-dpm50-mrae-0.05.json
+  python -m eval sample --model facebook/DiT-XL-2-512 --n 50000 --out runs/d2 --plan d2.json --compile --dtype float16
+  torchrun --nproc-per-node 8 -m eval sample --images 50000 --out runs/full   the same images, by 8 processes
+  torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29500 -m eval sample ...
+The same command goes on after an interruption, with any number of processes.
+"""
+_BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} images [{elapsed}<{remaining}, {rate_noinv_fmt}]"
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str):  # type: ignore[no-untyped-def]
+        raise SampleError(f"{message}; see python -m eval sample --help")
+
+
+def parser() -> argparse.ArgumentParser:
+    p = _Parser(
+        prog="python -m eval sample",
+        description="Samples exactly n images. The noise and the label of image i depend on the seed and i alone; its "
+        "pixels not on the number of processes, nor on interruptions (but in their last bits on --batch).",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = p.add_argument
+    add("--model", default="demo", help='"demo", a folder, a hub id, or a facebookresearch/DiT .pt (default: demo)')
+    add("--vae", help="folder or hub id of the VAE that goes with a .pt checkpoint")
+    add("--plan", type=Path, help="a plan file to follow (default: uncompressed)")
+    # torchrun of Python 3.11 and 3.12 takes an argument --n for an abbreviation of its own, wherever it stands.
+    add("--n", "--images", type=int, required=True, help="number of images (under torchrun write --images)")
+    add("--out", type=Path, required=True, metavar="DIR", help="folder of the run; goes on with what lies there")
+    add("--sampler", choices=list(SAMPLERS), help="default: the plan's, or dpm (DPM-Solver++ 2M)")
+    add("--steps", type=int, help="sampler steps (default: the plan's, or 50; ddpm and iddpm 250, heun 25)")
+    add("--guidance", type=float, metavar="S", help="guidance scale; 1 is none (default: the plan's, or 4)")
+    add("--labels", default="random", choices=LABELS, help="drawn independently, or equally many of each")
+    add("--seed", type=parse_seed, default=0, help="of noise and labels (default: 0)")
+    add("--batch", type=int, help="images drawn together (default: 8 on a CPU, 32 on a GPU)")
+    add("--dtype", default="float32", choices=["float32", "float16", "bfloat16"], help="default: float32")
+    add("--device", help="cpu or cuda (default: cuda if there is one; each process takes a GPU of its own)")
+    add("--kernel", default="auto", choices=NAMES, help="attention by (default: auto)")
+    add("--compile", action="store_true", help="compile the model, and capture its steps as CUDA graphs on a GPU")
+    add("--format", default="png", choices=FORMATS, help="a PNG each, or one .npz as ADM's and DiT's tools read it")
+    add("--latents", action="store_true", help="keep what the VAE was given, too: latents/000000.npy ...")
+    return p
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    with start() as ranks:
+        sample(parser().parse_args(arguments), "python -m eval sample " + shlex.join(arguments), ranks)
+
+
+def sample(options: argparse.Namespace, command: str, ranks: Ranks) -> None:
+    """One command's images.
+
+    Raises:
+        SampleError: settings that make no run, another run's folder, or processes that would draw other images.
+        PlanError: no plan, one that does not fit, or a file that cannot be written.
+        LoadError: the model cannot be loaded.
+        RankError: a device that is not there, or another rank has ended.
+    """
+    for name, value in (("--n", options.n), ("--batch", options.batch)):
+        if value is not None and value < 1:
+            raise SampleError(f"{name} must be at least 1, got {value}")
+    plan = load(options.plan) if options.plan else None
+    wanted = schedule(options.sampler, options.steps, options.guidance, plan)
+    device = ranks.device(options.device)
+    if device == "cpu":
+        torch.set_num_threads(1)  # more of them round otherwise; more processes do not
+    with held(options.out) if ranks.first else contextlib.nullcontext():
+        recorded = read_record(options.out) if ranks.first else None
+        dtype = getattr(torch, options.dtype)
+        pipe = load_pipeline(options.model, sampler=wanted.sampler, dtype=dtype, device=device, vae=options.vae)
+        check_model(pipe)
+        if plan is not None:
+            check_plan(pipe, plan, wanted)
+        batch = min(options.batch or (8 if device == "cpu" else 32), options.n)
+        kernel = ranks.broadcast(_kernel(options, pipe, plan, wanted, batch, recorded) if ranks.first else None)
+        given = {key: getattr(options, key) for key in ("n", "seed", "labels", "dtype", "compile", "format", "latents")}
+        graphs = options.compile and device != "cpu"
+        settings = describe(pipe, plan, wanted, device, **given, batch=batch, kernel=kernel, graphs=graphs)
+        _check_equal(ranks.gather(settings))
+        config = pipe.transformer.config
+        folder = RunFolder(options.out, settings, (config.in_channels, config.sample_size, config.sample_size))
+        labels = Labels(pool_of(pipe), options.labels, options.seed)
+        if ranks.first:
+            macs = round(plan_macs(plan).percent, 3) if plan else 100.0
+            notes = {"model": options.model, "command": command, "attention_macs": macs}
+            folder.begin(notes, plan, [labels[index] for index in range(options.n)])
+        pending = ranks.broadcast(folder.pending() if ranks.first else [])
+        folder.join()
+        if pending or not ranks.broadcast(folder.is_finished()):
+            artist = Artist(pipe, labels, wanted.steps, wanted.guidance, options.seed)
+            with _following(pipe, plan, wanted, kernel, options.compile, graphs):
+                throughput = _draw_all(artist, folder, pending, ranks)
+            if ranks.first:
+                folder.finish(throughput, patient=ranks.world > 1)
+            if throughput:
+                seconds, speed = throughput["seconds"], throughput["images_per_s"]
+                print(f"{throughput['images']} images in {seconds:.1f} s, {speed:.3g} images/s")
+        print(f"{options.out} holds {options.n} images")
+
+
+def _kernel(
+    options: argparse.Namespace, pipe: Any, plan: Plan | None, wanted: Schedule, batch: int, recorded: Any
+) -> str | None:
+    """The kernel by a name that gives every process the same one; None is the model's own attention.
+
+    ``recorded``: of an earlier command of this run; what it chose stays chosen.
+    """
+    if plan is None and options.kernel == "auto":
+        return "sdpa" if options.compile else None
+    earlier = recorded.get("kernel") if recorded and options.kernel == "auto" else None
+    if isinstance(earlier, str) and (earlier == "sdpa" or earlier.startswith(CHOSEN)):
+        return earlier
+    rows = batch * (2 if wanted.guidance != 1 else 1)
+    window = (plan or full_plan(pipe, wanted)).window
+    spec, parameter = adapt(pipe.transformer).spec(), next(pipe.transformer.parameters())
+    return settled(options.kernel, parameter.new_empty((rows, spec.tokens, spec.heads, spec.head_dim)), window)
+
+
+def _following(
+    pipe: Any, plan: Plan | None, wanted: Schedule, kernel: str | None, compile: bool, graphs: bool
+) -> contextlib.AbstractContextManager[Any]:
+    if plan is None and not compile:
+        return ditfastattn.use_kernel(pipe, kernel) if kernel else contextlib.nullcontext()
+    plan = plan or full_plan(pipe, wanted)
+    return ditfastattn.apply(pipe, plan, kernel=kernel or "auto", compile=compile, graphs=graphs)
+
+
+def _check_equal(everyone: Sequence[dict[str, Any]]) -> None:
+    """Raises SampleError where a rank would draw other images than rank 0: another GPU, other versions or weights."""
+    for rank, settings in enumerate(everyone):
+        found = differences(everyone[0], settings)
+        if found:
+            listed = "".join(f"\n  - {line}" for line in found)
+            raise SampleError(f"rank {rank} would not draw what rank 0 draws; make the hosts alike:{listed}")
+
+
+def _draw_all(artist: Artist, folder: RunFolder, pending: Sequence[int], ranks: Ranks) -> dict[str, Any] | None:
+    """Draws this rank's share of the pending batches; what rank 0 measured of all ranks together, if there were any."""
+    ranks.barrier()
+    began = time.monotonic()
+    images = sum(len(folder.batches.kept(number)) for number in pending)
+    first_s, mine = 0.0, 0
+    done = folder.batches.n - images
+    with tqdm(
+        total=folder.batches.n, initial=done, unit=" images", smoothing=0, bar_format=_BAR, disable=not ranks.first
+    ) as bar:
+
+        def show(written: int) -> None:
+            bar.update(done + ranks.count(written) - bar.n)
+
+        with _Writer(folder) as writer:
+            for number in pending[ranks.rank :: ranks.world]:
+                show(writer.put(number, *artist.draw(folder.batches.drawn(number))))
+                mine += 1
+                first_s = first_s or time.monotonic() - began
+            show(writer.wait())
+        own_s = time.monotonic() - began
+        ranks.barrier()
+        show(0)
+    if not pending:
+        return None
+    seconds = time.monotonic() - began
+    later = (mine - 1) * folder.batches.size * ranks.world / (own_s - first_s) if mine > 1 else None
+    return {
+        "images": images,
+        "seconds": round(seconds, 3),
+        "images_per_s": round(images / seconds, 4),
+        "images_per_s_after_first_batch": round(later, 4) if later else None,  # without preparing; of rank 0's batches
+        "processes": ranks.world,
+    }
+
+
+class _Writer:
+    """Writes a batch while the next is drawn."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self._folder = folder
+        self._pool = ThreadPoolExecutor(1)
+        self._last: Future[int] | None = None
+
+    def __enter__(self) -> _Writer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown()
+
+    def put(self, number: int, latents: torch.Tensor, images: torch.Tensor) -> int:
+        """How many images the batch before had; raises what writing it raised."""
+        written = self.wait()
+        self._last = self._pool.submit(self._folder.write, number, latents, images)
+        return written
+
+    def wait(self) -> int:
+        last, self._last = self._last, None
+        return last.result() if last else 0

@@ -1,0 +1,142 @@
+"""What made a run's images: everything that changes a pixel, as ``run.json`` has it and as another run must have it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from calibration.calibrate import package_versions
+from ditfastattn.errors import DitFastAttnError
+from ditfastattn.layout import Layout
+from ditfastattn.models import adapt
+from ditfastattn.samplers import DEFAULT_STEPS, SAMPLERS, inference_steps, sampler_spec
+from plans import GuidanceSpec, Plan, PlanMismatch, dumps
+
+_PROBES = 64  # values of each tensor that go into a fingerprint
+
+
+class SampleError(DitFastAttnError):
+    """Images cannot be sampled as asked, or not into this folder."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Sampler by name, its steps and the guidance scale: the user's, else the plan's, else the defaults."""
+
+    sampler: str
+    steps: int
+    guidance: float
+
+
+def schedule(sampler: str | None, steps: int | None, guidance: float | None, plan: Plan | None) -> Schedule:
+    """What was given, filled up. Raises SampleError for numbers that make no run."""
+    if sampler is None and plan is not None:
+        classes = {cls.__name__: name for name, (cls, _) in SAMPLERS.items()}
+        sampler = classes.get(plan.sampler.class_name)
+        if sampler is None:
+            raise SampleError(
+                f"the plan was made for {plan.sampler.class_name}, which is none of {', '.join(SAMPLERS)}"
+            )
+    sampler = sampler or "dpm"
+    if steps is None:
+        steps = DEFAULT_STEPS[sampler] if plan is None else inference_steps(SAMPLERS[sampler][0], plan.steps)
+    if guidance is None:
+        guidance = 4.0 if plan is None else plan.guidance.scale
+    if steps < 1:
+        raise SampleError(f"--steps must be at least 1, got {steps}")
+    if not 1 <= guidance < float("inf"):
+        raise SampleError(f"--guidance must be 1 (none) or more, got {guidance}")
+    return Schedule(sampler, steps, guidance)
+
+
+def check_model(pipe: Any) -> None:
+    """Raises SampleError for a model that takes prompts."""
+    if adapt(pipe.transformer).conditioned_on != "labels":
+        raise SampleError(
+            f"{type(pipe.transformer).__name__} is conditioned on prompts, and eval sample draws labels: sample it "
+            "with its own pipeline, inside `with ditfastattn.apply(pipe, plan)`"
+        )
+
+
+def full_plan(pipe: Any, wanted: Schedule) -> Plan:
+    """The plan that compresses nothing."""
+    adapter = adapt(pipe.transformer)
+    layout = adapter.guided_layout if wanted.guidance != 1 else Layout.NONE
+    return Plan.full(
+        model=adapter.spec(),
+        sampler=sampler_spec(pipe.scheduler, wanted.steps),
+        guidance=GuidanceSpec(scale=float(wanted.guidance), layout=layout.value),
+    )
+
+
+def check_plan(pipe: Any, plan: Plan, wanted: Schedule) -> None:
+    """Raises PlanMismatch, with every difference between the plan and the run, before a file is written."""
+    actual = full_plan(pipe, wanted)
+    sampler = sampler_spec(pipe.scheduler, wanted.steps, known_settings=plan.sampler.settings)
+    differences = plan.differences(model=actual.model, sampler=sampler, guidance=actual.guidance)
+    if differences:
+        raise PlanMismatch(differences)
+
+
+def image_size(pipe: Any) -> tuple[int, int]:
+    """(height, width) of the images."""
+    side = pipe.transformer.config.sample_size * 2 ** (len(pipe.vae.config.block_out_channels) - 1)
+    return side, side
+
+
+def digest_of(plan: Plan) -> str:
+    """The digest that its file carries."""
+    return str(json.loads(dumps(plan))["digest"])
+
+
+def fingerprint(*modules: nn.Module) -> str:
+    """Tells apart weights that lie under one name: from the shape and some values of every tensor, dtype included."""
+    found = hashlib.sha256()
+    for module in modules:
+        for key, tensor in module.state_dict().items():
+            some = tensor.flatten()[:: max(1, tensor.numel() // _PROBES)][:_PROBES]
+            found.update(f"{key} {tuple(tensor.shape)} {tensor.dtype}".encode())
+            found.update(some.double().cpu().numpy().tobytes())
+    return "sha256:" + found.hexdigest()
+
+
+def device_name(device: str) -> str:
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.machine()} CPU"
+
+
+def describe(pipe: Any, plan: Plan | None, wanted: Schedule, device: str, **given: Any) -> dict[str, Any]:
+    """What two commands of one folder must share, as ``run.json`` has it; ``given`` is the rest of it."""
+    return {
+        **given,
+        "sampler": wanted.sampler,
+        "steps": wanted.steps,
+        "guidance": float(wanted.guidance),
+        "plan": digest_of(plan) if plan else None,
+        "weights": fingerprint(pipe.transformer, pipe.vae),
+        "size": list(image_size(pipe)),
+        "device": device_name(device),
+        "threads": torch.get_num_threads() if device == "cpu" else None,
+        "versions": package_versions(),
+    }
+
+
+def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """One line for each setting that is not the same."""
+    return [
+        f"{key}: {_short(before.get(key))}, now {_short(now.get(key))}"
+        for key in {**before, **now}
+        if before.get(key) != now.get(key)
+    ]
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value) if not isinstance(value, str) else value
+    return text if len(text) <= 120 else text[:117] + "..."

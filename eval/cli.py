@@ -15,6 +15,7 @@ COMMANDS = {
     "latency": "time sampling with plans and without: eager, compiled, captured",
     "similarity": "PSNR, SSIM, LPIPS and latent distance of two runs from the same noise, image by image",
     "report": "one table and one page of an uncompressed run and its compressed ones, with the paper's numbers",
+    "table1": "the paper's Table 1: calibrate, sample, measure and report as one resumable command",
     "clip": "CLIP score of a text-to-image run and the captions it was made from",
     "xformers": "DiT-XL by materialised softmax, SDPA and xFormers, equivalence checked first (GPU)",
     "token-order": "losses of a window step and calibrated MACs in each token order, on the bundled demo",
@@ -36,6 +37,9 @@ examples:
   python -m eval kernels --quick
   python -m eval xformers --quick
   python -m eval token-order --every 8        every eighth step of the trajectory
+  python -m eval similarity runs/d2 runs/full
+  python -m eval report runs/full runs/d2 --reference imagenet512.npz
+  python -m eval table1 --model facebook/DiT-XL-2-512 --imagenet ILSVRC2012/train
   python -m eval readme
 """
 

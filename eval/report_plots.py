@@ -33,8 +33,10 @@ def pareto(rows: Sequence[Row], paper: Table | None, file: Path) -> bool:
     panels = [panel for panel in (_distance, _score, _psnr, _lpips) if panel(rows)]
     if not panels:
         return False
-    figure = Figure(figsize=(4.7 * len(panels), 4.1), dpi=130, facecolor="white")
-    for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+    columns = len(panels) if len(panels) < 4 else 2
+    lines = -(-len(panels) // columns)
+    figure = Figure(figsize=(max(4.7, 9.4 / columns) * columns, 3.7 * lines), dpi=130, facecolor="white")
+    for axes, panel in zip(figure.subplots(lines, columns, squeeze=False).flat, panels, strict=True):
         drawn = panel(rows)
         _draw(axes, drawn)
         if paper and drawn["paper"]:

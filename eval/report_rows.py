@@ -26,6 +26,7 @@ from plans.files import write_text
 from plans.macs import plan_macs
 
 FULL = "full"
+SPLITS, SMALLEST_SPLIT = 10, 100  # of the Inception Score, which means nothing in a split of a few images
 MACS_TOLERANCE = 0.5  # percent of full attention, within which a measured latency is taken for a plan's
 
 
@@ -101,7 +102,6 @@ class Measuring:
     reference: Path | None
     perceptual: Perceptual | None
     size: int | None = None  # ADM's centre crop of a reference folder
-    splits: int = 10
     batch: int = 64
 
     @property
@@ -120,7 +120,10 @@ def measure_rows(rows: Sequence[Row], how: Measuring, kept: Path) -> None:
     full = rows[0]
     for row in rows:
         if how.network is not None:
-            key = _key(row.run, how.network.name, how.network.digest, how.metrics, how.splits, _state(how.reference))
+            splits = max(1, min(SPLITS, row.run.n // SMALLEST_SPLIT))
+            key = _key(
+                row.run, how.network.name, how.network.digest, how.metrics, splits, _state(how.reference), how.size
+            )
             # A network whose weights cannot be seen may have changed: it is asked again.
             file = kept / f"{row.name}.metrics.json" if how.network.digest else None
             row.measures = _read(file, key) or {}
@@ -131,7 +134,7 @@ def measure_rows(rows: Sequence[Row], how: Measuring, kept: Path) -> None:
                     how.network,
                     how.metrics,
                     size=how.size,
-                    settings=Settings(splits=min(how.splits, row.run.n)),
+                    settings=Settings(splits=splits),
                     batch=how.batch,
                 )
                 _keep(file, key, row.measures)

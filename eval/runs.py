@@ -1,7 +1,8 @@
 """A folder of samples with its record, as ``python -m eval sample`` leaves it, for reading.
 
-``run.json`` says what made the images and ``labels.npy`` of which classes they are; they lie in ``images/000000.png ...`` or in ``samples.npz`` (``arr_0``, uint8,
-N,H,W,3), and the latents, where they were asked for, in ``latents/``.
+``run.json`` says what made the images and ``labels.npy`` of which classes they are; they lie in
+``images/000000.png ...`` or in ``samples.npz`` (``arr_0``, uint8, N,H,W,3), and the latents, where they were asked for,
+in ``latents/000000.npy ...``.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ class Run:
 
     @property
     def images_per_second(self) -> float | None:
-        """Of sampling, after the first batch (which compiles and settles) where there were more; None if not recorded."""
+        """Of sampling, without the first batch where there were more (it compiles); None if not recorded."""
         throughput = self.record.get("throughput") or {}
         return throughput.get("images_per_s_after_first_batch") or throughput.get("images_per_s")
 

@@ -27,3 +27,7 @@ class CostError(DitFastAttnError):
 
 class RankError(DitFastAttnError):
     """Processes that torchrun started cannot work together, or one of them has ended."""
+
+
+class MetricError(DitFastAttnError):
+    """A metric cannot be computed from the images, reference, network or weights that were given."""

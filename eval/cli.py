@@ -8,25 +8,40 @@ from ditfastattn.console import run
 
 COMMANDS = {
     "sample": "exactly n images with a plan or without, on one process or many, resumed after a kill",
+    "stats": "reference statistics of real images, for fid and sfid",
+    "fid": "FID of a folder or .npz of samples (with another network: a Frechet distance, and called so)",
+    "sfid": "the same in spatial features",
+    "is": "Inception Score",
+    "kid": "kernel distance (KID)",
+    "precision-recall": "precision and recall by nearest neighbours",
+    "similarity": "PSNR, SSIM, LPIPS and latent distance of two runs from the same noise, image by image",
+    "clip": "CLIP score of a text-to-image run and the captions it was made from",
+    "report": "one table and one page of an uncompressed run and its compressed ones, with the paper's numbers",
+    "table1": "the paper's Table 1: calibrate, sample, measure and report as one resumable command",
     "cost": "what each method costs one layer: MACs, bytes, and microseconds measured on the model's own block",
     "agreement": "PSNR between the demo's images by every kernel that fits and by the reference kernel",
     "demo": "Frechet distances of the bundled demo's samples (EfficientNet-Lite0 features)",
     "kernels": "time every attention kernel that runs here, over the shapes of DiT, PixArt and a video model (GPU)",
     "latency": "time sampling with plans and without: eager, compiled, captured",
-    "similarity": "PSNR, SSIM, LPIPS and latent distance of two runs from the same noise, image by image",
-    "report": "one table and one page of an uncompressed run and its compressed ones, with the paper's numbers",
-    "table1": "the paper's Table 1: calibrate, sample, measure and report as one resumable command",
-    "clip": "CLIP score of a text-to-image run and the captions it was made from",
     "xformers": "DiT-XL by materialised softmax, SDPA and xFormers, equivalence checked first (GPU)",
     "token-order": "losses of a window step and calibrated MACs in each token order, on the bundled demo",
     "readme": "write the result tables of README.md from the files in eval/results",
 }
 
-INTERRUPTED = {"sample": "interrupted; the same command goes on from here"}
-MODULES = {"xformers": "xformers_benchmark"}  # where the command's own name is that of a library
+GOES_ON = "interrupted; the same command goes on from here"
+INTERRUPTED = {"sample": GOES_ON, "table1": GOES_ON}
+# Where a command is not the `main` of the module of its name.
+MODULES = {
+    "xformers": "xformers_benchmark",  # the command's own name is that of a library
+    "fid": "metric_commands:fid",
+    "sfid": "metric_commands:sfid",
+    "is": "metric_commands:inception_score",
+    "kid": "metric_commands:kid",
+    "precision-recall": "metric_commands:precision_and_recall",
+}
 
 USAGE = "usage: python -m eval COMMAND [options]\n\ncommands:\n" + "\n".join(
-    f"  {name:<12} {what}" for name, what in COMMANDS.items()
+    f"  {name:<16} {what}" for name, what in COMMANDS.items()
 )
 EPILOG = """
 examples:
@@ -40,6 +55,9 @@ examples:
   python -m eval similarity runs/d2 runs/full
   python -m eval report runs/full runs/d2 --reference imagenet512.npz
   python -m eval table1 --model facebook/DiT-XL-2-512 --imagenet ILSVRC2012/train
+  python -m eval stats imagenet/train --size 512 --out imagenet512.npz
+  python -m eval fid runs/d2 imagenet512.npz --weights pt_inception-2015-12-05-6726825d.pth --json fid.json
+  python -m eval is runs/d2 --network efficientnet-lite0
   python -m eval readme
 """
 
@@ -56,8 +74,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
 
     def command() -> int:
-        module = MODULES.get(name, name.replace("-", "_"))
-        import_module(f"eval.{module}").main(rest)
+        module, _, function = MODULES.get(name, name.replace("-", "_")).partition(":")
+        getattr(import_module(f"eval.{module}"), function or "main")(rest)
         return 0
 
     return run(command, INTERRUPTED.get(name, "interrupted"))

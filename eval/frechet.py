@@ -7,8 +7,29 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
+
+BLOCK = 1024  # rows merged at a time: the moments then do not depend on the batch size
+
+
+class Gaussian(Protocol):
+    """What a Frechet distance needs: mean (D,) and covariance (D, D), float64."""
+
+    @property
+    def mean(self) -> np.ndarray: ...
+
+    @property
+    def covariance(self) -> np.ndarray: ...
+
+
+@dataclass(frozen=True)
+class Given:
+    """A Gaussian read from a file, which does not always say of how many images."""
+
+    mean: np.ndarray
+    covariance: np.ndarray
 
 
 @dataclass
@@ -63,13 +84,41 @@ class Moments:
         return self.scatter / (self.count - 1)
 
 
+class MomentStream:
+    """Moments of rows that come in batches of any size; holds `BLOCK` rows and one covariance, however many come."""
+
+    def __init__(self, width: int) -> None:
+        self._total = Moments.empty(width)
+        self._block = np.empty((BLOCK, width))
+        self._filled = 0
+
+    def update(self, rows: np.ndarray) -> None:
+        """Add rows (B, width)."""
+        while len(rows):
+            taken = rows[: BLOCK - self._filled]
+            self._block[self._filled : self._filled + len(taken)] = taken
+            self._filled += len(taken)
+            rows = rows[len(taken) :]
+            if self._filled == BLOCK:
+                self._flush()
+
+    def _flush(self) -> None:
+        self._total = self._total.merge(Moments._batch(self._block[: self._filled]))
+        self._filled = 0
+
+    def result(self) -> Moments:
+        """Moments of all rows so far."""
+        self._flush()
+        return self._total
+
+
 def _root(matrix: np.ndarray) -> np.ndarray:
     """The symmetric square root of a positive semi-definite matrix; rounding below zero is taken as zero."""
     values, vectors = np.linalg.eigh((matrix + matrix.T) / 2)
     return (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
 
 
-def frechet_distance(a: Moments, b: Moments) -> float:
+def frechet_distance(a: Gaussian, b: Gaussian) -> float:
     """||m_a - m_b||^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)) (Dowson and Landau 1982; Heusel et al. 2017, Eq.
     6).
 

@@ -19,7 +19,7 @@ from ditfastattn.errors import DitFastAttnError
 from ditfastattn.samplers import SAMPLERS
 from eval.networks import INCEPTION, LITE0, load_network
 from eval.paper import TABLE_1_DIT
-from eval.runs import Run, RunError
+from eval.runs import Run
 from eval.stages import Ledger, Stage
 
 FULL = "full"
@@ -112,7 +112,7 @@ def stages(o: argparse.Namespace) -> list[Callable[[], Stage]]:
 def _is_whole(folder: Path) -> bool:
     try:
         Run.open(folder)
-    except RunError:
+    except DitFastAttnError:
         return False
     return True
 

@@ -9,6 +9,7 @@ import torch
 from runs_for_tests import noisy, pictures, write_run
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
+from ditfastattn.errors import DitFastAttnError
 from eval.cli import main as eval_main
 from eval.runs import Run, RunError
 from eval.similarity import compare, spread
@@ -115,7 +116,7 @@ def test_folders_that_are_no_finished_run_are_one_sentence(tmp_path: Path) -> No
         Run.open(run)
     wrong = write_run(tmp_path / "wrong", pictures(2), npz=True)
     np.savez(wrong / "samples.npz", images=pictures(2))
-    with pytest.raises(RunError, match="arr_0"):
+    with pytest.raises(DitFastAttnError, match="no array arr_0"):
         Run.open(wrong)
 
 

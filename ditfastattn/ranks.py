@@ -85,9 +85,13 @@ class Ranks:
         return math.fsum(v * (w / total) for v, w in pairs)
 
     def count(self, amount: int) -> int:
-        """Adds to a number that all ranks share, without waiting for any; what it is now."""
+        """Adds to a number that all ranks share, without waiting for any; what it is now. Raises RankError as
+        :meth:`gather` does."""
         if self._store is not None:
-            return self._store.add(_COUNT, amount)
+            try:
+                return self._store.add(_COUNT, amount)
+            except RuntimeError as error:
+                raise RankError("torchrun itself has ended (killed?); start the same command again") from error
         self._counted += amount
         return self._counted
 

@@ -1,5 +1,6 @@
 """Guided sampling in latent space with noise that depends on (seed, image index) alone."""
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -78,7 +79,7 @@ class Trajectory:
         shape = (config.in_channels, config.sample_size, config.sample_size)
         noise = torch.stack([torch.randn(shape, generator=generator) for generator in self._generators])
         self.latents = noise.to(parameter) * self.scheduler.init_noise_sigma
-        self._takes_generator = "generator" in self.scheduler.step.__code__.co_varnames
+        self._takes_generator = "generator" in inspect.signature(type(self.scheduler).step).parameters
 
     def model_input(self, step: int) -> Tensor:
         return self.scheduler.scale_model_input(self.latents, self.timesteps[step])

@@ -113,7 +113,7 @@ def sample(options: argparse.Namespace, command: str, ranks: Ranks) -> None:
         recorded = read_record(options.out) if ranks.first else None
         dtype = getattr(torch, options.dtype)
         pipe = load_pipeline(options.model, sampler=wanted.sampler, dtype=dtype, device=device, vae=options.vae)
-        check_model(pipe)
+        check_model(pipe, wanted)
         if plan is not None:
             check_plan(pipe, plan, wanted)
         batch = min(options.batch or (8 if device == "cpu" else 32), options.n)

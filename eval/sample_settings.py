@@ -55,13 +55,16 @@ def schedule(sampler: str | None, steps: int | None, guidance: float | None, pla
     return Schedule(sampler, steps, guidance)
 
 
-def check_model(pipe: Any) -> None:
-    """Raises SampleError for a model that takes prompts."""
+def check_model(pipe: Any, wanted: Schedule) -> None:
+    """Raises SampleError for a model that takes prompts, or more steps than it was trained on."""
     if adapt(pipe.transformer).conditioned_on != "labels":
         raise SampleError(
             f"{type(pipe.transformer).__name__} is conditioned on prompts, and eval sample draws labels: sample it "
             "with its own pipeline, inside `with ditfastattn.apply(pipe, plan)`"
         )
+    trained = pipe.scheduler.config.num_train_timesteps
+    if wanted.steps > trained:
+        raise SampleError(f"{wanted.steps} steps are more than the {trained} timesteps the model was trained on")
 
 
 def full_plan(pipe: Any, wanted: Schedule) -> Plan:

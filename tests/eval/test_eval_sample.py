@@ -1,0 +1,339 @@
+"""eval sample: exactly the images asked for, each from (seed, index), in a folder of one run."""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from small_models import random_plan, small_pipeline
+from small_pixart import small_pixart_pipeline
+
+import ditfastattn
+from ditfastattn.sampling import Denoiser, decode, sample_latents
+from eval import sample_files
+from eval.cli import main
+from eval.sample_batches import Batches, Labels
+from eval.sample_folder import held
+from plans import load, save
+
+STEPS = 4
+Run = Callable[..., Path]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("model") / "small"
+    small_pipeline().save_pretrained(path)
+    return path
+
+
+@pytest.fixture
+def run(model: Path, tmp_path: Path) -> Run:
+    def command(out: str = "run", *more: str, n: int = 5, status: int = 0) -> Path:
+        base = ["--model", str(model), "--device", "cpu", "--n", str(n), "--batch", "2"]
+        steps = [] if "--plan" in more or "--steps" in more else ["--steps", str(STEPS)]
+        assert main(["sample", *base, *steps, "--out", str(tmp_path / out), *more]) == status
+        return tmp_path / out
+
+    return command
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file but run.json, which tells when it was made."""
+    files = [file for file in folder.rglob("*") if file.is_file() and file.name != "run.json"]
+    return {str(file.relative_to(folder)): file.read_bytes() for file in files}
+
+
+def pixels(folder: Path, index: int) -> np.ndarray:
+    return np.asarray(Image.open(folder / "images" / f"{index:06d}.png"))
+
+
+def record(folder: Path) -> dict[str, object]:
+    return json.loads((folder / "run.json").read_text())
+
+
+def test_exactly_n_images_with_what_made_them(run: Run) -> None:
+    out = run("run", "--latents", "--seed", "3", "--guidance", "2.5")
+    names = {f"images/{i:06d}.png" for i in range(5)} | {f"latents/{i:06d}.npy" for i in range(5)}
+    assert contents(out).keys() == names | {"labels.npy"}
+    made = record(out)
+    expected = {"n": 5, "seed": 3, "sampler": "dpm", "steps": STEPS, "guidance": 2.5, "labels": "random", "plan": None}
+    expected |= {"dtype": "float32", "kernel": None, "compile": False, "graphs": False, "batch": 2, "threads": 1}
+    assert expected.items() <= made.items()
+    assert {"weights", "device", "versions", "command", "model"} <= made.keys() and made["finished"]
+    throughput = made["throughput"]
+    assert isinstance(throughput, dict) and throughput["images"] == 5 and throughput["images_per_s"] > 0
+
+
+def test_an_image_is_its_noise_label_and_rounding(run: Run, model: Path) -> None:
+    """Image 3 from the project's own parts, in the batch where it stands: (2, 3)."""
+    out = run("run", "--latents", "--seed", "7")
+    pipe = ditfastattn.load_pipeline(model)
+    labels = [int(label) for label in np.load(out / "labels.npy")[2:4]]
+    latents = sample_latents(Denoiser(pipe.transformer, labels, 4.0), pipe.scheduler, STEPS, 7, (2, 3))
+    assert np.array_equal(np.load(out / "latents" / "000003.npy"), latents[1].numpy())
+    assert np.array_equal(pixels(out, 3), decode(pipe.vae, latents)[1].numpy())
+
+
+def test_no_image_depends_on_n_and_none_but_in_rounding_on_the_batch(run: Run) -> None:
+    five, eight = run("five", "--latents"), run("eight", "--latents", n=8)
+    assert (contents(five).items() - contents(eight).items()) == {("labels.npy", (five / "labels.npy").read_bytes())}
+    three = run("three", "--latents", "--batch", "3")
+    assert np.array_equal(np.load(five / "labels.npy"), np.load(three / "labels.npy"))
+    for index in range(5):
+        ours, theirs = (np.load(folder / "latents" / f"{index:06d}.npy") for folder in (five, three))
+        np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-3)
+    other = run("other", "--seed", "1")
+    assert not np.array_equal(pixels(five, 0), pixels(other, 0))
+
+
+def test_a_plan_is_followed_with_its_own_sampler_steps_and_guidance(run: Run, model: Path, tmp_path: Path) -> None:
+    pipe = small_pipeline(sampler="ddim")
+    plan = random_plan(pipe, steps=6, guidance_scale=2.0)
+    save(plan, tmp_path / "plan.json")
+    out = run("run", "--plan", str(tmp_path / "plan.json"), "--latents")
+    made = record(out)
+    assert (made["sampler"], made["steps"], made["guidance"], made["kernel"]) == ("ddim", 6, 2.0, "sdpa")
+    assert made["plan"] == json.loads((tmp_path / "plan.json").read_text())["digest"]
+    assert made["attention_macs"] < 100  # type: ignore[operator]
+    assert load(out / "plan.json") == plan
+    labels = [int(label) for label in np.load(out / "labels.npy")[:2]]
+    with ditfastattn.apply(pipe.transformer, plan):
+        latents = sample_latents(Denoiser(pipe.transformer, labels, 2.0), pipe.scheduler, 6, 0, (0, 1))
+    assert np.array_equal(np.load(out / "latents" / "000001.npy"), latents[1].numpy())
+
+
+@pytest.mark.parametrize("sampler", ["ddpm", "iddpm", "heun"])
+def test_every_sampler_runs_under_a_session(run: Run, model: Path, tmp_path: Path, sampler: str) -> None:
+    """The session is given the sampler that runs, so it checks the guidance of every step."""
+    save(random_plan(ditfastattn.load_pipeline(model, sampler=sampler), steps=4), tmp_path / "plan.json")
+    assert record(run("run", "--plan", str(tmp_path / "plan.json"), n=2))["sampler"] == sampler
+
+
+def test_compile_follows_the_all_full_plan(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    real = ditfastattn.apply
+
+    def apply(pipe: object, plan: object, **options: object) -> object:
+        asked.append(options)
+        return real(pipe, plan)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(ditfastattn, "apply", apply)
+    compiled, plain = run("compiled", "--compile"), run("plain")
+    assert asked == [{"kernel": "sdpa", "compile": True, "graphs": False}]
+    assert contents(compiled).items() >= contents(plain).items()
+
+
+def test_an_npz_holds_the_same_pixels_and_its_bytes_depend_on_them_alone(run: Run) -> None:
+    png, npz = run("png"), run("npz", "--format", "npz")
+    with np.load(npz / "samples.npz", allow_pickle=False) as archive:
+        assert archive.files == ["arr_0"]
+        images = archive["arr_0"]
+    assert images.dtype == np.uint8 and images.shape == (5, 16, 16, 3)
+    assert all(np.array_equal(images[i], pixels(png, i)) for i in range(5))
+    assert contents(npz).keys() == {"samples.npz", "labels.npy"}  # the parts are gone
+    assert contents(run("again", "--format", "npz")) == contents(npz)
+
+
+@pytest.mark.parametrize("kind", ["png", "npz"])
+def test_resuming_mends_what_is_missing_torn_or_left_over(
+    run: Run, kind: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = contents(run("whole", "--format", kind, "--latents"))
+    real, written = sample_files.write_array, []
+
+    def stop(path: Path, array: np.ndarray) -> None:
+        written.append(path)
+        if len(written) == 5:
+            raise KeyboardInterrupt
+        real(path, array)
+
+    monkeypatch.setattr(sample_files, "write_array", stop)
+    out = run("torn", "--format", kind, "--latents", status=130)
+    assert "the same command goes on" in capsys.readouterr().err
+    monkeypatch.setattr(sample_files, "write_array", real)
+    folder = out / ("images" if kind == "png" else "parts")
+    (first,) = [file for file in folder.iterdir() if file.stem == "000000"]
+    first.write_bytes(first.read_bytes()[:-9])  # a crash of the machine
+    (folder / f".{first.name}.4711.tmp").write_bytes(b"half")
+    assert record(out)["finished"] is None
+    run("torn", "--format", kind, "--latents")
+    assert contents(out) == whole and record(out)["finished"]
+    before = (out / "run.json").stat().st_mtime_ns
+    run("torn", "--format", kind, "--latents")  # nothing is left to do
+    assert (out / "run.json").stat().st_mtime_ns == before and contents(out) == whole
+
+
+def test_balanced_labels_differ_by_one_at_most_wherever_one_stops() -> None:
+    pool = list(range(100, 107))
+    labels = Labels(pool, "balanced", seed=5)
+    drawn = [labels[i] for i in range(40)]
+    for stop in range(1, 41):
+        counts = Counter(drawn[:stop])
+        assert max(counts.values()) - min(counts.get(label, 0) for label in pool) <= 1
+    assert drawn != [Labels(pool, "balanced", seed=6)[i] for i in range(40)]
+
+
+def test_random_labels_cover_the_pool_evenly_and_depend_on_seed_and_index() -> None:
+    labels = Labels(range(10), "random", seed=2**40)
+    drawn = [labels[i] for i in range(2000)]
+    assert drawn[:5] == [Labels(range(10), "random", seed=2**40)[i] for i in range(5)]
+    assert all(140 < count < 260 for count in Counter(drawn).values()) and len(set(drawn)) == 10
+    assert drawn != [Labels(range(10), "random", seed=1)[i] for i in range(2000)]
+
+
+def test_batches_cover_n_once() -> None:
+    batches = Batches(7, 3)
+    assert [list(batches.kept(k)) for k in range(len(batches))] == [[0, 1, 2], [3, 4, 5], [6]]
+    assert all(len(batches.drawn(k)) == 3 for k in range(len(batches)))
+
+
+# ------------------------------------------------------------------------------------------------------- bad input
+
+
+def one_sentence(capsys: pytest.CaptureFixture[str]) -> str:
+    text = capsys.readouterr().err
+    assert text.count("error:") == 1 and "Traceback" not in text
+    return text
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--n", "0"], "--n must be at least 1, got 0"),
+        (["--n", "many"], "invalid int value: 'many'"),
+        (["--batch", "-1"], "--batch must be at least 1"),
+        (["--steps", "0"], "--steps must be at least 1"),
+        (["--guidance", "0.5"], "--guidance must be 1"),
+        (["--guidance", "nan"], "--guidance must be 1"),
+        (["--seed", "-1"], "seed must be a whole number"),
+        (["--format", "jpeg"], "invalid choice: 'jpeg'"),
+        (["--labels", "odd"], "invalid choice: 'odd'"),
+        (["--device", "tpu9"], "no device 'tpu9'"),
+        (["--kernel", "flash3"], "kernel 'flash3' cannot take"),
+        (["--model", "/nowhere"], "/nowhere does not exist"),
+        (["--plan", "/nowhere.json"], "/nowhere.json does not exist"),
+        (["--steps", "2000"], "2000 steps are more than the 1000 timesteps"),
+    ],
+)
+def test_odd_options_are_one_sentence_and_leave_no_images(
+    run: Run, capsys: pytest.CaptureFixture[str], more: list[str], words: str
+) -> None:
+    out = run("run", *more, status=2)
+    assert words in one_sentence(capsys)
+    assert not out.exists() or not list(out.iterdir())
+
+
+def test_a_folder_of_another_run_is_left_alone_with_every_difference(
+    run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = run("run")
+    before = contents(out)
+    run("run", "--seed", "1", "--steps", "5", "--labels", "balanced", n=6, status=2)
+    told = one_sentence(capsys)
+    for line in ("n: 5, now 6", "seed: 0, now 1", "labels: random, now balanced", "steps: 4, now 5"):
+        assert f"- {line}\n" in told
+    assert "batch" not in told and contents(out) == before
+
+
+def test_other_weights_under_the_same_name_are_another_run(
+    run: Run, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = run("run")
+    small_pipeline(seed=1).save_pretrained(tmp_path / "other")
+    run("run", "--model", str(tmp_path / "other"), status=2)
+    assert "weights: sha256:" in one_sentence(capsys) and out.exists()
+
+
+@pytest.mark.parametrize("name", ["holiday.jpg", "images"])
+def test_a_folder_of_something_else(run: Run, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "run" / name).mkdir(parents=True)
+    run(status=2)
+    assert f"holds {name} but no run.json" in one_sentence(capsys)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"n": 5}', "\udcff"])
+def test_a_record_that_is_not_ours(run: Run, tmp_path: Path, text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json").write_bytes(text.encode(errors="surrogateescape"))
+    run(status=2)
+    assert "not the record of a run" in one_sentence(capsys)
+
+
+def test_strangers_among_the_images(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    out = run()
+    (out / "images" / "000005.png").write_bytes(b"of a longer run")
+    run(status=2)
+    assert "000005.png, not of this run's 5 images" in one_sentence(capsys)
+
+
+def test_out_is_a_file(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "run").write_text("")
+    run(status=2)
+    assert "is a file; name a folder" in one_sentence(capsys)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_that_may_not_be_written(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "run").mkdir(mode=0o500)
+    run(status=2)
+    assert "may not be written" in one_sentence(capsys)
+
+
+def test_a_full_disk(run: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: Image.Image, path: Path, format: str) -> None:
+        Path(path).write_bytes(b"\x89PNG, the first half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    out = run(status=2)
+    assert "000000.png cannot be written (No space left on device)" in one_sentence(capsys)
+    assert list((out / "images").iterdir()) == []
+    monkeypatch.undo()
+    run()
+    assert len(list((out / "images").iterdir())) == 5
+
+
+def test_two_commands_in_one_folder_at_once(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with held(tmp_path / "run"):
+        run(status=2)
+    assert "another process is sampling into" in one_sentence(capsys)
+    run()
+
+
+def test_a_foreign_plan(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save(random_plan(small_pipeline(layers=3), steps=STEPS), tmp_path / "plan.json")
+    out = run("run", "--plan", str(tmp_path / "plan.json"), "--steps", "6", "--guidance", "3", status=2)
+    told = one_sentence(capsys)
+    assert "this model 4" in told and "guidance scale" in told and "steps: the plan has 4, this sampler 6" in told
+    assert list(out.iterdir()) == []
+
+
+def test_a_model_that_takes_prompts(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("eval.sample.load_pipeline", lambda *_, **__: small_pixart_pipeline())
+    run(status=2)
+    assert "conditioned on prompts" in one_sentence(capsys)
+
+
+def test_a_rank_that_would_draw_other_images_is_found() -> None:
+    from eval.sample import _check_equal
+    from eval.sample_settings import SampleError
+
+    with pytest.raises(SampleError, match=r"rank 1 would not draw what rank 0 draws(.|\n)*device: A, now B"):
+        _check_equal([{"device": "A", "n": 1}, {"device": "B", "n": 1}])
+
+
+def test_torch_threads_are_one_on_a_cpu(run: Run) -> None:
+    torch.set_num_threads(2)
+    try:
+        run()
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(1)

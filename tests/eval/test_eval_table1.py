@@ -57,7 +57,7 @@ def test_it_resumes_and_does_nothing_twice(
     said = capsys.readouterr()
     assert said.out.count("done before") == 7 and "no stages ran" in said.out and len(drawn) == 10
 
-    # A plan that changed asks for its own samples again, which are another run's and are refused by sample.
+    # An image that went missing is drawn again, and nothing else.
     (out / "runs" / "D2" / "images" / "000003.png").unlink()
     assert eval_main(command) == 0
     assert drawn[10:] == [[2, 3]] and "[4/7] sample D2: python" in capsys.readouterr().out

@@ -8,6 +8,16 @@ from ditfastattn.console import run
 
 COMMANDS = {
     "sample": "exactly n images with a plan or without, on one process or many, resumed after a kill",
+    "stats": "reference statistics of real images, for fid and sfid",
+    "fid": "FID of a folder or .npz of samples (with another network: a Frechet distance, and called so)",
+    "sfid": "the same in spatial features",
+    "is": "Inception Score",
+    "kid": "kernel distance (KID)",
+    "precision-recall": "precision and recall by nearest neighbours",
+    "similarity": "PSNR, SSIM, LPIPS and latent distance of two runs from the same noise, image by image",
+    "clip": "CLIP score of a text-to-image run and the captions it was made from",
+    "report": "one table and one page of an uncompressed run and its compressed ones, with the paper's numbers",
+    "table1": "the paper's Table 1: calibrate, sample, measure and report as one resumable command",
     "cost": "what each method costs one layer: MACs, bytes, and microseconds measured on the model's own block",
     "agreement": "PSNR between the demo's images by every kernel that fits and by the reference kernel",
     "demo": "Frechet distances of the bundled demo's samples (EfficientNet-Lite0 features)",
@@ -15,16 +25,11 @@ COMMANDS = {
     "latency": "time sampling with plans and without: eager, compiled, captured",
     "xformers": "DiT-XL by materialised softmax, SDPA and xFormers, equivalence checked first (GPU)",
     "token-order": "losses of a window step and calibrated MACs in each token order, on the bundled demo",
-    "stats": "reference statistics of real images, for fid and sfid",
-    "fid": "FID of a folder or .npz of samples (with another network: a Frechet distance, and called so)",
-    "sfid": "the same in spatial features",
-    "is": "Inception Score",
-    "kid": "kernel distance (KID)",
-    "precision-recall": "precision and recall by nearest neighbours",
     "readme": "write the result tables of README.md from the files in eval/results",
 }
 
-INTERRUPTED = {"sample": "interrupted; the same command goes on from here"}
+GOES_ON = "interrupted; the same command goes on from here"
+INTERRUPTED = {"sample": GOES_ON, "table1": GOES_ON}
 # Where a command is not the `main` of the module of its name.
 MODULES = {
     "xformers": "xformers_benchmark",  # the command's own name is that of a library
@@ -47,6 +52,9 @@ examples:
   python -m eval kernels --quick
   python -m eval xformers --quick
   python -m eval token-order --every 8        every eighth step of the trajectory
+  python -m eval similarity runs/d2 runs/full
+  python -m eval report runs/full runs/d2 --reference imagenet512.npz
+  python -m eval table1 --model facebook/DiT-XL-2-512 --imagenet ILSVRC2012/train
   python -m eval stats imagenet/train --size 512 --out imagenet512.npz
   python -m eval fid runs/d2 imagenet512.npz --weights pt_inception-2015-12-05-6726825d.pth --json fid.json
   python -m eval is runs/d2 --network efficientnet-lite0

@@ -1,0 +1,158 @@
+"""A folder of samples with its record, as ``python -m eval sample`` leaves it, for reading.
+
+``run.json`` says what made the images and ``labels.npy`` of which classes they are; they lie in
+``images/000000.png ...`` or in ``samples.npz`` (``arr_0``, uint8, N,H,W,3), and the latents, where they were asked for,
+in ``latents/000000.npy ...``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from ditfastattn.errors import DitFastAttnError
+from eval import npz
+
+NOISE_KEYS = ("n", "seed", "labels", "sampler", "steps")  # two runs that differ in one of these are of other noise
+
+
+class RunError(DitFastAttnError):
+    """A folder of samples cannot be read, or two cannot be compared."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """``record``: what run.json holds."""
+
+    path: Path
+    record: dict[str, Any] = field(repr=False)
+
+    @classmethod
+    def open(cls, path: str | Path) -> Run:
+        """Raises RunError: no run.json there, not one of ours, or the run is not finished."""
+        path = Path(path)
+        file = path / "run.json"
+        if not path.is_dir():
+            raise RunError(f"{path} is no folder; name one that python -m eval sample wrote")
+        try:
+            record = json.loads(file.read_text())
+        except FileNotFoundError:
+            raise RunError(f"{path} holds no run.json; name a folder that python -m eval sample wrote") from None
+        except (UnicodeDecodeError, json.JSONDecodeError):
+            raise RunError(f"{file} is not JSON; sample into another folder again") from None
+        if not isinstance(record, dict) or not isinstance(record.get("n"), int):
+            raise RunError(f"{file} does not say how many images there are (n); sample into another folder again")
+        if "finished" in record and not record["finished"]:
+            raise RunError(f"{path} is not finished; run the same python -m eval sample again, which goes on")
+        run = cls(path, record)
+        run._check_count()
+        return run
+
+    @property
+    def n(self) -> int:
+        return int(self.record["n"])
+
+    @property
+    def name(self) -> str:
+        return self.path.resolve().name
+
+    @property
+    def archive(self) -> Path | None:
+        """The .npz that the images are in, if they are not files of their own."""
+        file = self.path / "samples.npz"
+        return file if file.exists() else None
+
+    @property
+    def images_path(self) -> Path:
+        """What the metrics read."""
+        return self.archive or self.path
+
+    @property
+    def images_per_second(self) -> float | None:
+        """Of sampling, without the first batch where there were more (it compiles); None if not recorded."""
+        throughput = self.record.get("throughput") or {}
+        return throughput.get("images_per_s_after_first_batch") or throughput.get("images_per_s")
+
+    def _check_count(self) -> None:
+        if self.archive is not None:
+            shape, dtype = npz.header(self.archive, "arr_0")
+            if len(shape) != 4 or shape[-1] != 3 or dtype != np.uint8:
+                raise RunError(f"{self.archive} holds {dtype} {shape}; expected uint8 (N, H, W, 3)")
+            found = shape[0]
+        else:
+            found = sum(self._png(index).exists() for index in range(self.n))
+        if found != self.n:
+            raise RunError(
+                f"{self.path} has {found} of its {self.n} images; run the same python -m eval sample again, which goes "
+                "on where it stopped"
+            )
+
+    def _png(self, index: int) -> Path:
+        return self.path / "images" / f"{index:06d}.png"
+
+    def image(self, index: int) -> np.ndarray:
+        """(H, W, 3) uint8. Raises RunError for a file that is no image."""
+        if self.archive is not None:
+            return next(npz.rows(self.archive, "arr_0", 1, index, index + 1))[0]
+        file = self._png(index)
+        try:
+            with Image.open(file) as picture:
+                return np.asarray(picture.convert("RGB"))
+        except (UnidentifiedImageError, OSError, SyntaxError) as error:
+            raise RunError(f"{file} is no readable image ({str(error)[:80]}); delete it and sample again") from None
+
+    @property
+    def has_latents(self) -> bool:
+        return (self.path / "latents").is_dir()
+
+    def latent(self, index: int) -> Tensor:
+        """(C, h, w) float64. Raises RunError where it cannot be read."""
+        file = self.path / "latents" / f"{index:06d}.npy"
+        try:
+            return torch.from_numpy(np.load(file, allow_pickle=False)).double()
+        except (ValueError, OSError) as error:
+            raise RunError(f"{file} holds no readable latents ({str(error)[:80]}); sample again") from None
+
+    def batches(self, size: int) -> Iterator[tuple[range, Tensor]]:
+        """Indices and images (B, 3, H, W) uint8. Raises RunError where the images are not all of one size."""
+        packed = None if self.archive is None else npz.rows(self.archive, "arr_0", size)
+        for start in range(0, self.n, size):
+            indices = range(start, min(start + size, self.n))
+            images = self._stacked(indices) if packed is None else next(packed)
+            yield indices, torch.tensor(images).permute(0, 3, 1, 2)  # copied: rows of an archive are read-only
+
+    def _stacked(self, indices: range) -> np.ndarray:
+        images = [self.image(index) for index in indices]
+        shapes = {image.shape[:2] for image in images}
+        if len(shapes) > 1:
+            raise RunError(f"{self.path} mixes images of the sizes {sorted(shapes)}; sample again")
+        return np.stack(images)
+
+
+def noise_differences(a: Run, b: Run) -> list[str]:
+    """What makes images of one index start from other noise, or mean something else; one line for each."""
+    return [_difference(key, a.record, b.record) for key in NOISE_KEYS if a.record.get(key) != b.record.get(key)]
+
+
+def _difference(key: str, ours: dict[str, Any], theirs: dict[str, Any]) -> str:
+    one, other = ours.get(key), theirs.get(key)
+    if isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
+        at = next(i for i, (x, y) in enumerate(zip(one, other, strict=True)) if x != y)
+        return f"{key}: {_short(one[at])} and {_short(other[at])} at {at}"
+    if isinstance(one, dict) and isinstance(other, dict):
+        keys = [k for k in {**one, **other} if one.get(k) != other.get(k)]
+        return f"{key}: " + ", ".join(f"{k} {_short(one.get(k))} and {_short(other.get(k))}" for k in keys)
+    return f"{key}: {_short(one)} and {_short(other)}"
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -23,3 +23,9 @@ class LoadError(DitFastAttnError):
 
 class CostError(DitFastAttnError):
     """A cost cannot be measured, or a table of costs does not fit a plan."""
+
+
+def pydantic_reason(error: Exception) -> str:
+    """The sentence in the middle of a validation error of several lines."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    return lines[min(2, len(lines) - 1)] if lines else type(error).__name__

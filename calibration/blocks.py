@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ditfastattn.cache import Cell, LayerCache
 from ditfastattn.execute import Context, run_block
-from ditfastattn.models.base import Call, ModelAdapter
+from ditfastattn.models.base import Call, ModelAdapter, PreparedModel
 from ditfastattn.pieces import Pieces
 from ditfastattn.prepared import BlockInputs, JointWeights, run_prepared_block
 
@@ -49,7 +49,7 @@ class PieceBlocks:
         call: a model call of this calibration, for the batch and the condition.
     """
 
-    def __init__(self, adapter: ModelAdapter, context: Context, pieces: Pieces, call: Call) -> None:
+    def __init__(self, adapter: PreparedModel, context: Context, pieces: Pieces, call: Call) -> None:
         self._adapter = adapter
         self._context = context
         self._pieces = pieces

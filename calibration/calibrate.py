@@ -25,7 +25,7 @@ from ditfastattn.execute import Context
 from ditfastattn.kernels import make_kernel, settled
 from ditfastattn.layout import Layout
 from ditfastattn.models import adapt
-from ditfastattn.models.base import Call, ModelAdapter
+from ditfastattn.models.base import Call, ModelAdapter, prepared
 from ditfastattn.order import Ordering, order_for
 from ditfastattn.pieces import compiled_pieces
 from ditfastattn.ranks import ALONE, Ranks
@@ -104,7 +104,7 @@ def calibrate(
     blocks: Blocks = EagerBlocks(adapter, context)
     if settings.compile:
         rows = run.latents.new_empty((len(denoiser.labels), *run.latents.shape[1:]))
-        blocks = PieceBlocks(adapter, context, compiled_pieces(), Call(rows, None, denoiser.labels))
+        blocks = PieceBlocks(prepared(adapter), context, compiled_pieces(), Call(rows, None, denoiser.labels))
     with Probe(adapter, context, ordering, any(method.windowed for method in candidates), blocks) as probe:
         for index, timestep in enumerate(plan.sampler.timesteps):
             blocks.begin_step(timestep)

@@ -25,6 +25,7 @@ from ditfastattn.console import run
 from ditfastattn.cost import PlanTime, predict
 from ditfastattn.layout import Layout
 from ditfastattn.models import adapt
+from ditfastattn.models.base import prepared
 from ditfastattn.pipelines import load_pipeline
 from ditfastattn.ranks import Ranks, start
 from ditfastattn.samplers import DEFAULT_STEPS
@@ -169,7 +170,7 @@ def _predicted(pipe: Any, result: Result) -> PlanTime | None:
     record = result.plan.calibration
     assert record is not None
     rows = len(record.labels) * (1 if result.plan.guidance.layout == Layout.NONE.value else 2)
-    return predict(adapt(pipe.transformer), result.plan, record.kernel, rows)
+    return predict(prepared(adapt(pipe.transformer)), result.plan, record.kernel, rows)
 
 
 def _write(

@@ -18,7 +18,13 @@ def names_of(pipe: Any) -> dict[int, str]:
 
 def check_labelled(transformer: Any) -> None:
     """Raises CalibrationError for a model whose condition is not a label, ApplyError for an unknown one."""
-    if adapt(transformer).conditioned_on != "labels":
+    conditioned_on = adapt(transformer).conditioned_on
+    if not hasattr(transformer, "config") or conditioned_on is None:
+        raise CalibrationError(
+            f"{type(transformer).__name__} is not one of diffusers' classes, which calibration runs: for the original "
+            "DiT give --model its .pt checkpoint, whose plans fit the original too"
+        )
+    if conditioned_on != "labels":
         raise CalibrationError(
             f"{type(transformer).__name__} is conditioned on prompts, and this version calibrates on labels only: "
             "calibration on prompts comes later; plans made by hand or elsewhere can be applied to it"

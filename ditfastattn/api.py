@@ -2,6 +2,7 @@
 
 import os
 from functools import partial
+from itertools import chain
 from typing import Any
 
 from torch import nn
@@ -11,6 +12,8 @@ from ditfastattn.errors import ApplyError
 from ditfastattn.kernels import check_name
 from ditfastattn.layout import Layout
 from ditfastattn.models import adapt
+from ditfastattn.models.base import prepared
+from ditfastattn.order import order_for
 from ditfastattn.runner import EagerRunner
 from ditfastattn.samplers import inference_steps, sampler_spec
 from ditfastattn.session import Session
@@ -29,7 +32,8 @@ def apply(
     """Makes a pipeline or a transformer follow a plan, until the returned session is removed.
 
     Args:
-        target: a diffusers pipeline (its ``transformer`` and ``scheduler`` are used) or a bare transformer.
+        target: a diffusers pipeline (its ``transformer`` and ``scheduler`` are used) or a bare transformer: one of
+            diffusers', the original facebookresearch/DiT, or one's own (:func:`ditfastattn.register`).
         plan: a Plan or the path of a plan file.
         kernel: "auto", or the name of a kernel in ``ditfastattn.kernels.KERNELS``.
         scheduler: for a bare transformer, the sampler of the user's own loop. With it a new run, another number of
@@ -69,14 +73,14 @@ def apply(
     adapter = adapt(transformer)
     if follows_a_plan(transformer):
         raise ApplyError("this transformer already follows a plan; remove that session first")
-    runner = ProgramRunner(adapter, compile, graphs) if compile or graphs else EagerRunner(adapter)
+    runner = ProgramRunner(prepared(adapter), compile, graphs) if compile or graphs else EagerRunner(adapter)
     obstacles = adapter.obstacles() + runner.obstacles()
+    obstacles += adapter.order_obstacles(order_for(plan.token_order, chain.from_iterable(plan.methods)))
     if getattr(pipeline, "_all_hooks", None):
         obstacles.append("CPU offload is on: call remove_all_hooks(), apply the plan, then enable offload again")
     if any("forward" in block.module.__dict__ for block in adapter.blocks):
         obstacles.append("the forward of its blocks was already replaced by another tool; undo that first")
-    if obstacles:
-        raise ApplyError("this transformer cannot follow a plan as it is: " + "; ".join(obstacles))
+    _refuse(obstacles)
 
     differences = plan.differences(model=adapter.spec())
     if scheduler is not None:
@@ -87,7 +91,13 @@ def apply(
         )
     if differences:
         raise PlanMismatch(differences)
+    _refuse(adapter.disagreements(runner.prepares))
     return Session(adapter, plan, kernel, scheduler, pipeline, runner)
+
+
+def _refuse(obstacles: list[str]) -> None:
+    if obstacles:
+        raise ApplyError("this transformer cannot follow a plan as it is: " + "; ".join(obstacles))
 
 
 def _checked(plan: Plan) -> Plan:

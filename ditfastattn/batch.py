@@ -110,6 +110,12 @@ def _judge_condition(step: int, numbers: list[float]) -> None:
         )
 
 
+def like_queries(plan: Plan, latents: Tensor, dtype: torch.dtype) -> Tensor:
+    """An empty (B, N, H, D) tensor of the queries' shape, dtype and device, for a kernel to judge."""
+    shape = (latents.shape[0], plan.model.tokens, plan.model.heads, plan.model.head_dim)
+    return torch.empty(shape, dtype=dtype, device=latents.device)
+
+
 def on_gpu(timestep: Any) -> bool:
     return isinstance(timestep, Tensor) and timestep.is_cuda
 

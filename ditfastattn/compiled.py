@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from ditfastattn.errors import StepError
 from ditfastattn.install import Overrides
-from ditfastattn.models.base import Call, ModelAdapter
+from ditfastattn.models.base import Call, PreparedModel
 from ditfastattn.pieces import Pieces, compiled_pieces
 from ditfastattn.program import CaptureError, Program
 from ditfastattn.runner import Run, Runner
@@ -33,8 +33,9 @@ class ProgramRunner(Runner):
 
     prepares = True
 
-    def __init__(self, adapter: ModelAdapter, compile: bool, graphs: bool) -> None:
+    def __init__(self, adapter: PreparedModel, compile: bool, graphs: bool) -> None:
         super().__init__(adapter)
+        self.adapter: PreparedModel = adapter
         self._compile = compile
         self._pieces = compiled_pieces() if compile else Pieces()
         self._graphs = graphs
@@ -142,7 +143,7 @@ class ProgramRunner(Runner):
             self._programs.popitem(last=False)
 
 
-def _identity_of(adapter: ModelAdapter) -> Key:
+def _identity_of(adapter: PreparedModel) -> Key:
     """Where every weight is and what it looks like; a change of values in place leaves it equal."""
     model = adapter.model
     return tuple(

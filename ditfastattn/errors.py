@@ -31,3 +31,9 @@ class RankError(DitFastAttnError):
 
 class MetricError(DitFastAttnError):
     """A metric cannot be computed from the images, reference, network or weights that were given."""
+
+
+def pydantic_reason(error: Exception) -> str:
+    """The sentence in the middle of a validation error of several lines."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    return lines[min(2, len(lines) - 1)] if lines else type(error).__name__

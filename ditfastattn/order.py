@@ -25,7 +25,7 @@ class Ordering:
     """Permutes hidden states where they enter the blocks and back where they leave; ``raster`` touches nothing.
 
     Args:
-        per_image: names of the other block inputs that hold nothing per token.
+        per_image: the other block inputs, by name or "argument 1", that hold nothing per token.
     """
 
     def __init__(self, order: TokenOrder, window: Window, per_image: Set[str]) -> None:
@@ -60,8 +60,9 @@ class Ordering:
         """
         if self.order == "raster":
             return hidden
-        foreign = [f"argument {place}" for place, value in enumerate(others, start=1) if value is not None]
-        foreign += [name for name, value in named.items() if value is not None and name not in self._per_image]
+        placed = {f"argument {place}": value for place, value in enumerate(others, start=1)}
+        foreign = [name for name, value in (placed | named).items() if value is not None]
+        foreign = [name for name in foreign if name not in self._per_image]
         if foreign:
             raise StepError(
                 f"the plan puts the tokens in {self.order} order, but the blocks also take {', '.join(foreign)}, which "

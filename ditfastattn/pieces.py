@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ditfastattn.models.base import BlockAdapter, ModelAdapter
+from ditfastattn.models.base import PreparedBlock, PreparedModel
 
 
 def qkv(
-    block: BlockAdapter[Any],
+    block: PreparedBlock[Any],
     hidden: Tensor,
     modulation: Tensor,
     context: tuple[Tensor, ...],
@@ -27,13 +27,13 @@ def qkv(
 
 
 def finish(
-    block: BlockAdapter[Any], hidden: Tensor, output: Tensor, modulation: Tensor, context: tuple[Tensor, ...]
+    block: PreparedBlock[Any], hidden: Tensor, output: Tensor, modulation: Tensor, context: tuple[Tensor, ...]
 ) -> Tensor:
     """The block's end: (B, N, C). ``output`` is the attention's, (B, N, C), or (B/2, N, C) for both halves."""
     return block.finish(block.state(hidden, modulation, context, ()), output)
 
 
-def embed(adapter: ModelAdapter, latents: Tensor, order: Tensor | None) -> Tensor:
+def embed(adapter: PreparedModel, latents: Tensor, order: Tensor | None) -> Tensor:
     """The first block's input (B, N, C), its tokens in the ``order`` (N,).
 
     Contiguous, as every block's output is: the first block then shares the compilation of the others.
@@ -43,7 +43,7 @@ def embed(adapter: ModelAdapter, latents: Tensor, order: Tensor | None) -> Tenso
 
 
 def head(
-    adapter: ModelAdapter, hidden: Tensor, modulation: Tensor, height: int, width: int, order: Tensor | None
+    adapter: PreparedModel, hidden: Tensor, modulation: Tensor, height: int, width: int, order: Tensor | None
 ) -> Tensor:
     """The model output from the last block's (B, N, C), its tokens put back by the ``order`` (N,)."""
     if order is not None:

@@ -9,7 +9,7 @@ from torch import Tensor
 from ditfastattn.attention import attention_core, fit_rows
 from ditfastattn.cache import Cell, LayerCache
 from ditfastattn.execute import Context, residual_to_store
-from ditfastattn.models.base import BlockAdapter
+from ditfastattn.models.base import PreparedBlock
 from ditfastattn.pieces import Pieces
 
 
@@ -17,7 +17,7 @@ from ditfastattn.pieces import Pieces
 class BlockInputs:
     """What a block reads besides hidden states, for a batch of B rows."""
 
-    block: BlockAdapter[Any]
+    block: PreparedBlock[Any]
     modulation: Tensor  # (B, K, C), at this step
     shared: tuple[Tensor, ...]  # what every block reads (prompts), (B, ...) each
     joint: tuple[Tensor, ...]  # weights put together (JointWeights)

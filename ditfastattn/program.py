@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ditfastattn.arena import Arena, Place, StepPlaces
 from ditfastattn.cache import Cell, LayerCache, Rows
-from ditfastattn.models.base import Call, Conditioning, ModelAdapter
+from ditfastattn.models.base import Call, Conditioning, PreparedModel
 from ditfastattn.pieces import Pieces
 from ditfastattn.prepared import BlockInputs, JointWeights, run_prepared_block
 from ditfastattn.runner import Run
@@ -31,7 +31,7 @@ class Program:
     the same work share a graph.
     """
 
-    def __init__(self, adapter: ModelAdapter, run: Run, pieces: Pieces) -> None:
+    def __init__(self, adapter: PreparedModel, run: Run, pieces: Pieces) -> None:
         self._adapter = adapter
         self._pieces = pieces
         self._run = run

@@ -107,7 +107,7 @@ class EagerRunner(Runner):
         finally:
             self._step = None
         self._free(step)
-        return output[0], output
+        return self.adapter.unwrap(output), output
 
     def _block_forward(
         self, layer: int, original: Callable[..., Tensor], hidden_states: Tensor, *args: Any, **kwargs: Any

@@ -1,6 +1,7 @@
 """A plan installed on a transformer: follows the sampler's steps, keeps what later steps need, restores exactly."""
 
 import inspect
+import math
 import warnings
 from collections import Counter
 from collections.abc import Callable
@@ -16,13 +17,14 @@ from ditfastattn.batch import (
     check_batch,
     check_same_shape,
     judge_timestep,
+    like_queries,
     on_gpu,
     timestep_error,
     timestep_value,
 )
 from ditfastattn.cache import entering_at, liveness
 from ditfastattn.clock import StepClock
-from ditfastattn.errors import ApplyError, StepError
+from ditfastattn.errors import ApplyError, StepError, pydantic_reason
 from ditfastattn.execute import Context
 from ditfastattn.guidance import guidance_products, judge_guidance
 from ditfastattn.install import Overrides
@@ -123,6 +125,8 @@ class Session:
         model = self._adapter.model
         self._overrides.set(model, "forward", partial(self._forward, model.forward))
         self._runner.install(self._overrides)
+        if (entry := self._adapter.guided_entry) is not None:
+            self._overrides.set(model, entry, partial(self._guided_forward, getattr(model, entry)))
         if self._scheduler is not None:
             scheduler = self._scheduler
             self._overrides.set(scheduler, "set_timesteps", partial(self._set_timesteps, scheduler.set_timesteps))
@@ -145,6 +149,13 @@ class Session:
         except BaseException:
             self._end_run()
             raise
+
+    def _guided_forward(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """A method of the transformer that is given the guidance scale, and calls its forward."""
+        scale, planned = self._adapter.given_scale(args, kwargs), self.plan.guidance.scale
+        if not self._removed and not math.isclose(scale, planned, rel_tol=1e-6):
+            raise PlanMismatch([f"guidance scale: the plan has {planned:g}, this run {scale:g}"])
+        return original(*args, **kwargs)
 
     def _begin_step(self, call: Call) -> tuple[int, bool]:
         """The step of a call, and whether it begins a run."""
@@ -190,7 +201,7 @@ class Session:
         self._check_model()
         check_batch(self.plan, self._adapter, call)
         kernel = self._context.kernel if self._context else None
-        sample = _like_queries(self.plan, call.latents, self._adapter.model.dtype)
+        sample = like_queries(self.plan, call.latents, self._adapter.dtype)
         if kernel is None or kernel.not_supported_reasons(sample, self.plan.window):
             kernel = make_kernel(self._kernel_name, sample, self.plan.window)
         self._context = Context(kernel, self.plan.window, self._layout)
@@ -244,7 +255,7 @@ class Session:
             return original(*args, **kwargs)
         if self._runner.prepares and len(args) < 2 and "device" in inspect.signature(original).parameters:
             # Timesteps left on the CPU would be moved, and waited for, at every step.
-            kwargs.setdefault("device", self._adapter.model.device)
+            kwargs.setdefault("device", self._adapter.device)
         result = original(*args, **kwargs)
         self._check_pipeline()
         self._end_run()
@@ -255,7 +266,9 @@ class Session:
                 timesteps=tuple(self._scheduler.timesteps.tolist()),
             )
         except ValueError as error:  # timesteps that increase, say
-            raise PlanMismatch([f"timesteps: the sampler's are not those of a plan ({_first_line(error)})"]) from error
+            raise PlanMismatch(
+                [f"timesteps: the sampler's are not those of a plan ({pydantic_reason(error)})"]
+            ) from error
         differences = self.plan.differences(sampler=actual)
         if differences:
             raise PlanMismatch(differences)
@@ -283,14 +296,3 @@ class Session:
         self._watch.post(guidance_products(cond, uncond, guided[:half]), partial(judge_guidance, scale, eps))
         if not self._clock.goes_on:
             self._watch.drain()
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines()]
-    return lines[min(2, len(lines) - 1)] if lines else type(error).__name__
-
-
-def _like_queries(plan: Plan, latents: Tensor, dtype: torch.dtype) -> Tensor:
-    """An empty (B, N, H, D) tensor of the queries' shape, dtype and device, for a kernel to judge."""
-    shape = (latents.shape[0], plan.model.tokens, plan.model.heads, plan.model.head_dim)
-    return torch.empty(shape, dtype=dtype, device=latents.device)

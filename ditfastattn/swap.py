@@ -12,6 +12,7 @@ from ditfastattn.errors import ApplyError, KernelError
 from ditfastattn.install import Overrides
 from ditfastattn.kernels import make_kernel
 from ditfastattn.models import adapt
+from ditfastattn.models.basic_block import AdaLNModel
 from plans import Window
 
 
@@ -37,6 +38,11 @@ def use_kernel(target: Any, kernel: str) -> "KernelSwap":
     if transformer is None:
         raise ApplyError(f"{type(target).__name__} has no transformer; give use_kernel() a pipeline or a transformer")
     adapter = adapt(transformer)
+    if not isinstance(adapter, AdaLNModel):
+        raise ApplyError(
+            f"use_kernel() sets the attention processors of diffusers' models, and {type(transformer).__name__} has "
+            "none: choose the kernel of a plan instead, apply(model, plan, kernel=...); Plan.full compresses nothing"
+        )
     if follows_a_plan(transformer):
         raise ApplyError("this transformer follows a plan: remove it, and choose the kernel in apply(..., kernel=...)")
     attentions: list[Any] = [block.module.attn1 for block in adapter.blocks]

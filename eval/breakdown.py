@@ -12,6 +12,7 @@ from ditfastattn.cost.timing import captured, interleaved
 from ditfastattn.kernels import make_kernel
 from ditfastattn.layout import Layout
 from ditfastattn.models import adapt
+from ditfastattn.models.base import prepared
 from ditfastattn.pieces import compiled_pieces
 from ditfastattn.prepared import BlockInputs, JointWeights
 from plans import Plan, Window
@@ -38,7 +39,7 @@ def part_times(transformer: Any, batch: int, window: Window, layout: Layout, ker
     Args:
         batch: rows of a call, both guidance branches counted.
     """
-    adapter = adapt(transformer)
+    adapter = prepared(adapt(transformer))
     model, block, pieces = adapter.spec(), adapter.blocks[0], compiled_pieces()
     call = adapter.read_call((), adapter.example(batch, model.tokens))
     hidden = pieces.embed(adapter, call.latents, None)  # (B, N, C)

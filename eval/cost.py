@@ -17,7 +17,7 @@ from ditfastattn.execute import Context
 from ditfastattn.kernels import NAMES as KERNEL_NAMES
 from ditfastattn.kernels import make_kernel
 from ditfastattn.models import adapt
-from ditfastattn.models.base import ModelAdapter
+from ditfastattn.models.base import PreparedModel, prepared
 from ditfastattn.pieces import compiled_pieces
 from eval.geometry import DEMO, NAMES, build
 from plans import Plan, Window, load
@@ -26,7 +26,7 @@ COMPILED, CAPTURED = "compiled", "compiled, CUDA graphs"
 
 
 def measure(
-    adapter: ModelAdapter, batch: int, window: Window, options: argparse.Namespace, runtimes: Sequence[str]
+    adapter: PreparedModel, batch: int, window: Window, options: argparse.Namespace, runtimes: Sequence[str]
 ) -> Iterator[CostTable]:
     """One table per way of running blocks."""
     spec = adapter.spec()
@@ -52,7 +52,7 @@ def measure(
         )
 
 
-def show(adapter: ModelAdapter, tables: Sequence[CostTable]) -> str:
+def show(adapter: PreparedModel, tables: Sequence[CostTable]) -> str:
     """One line a method: MACs in both conventions, bytes, and microseconds of a whole block by each runtime."""
     key, spec = tables[0].key, adapter.spec()
     shape = LayerShape(key.batch, key.tokens, spec.heads, spec.head_dim)
@@ -95,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     on_gpu = options.device.startswith("cuda")
     dtype = getattr(torch, options.dtype or ("bfloat16" if on_gpu else "float32"))
     plan: Plan | None = load(options.plan) if options.plan else None
-    adapter = adapt(build(options.model, options.device, dtype).pipe.transformer)
+    adapter = prepared(adapt(build(options.model, options.device, dtype).pipe.transformer))
     try:
         window = Window.parse(options.window) if options.window else None
     except ValueError as error:

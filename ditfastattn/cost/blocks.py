@@ -14,14 +14,14 @@ from ditfastattn.cache import Cell, LayerCache, Rows
 from ditfastattn.cost.timing import Thunk
 from ditfastattn.execute import Context, run_block
 from ditfastattn.install import Overrides
-from ditfastattn.models.base import ModelAdapter
+from ditfastattn.models.base import PreparedModel
 from ditfastattn.pieces import Pieces
 from ditfastattn.prepared import BlockInputs, JointWeights, run_prepared_block
 
 Prepare = Callable[[Cell], Thunk]
 
 
-def eager_block(adapter: ModelAdapter, batch: int, tokens: int, context: Context) -> Prepare:
+def eager_block(adapter: PreparedModel, batch: int, tokens: int, context: Context) -> Prepare:
     """The first block by :func:`ditfastattn.execute.run_block`, on the arguments that the model calls it with."""
     args, kwargs = _block_arguments(adapter, adapter.example(batch, tokens))
     block, hidden = adapter.blocks[0], args[0]
@@ -39,7 +39,7 @@ def eager_block(adapter: ModelAdapter, batch: int, tokens: int, context: Context
 
 
 def piece_block(
-    adapter: ModelAdapter, batch: int, tokens: int, context: Context, pieces: Pieces | None = None
+    adapter: PreparedModel, batch: int, tokens: int, context: Context, pieces: Pieces | None = None
 ) -> Prepare:
     """The first block in pieces, as prepared steps run it; ``pieces`` may be compiled."""
     pieces = pieces or Pieces()
@@ -69,7 +69,7 @@ class _Reached(Exception):
     """The block was called, and its arguments are known."""
 
 
-def _block_arguments(adapter: ModelAdapter, given: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _block_arguments(adapter: PreparedModel, given: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """What the model calls its first block with."""
     found: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
 

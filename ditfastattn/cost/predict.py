@@ -6,7 +6,7 @@ from ditfastattn.cache import liveness
 from ditfastattn.cost.table import CostTable, row_of
 from ditfastattn.errors import CostError
 from ditfastattn.layout import Layout
-from ditfastattn.models.base import ModelAdapter
+from ditfastattn.models.base import PreparedModel
 from plans import Method, Plan
 
 
@@ -57,7 +57,7 @@ def plan_time(plan: Plan, table: CostTable) -> PlanTime:
     return PlanTime(blocks, full, blocks - rest, full - rest, table)
 
 
-def predict(adapter: ModelAdapter, plan: Plan, kernel: str, batch: int) -> PlanTime | None:
+def predict(adapter: PreparedModel, plan: Plan, kernel: str, batch: int) -> PlanTime | None:
     """The plan's time from what the disk knows of this model here; None if it was never measured.
 
     Args:

@@ -16,7 +16,7 @@ from ditfastattn.execute import Context
 from ditfastattn.kernels import make_kernel
 from ditfastattn.kernels.base import Kernel
 from ditfastattn.layout import Layout
-from ditfastattn.models.base import ModelAdapter
+from ditfastattn.models.base import PreparedModel
 from plans import Method, Window
 
 EAGER = "eager"
@@ -42,7 +42,7 @@ class TableKey:
 
     @classmethod
     def of(
-        cls, adapter: ModelAdapter, batch: int, tokens: int, kernel: str, window: Window, layout: Layout, runtime: str
+        cls, adapter: PreparedModel, batch: int, tokens: int, kernel: str, window: Window, layout: Layout, runtime: str
     ) -> "TableKey":
         spec, module = adapter.spec(), adapter.blocks[0].module
         parameter = next(adapter.model.parameters())
@@ -97,7 +97,7 @@ class CostTable:
     @classmethod
     def of(
         cls,
-        adapter: ModelAdapter,
+        adapter: PreparedModel,
         batch: int,
         tokens: int,
         kernel: Kernel | str = "auto",
@@ -150,7 +150,7 @@ class CostTable:
 
     @classmethod
     def stored(
-        cls, adapter: ModelAdapter, tokens: int, kernel: str, window: Window, layout: Layout
+        cls, adapter: PreparedModel, tokens: int, kernel: str, window: Window, layout: Layout
     ) -> "list[CostTable]":
         """The tables on disk for this model here and now, of whatever batch and runtime. Measures nothing."""
         wanted = TableKey.of(adapter, 0, tokens, kernel, window, layout, "")

@@ -1,27 +1,27 @@
 """One file per architecture: where its attention is, how its block runs, how a guided batch is laid out."""
 
-from collections.abc import Callable
-from typing import Any
-
 from diffusers import DiTTransformer2DModel, PixArtTransformer2DModel
 from torch import nn
 
-from ditfastattn.errors import ApplyError
 from ditfastattn.models.base import ModelAdapter
 from ditfastattn.models.dit import DiT
+from ditfastattn.models.native_dit import NativeDiT, missing_parts
 from ditfastattn.models.pixart import PixArt
+from ditfastattn.models.registry import Family, Registry
 
-ADAPTERS: dict[type, Callable[[Any], ModelAdapter]] = {DiTTransformer2DModel: DiT, PixArtTransformer2DModel: PixArt}
+REGISTRY = Registry(
+    [
+        Family("DiTTransformer2DModel", DiT, DiTTransformer2DModel, None, "DiTPipeline", "on labels"),
+        Family("PixArtTransformer2DModel", PixArt, PixArtTransformer2DModel, None, "PixArtAlpha-, PixArtSigmaPipeline"),
+        Family("facebookresearch/DiT", NativeDiT, None, missing_parts, "its own sample.py", "of its .pt checkpoint"),
+    ]
+)
 
 
 def adapt(model: nn.Module) -> ModelAdapter:
     """The adapter of a transformer.
 
     Raises:
-        ApplyError: the class is not one we know.
+        ApplyError: the class is not one we know; says what is missing.
     """
-    for known, adapter in ADAPTERS.items():
-        if isinstance(model, known):
-            return adapter(model)
-    names = ", ".join(known.__name__ for known in ADAPTERS)
-    raise ApplyError(f"{type(model).__name__} is not supported; this version knows {names}")
+    return REGISTRY.find(model).adapter(model)

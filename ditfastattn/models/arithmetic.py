@@ -4,6 +4,7 @@ import os
 from importlib.util import find_spec
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -64,11 +65,11 @@ class Fused(Plain):
         return summed, normed
 
     def feed_forward(self, module: Any, x: Tensor) -> Tensor:
-        first = module.net[0]
-        if getattr(first, "approximate", None) != "tanh" or not is_plain(first.proj) or first.proj.bias is None:
+        first, rest = _gelu_mlp(module)
+        if first is None or not is_plain(first) or first.bias is None:
             return super().feed_forward(module, x)
-        x = linear_gelu(x, first.proj.weight, first.proj.bias)
-        for layer in module.net[1:]:
+        x = linear_gelu(x, first.weight, first.bias)
+        for layer in rest:
             x = layer(x)
         return x
 
@@ -86,6 +87,27 @@ def is_plain(linear: nn.Module) -> bool:
     """A Linear whose weight is all there is to it: LoRA layers, hooks and patched forwards must be called, not read."""
     hooks = linear._forward_hooks or linear._forward_pre_hooks
     return type(linear) is nn.Linear and not hooks and "forward" not in linear.__dict__
+
+
+def project(linear: Any, core: Tensor, out: Tensor | None) -> Tensor:
+    """linear of the heads side by side: (rows, N, H, D) -> (rows, N, C), written to ``out`` if one is given."""
+    if out is not None and is_plain(linear) and linear.bias is not None:
+        flat = core.flatten(2).flatten(0, 1)  # (rows * N, C)
+        torch.addmm(linear.bias, flat, linear.weight.t(), out=out.flatten(0, 1))
+        return out
+    projected: Tensor = linear(core.flatten(2))
+    return projected if out is None else out.copy_(projected)
+
+
+def _gelu_mlp(module: Any) -> tuple[Any, list[nn.Module]]:
+    """The Linear before a tanh GELU and what follows it, of diffusers' FeedForward or timm's Mlp; None if neither."""
+    if hasattr(module, "net"):
+        first = module.net[0]
+        return (first.proj, list(module.net[1:])) if getattr(first, "approximate", None) == "tanh" else (None, [])
+    if getattr(getattr(module, "act", None), "approximate", None) != "tanh":
+        return None, []
+    # Its dropouts do nothing in eval mode, which apply() asks for.
+    return module.fc1, [layer for layer in (getattr(module, "norm", None), module.fc2) if layer is not None]
 
 
 def _is_bare(norm: nn.Module) -> bool:

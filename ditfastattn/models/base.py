@@ -1,14 +1,16 @@
 """What the runtime needs to know of an architecture."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar
 
+import torch
 from torch import Tensor, nn
 
+from ditfastattn.errors import ApplyError
 from ditfastattn.layout import Layout
-from plans import ModelSpec
+from plans import ModelSpec, TokenOrder
 
 State = TypeVar("State")
 
@@ -30,6 +32,21 @@ class BlockAdapter(ABC, Generic[State]):
         """Queries, keys and values of some rows of the batch, each (rows, N, H, D)."""
 
     @abstractmethod
+    def project(self, core: Tensor, out: Tensor | None = None) -> Tensor:
+        """The out-projection: (rows, N, H, D) -> (rows, N, C), written to ``out`` if one is given."""
+
+    @abstractmethod
+    def finish(self, state: State, attention_output: Tensor) -> Tensor:
+        """The rest of the block: gate and residual of the attention output, then the MLP.
+
+        ``attention_output`` is (B, N, C), in a prepared step also (B/2, N, C) for both guidance branches.
+        """
+
+
+class PreparedBlock(BlockAdapter[State]):
+    """A block that prepared steps (``compile=True``, ``graphs=True``) can run: with everything at hand beforehand."""
+
+    @abstractmethod
     def state(
         self, hidden: Tensor, modulation: Tensor, context: tuple[Tensor, ...], joint: tuple[Tensor, ...]
     ) -> State:
@@ -45,17 +62,6 @@ class BlockAdapter(ABC, Generic[State]):
     @abstractmethod
     def joint_weights(self) -> list[list[Tensor]]:
         """Groups of weights that a prepared block uses concatenated along their first dimension."""
-
-    @abstractmethod
-    def project(self, core: Tensor, out: Tensor | None = None) -> Tensor:
-        """The out-projection: (rows, N, H, D) -> (rows, N, C), written to ``out`` if one is given."""
-
-    @abstractmethod
-    def finish(self, state: State, attention_output: Tensor) -> Tensor:
-        """The rest of the block: gate and residual of the attention output, then the MLP.
-
-        ``attention_output`` is (B, N, C), in a prepared step also (B/2, N, C) for both guidance branches.
-        """
 
 
 @dataclass(frozen=True)
@@ -85,15 +91,27 @@ class ModelAdapter(ABC):
     """A transformer: its blocks, its call and its guidance layout."""
 
     guided_layout: Layout  # the order of the branches in a guided batch
-    conditioned_on: Literal["labels", "prompts"]
-    per_image: frozenset[str] = frozenset()  # the blocks' inputs, by name, that hold nothing per token
+    conditioned_on: Literal["labels", "prompts"] | None  # None: nobody said
+    per_image: frozenset[str] = frozenset()  # the blocks' inputs, by name or "argument 1", that hold nothing per token
+    guided_entry: str | None = None  # a method of the model that adds up the branches itself, given the scale
 
     def __init__(self, model: nn.Module) -> None:
         self.model: Any = model
 
     @property
     @abstractmethod
-    def blocks(self) -> list[BlockAdapter[Any]]: ...
+    def blocks(self) -> Sequence[BlockAdapter[Any]]: ...
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the first floating-point parameter."""
+        return next(parameter.dtype for parameter in self.model.parameters() if parameter.is_floating_point())
+
+    @property
+    def device(self) -> torch.device:
+        """Of the first parameter."""
+        device: torch.device = next(self.model.parameters()).device
+        return device
 
     @abstractmethod
     def spec(self) -> ModelSpec:
@@ -115,12 +133,31 @@ class ModelAdapter(ABC):
     def obstacles(self) -> list[str]:
         """Why this instance cannot be compressed as it is (another attention processor, fused projections, ...)."""
 
+    def disagreements(self, prepared: bool) -> list[str]:
+        """What parts of the model, run on small inputs, compute otherwise than the adapter; asked once, at apply().
+
+        Nothing for a class that is known by name; one that was recognised by its parts may be a relative.
+
+        Args:
+            prepared: embedding and head are ours to run, too.
+        """
+        return []
+
+    def order_obstacles(self, order: TokenOrder) -> list[str]:
+        """Why tokens cannot stand in that order between the blocks."""
+        return []
+
     @abstractmethod
     def read_call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call: ...
 
-    @abstractmethod
-    def example(self, batch: int, tokens: int) -> dict[str, Any]:
-        """Arguments of a call on ``batch`` rows of random latents of ``tokens`` tokens, for measuring."""
+    def given_scale(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> float:
+        """The guidance scale in a call of :attr:`guided_entry`."""
+        raise NotImplementedError
+
+    def unwrap(self, output: Any) -> Tensor:
+        """The bare output (B, C_out, h, w) of the model's own forward."""
+        bare: Tensor = output if isinstance(output, Tensor) else output[0]
+        return bare
 
     @abstractmethod
     def is_guided(self, call: Call) -> bool:
@@ -129,6 +166,18 @@ class ModelAdapter(ABC):
     @abstractmethod
     def mixes_branches(self, call: Call) -> bool:
         """Whether the batch holds conditional and unconditional rows, in whatever order."""
+
+
+class PreparedModel(ModelAdapter):
+    """A transformer whose steps can be prepared before the first runs: ``compile=True``, ``graphs=True``."""
+
+    @property
+    @abstractmethod
+    def blocks(self) -> Sequence[PreparedBlock[Any]]: ...
+
+    @abstractmethod
+    def example(self, batch: int, tokens: int) -> dict[str, Any]:
+        """Arguments of a call on ``batch`` rows of random latents of ``tokens`` tokens, for measuring."""
 
     @abstractmethod
     def conditioning(self, timesteps: Tensor, call: Call) -> Conditioning:
@@ -149,3 +198,34 @@ class ModelAdapter(ABC):
     @abstractmethod
     def wrap(self, output: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """The output (B, C_out, h, w) as the model's own forward returns it to a call with these arguments."""
+
+
+def prepared(adapter: ModelAdapter) -> PreparedModel:
+    """The same adapter, if steps of its model can be prepared.
+
+    Raises:
+        ApplyError: they cannot.
+    """
+    if isinstance(adapter, PreparedModel):
+        return adapter
+    raise ApplyError(
+        f"{type(adapter.model).__name__} was registered by its attention alone, and compile=True and graphs=True need "
+        "the whole block: apply the plan without them (or subclass ditfastattn.models.base.PreparedModel)"
+    )
+
+
+def common_obstacles(model: nn.Module) -> list[str]:
+    """What keeps any model from following a plan."""
+    found = []
+    if any(module._compiled_call_impl is not None for module in model.modules()):
+        found.append("it was compiled with module.compile(): compiled code would run past the plan; load it anew")
+    if any(parameter.is_meta for parameter in model.parameters()):
+        found.append("its parameters are not loaded (sequential CPU offload?); undo that first")
+    return found
+
+
+def bypassed(name: str, part: nn.Module) -> list[str]:
+    """The obstacle of a module that is not called, if it carries what only a call would run."""
+    if part._forward_hooks or part._forward_pre_hooks or "forward" in part.__dict__:
+        return [f"{name} carries hooks that would be bypassed; remove them first"]
+    return []

@@ -14,8 +14,8 @@ from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from torch import Tensor, nn
 
 from ditfastattn.errors import StepError
-from ditfastattn.models.arithmetic import PLAIN, Plain, is_plain
-from ditfastattn.models.base import BlockAdapter, ModelAdapter
+from ditfastattn.models.arithmetic import PLAIN, Plain, is_plain, project
+from ditfastattn.models.base import PreparedBlock, PreparedModel, bypassed, common_obstacles
 from plans import ModelSpec
 
 
@@ -37,7 +37,7 @@ class AdaLNState:
 State = TypeVar("State", bound=AdaLNState)
 
 
-class AdaLNBlock(BlockAdapter[State]):
+class AdaLNBlock(PreparedBlock[State]):
     """A BasicTransformerBlock whose self-attention reads a modulated layer norm."""
 
     module: Any
@@ -65,13 +65,7 @@ class AdaLNBlock(BlockAdapter[State]):
         return [[projection.weight for projection in projections], biases]
 
     def project(self, core: Tensor, out: Tensor | None = None) -> Tensor:
-        projection, dropout = self.attention.to_out
-        if out is not None and is_plain(projection) and projection.bias is not None:
-            flat = core.flatten(2).flatten(0, 1)  # (rows * N, C)
-            torch.addmm(projection.bias, flat, projection.weight.t(), out=out.flatten(0, 1))
-            return out
-        projected = dropout(projection(core.flatten(2)))
-        return projected if out is None else out.copy_(projected)
+        return project(self.attention.to_out[0], core, out)  # the dropout after it does nothing in eval mode
 
     def obstacles(self) -> list[str]:
         """Why this block cannot be run piece by piece with the same result as its own forward."""
@@ -92,10 +86,7 @@ class AdaLNBlock(BlockAdapter[State]):
             found.append("positions inside the block, gated or cross-attention in place of self-attention are unknown")
         if attention is not module.attn1:
             found.append("its attn1 was replaced; apply the plan anew")
-        for name, part in (("attn1", attention), ("norm1", module.norm1)):
-            if part._forward_hooks or part._forward_pre_hooks or "forward" in part.__dict__:
-                found.append(f"{name} carries hooks that would be bypassed; remove them first")
-        return found
+        return found + bypassed("attn1", attention) + bypassed("norm1", module.norm1)
 
 
 def refuse_mask(attention_mask: Tensor | None) -> None:
@@ -104,7 +95,7 @@ def refuse_mask(attention_mask: Tensor | None) -> None:
         raise StepError("self-attention masks are not supported by a plan: call the transformer without attention_mask")
 
 
-class AdaLNModel(ModelAdapter):
+class AdaLNModel(PreparedModel):
     """A transformer of such blocks over the patches of a square latent image."""
 
     _blocks: list[Any]  # AdaLNBlock of one kind
@@ -114,8 +105,13 @@ class AdaLNModel(ModelAdapter):
         self._signature = inspect.signature(type(model).forward)
 
     @property
-    def blocks(self) -> list[BlockAdapter[Any]]:
+    def blocks(self) -> list[PreparedBlock[Any]]:
         return list(self._blocks)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        dtype: torch.dtype = self.model.dtype  # diffusers' layerwise casting computes in another than it stores
+        return dtype
 
     def spec(self) -> ModelSpec:
         config = self.model.config
@@ -135,12 +131,9 @@ class AdaLNModel(ModelAdapter):
 
     def obstacles(self) -> list[str]:
         found = [f"block {i}: {reason}" for i, block in enumerate(self._blocks) for reason in block.obstacles()]
-        if any(module._compiled_call_impl is not None for module in self.model.modules()):
-            found.append("it was compiled with module.compile(): compiled code would run past the plan; load it anew")
+        found += common_obstacles(self.model)
         if self.model.training or self.model.gradient_checkpointing:
             found.append("it is set up for training; call eval() and disable_gradient_checkpointing()")
-        if any(parameter.is_meta for parameter in self.model.parameters()):
-            found.append("its parameters are not loaded (sequential CPU offload?); undo that first")
         if [block.module for block in self._blocks] != list(self.model.transformer_blocks):
             found.append("its blocks are not those that the plan was applied to; apply the plan anew")
         return found

@@ -12,6 +12,7 @@ from ditfastattn.layout import Layout
 from ditfastattn.models.arithmetic import arithmetic_for, is_plain
 from ditfastattn.models.base import Call, Conditioning
 from ditfastattn.models.basic_block import AdaLNBlock, AdaLNModel, AdaLNState, refuse_mask
+from ditfastattn.models.labelled import Labelled
 
 
 class DiTBlock(AdaLNBlock[AdaLNState]):
@@ -53,11 +54,10 @@ class DiTBlock(AdaLNBlock[AdaLNState]):
         return do.add_gated(hidden, do.feed_forward(module.ff, x), state.gate_mlp)
 
 
-class DiT(AdaLNModel):
+class DiT(Labelled, AdaLNModel):
     """The transformer of diffusers' DiTPipeline. A guided batch is [conditional, unconditional]."""
 
     guided_layout = Layout.COND_FIRST
-    conditioned_on = "labels"
     per_image = frozenset({"timestep", "class_labels"})
 
     def __init__(self, model: DiTTransformer2DModel) -> None:
@@ -75,19 +75,6 @@ class DiT(AdaLNModel):
 
     def example_condition(self, latents: Tensor) -> dict[str, Any]:
         return {"class_labels": torch.arange(len(latents), device=latents.device) % self.null_label}
-
-    def is_guided(self, call: Call) -> bool:
-        batch = call.latents.shape[0]
-        if call.condition is None or batch % 2:
-            return False
-        null = (call.condition == self.null_label).tolist()
-        return not any(null[: batch // 2]) and all(null[batch // 2 :])
-
-    def mixes_branches(self, call: Call) -> bool:
-        if call.condition is None:
-            return False
-        null = (call.condition == self.null_label).tolist()
-        return any(null) and not all(null)
 
     def conditioning(self, timesteps: Tensor, call: Call) -> Conditioning:
         assert call.condition is not None

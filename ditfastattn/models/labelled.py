@@ -1,0 +1,30 @@
+"""Models conditioned on class labels, one of which stands for "no class": what tells the guidance branches apart."""
+
+from abc import abstractmethod
+from typing import Literal
+
+from ditfastattn.models.base import Call, ModelAdapter
+
+
+class Labelled(ModelAdapter):
+    """``call.condition`` is (B,), integers."""
+
+    conditioned_on: Literal["labels", "prompts"] | None = "labels"
+
+    @property
+    @abstractmethod
+    def null_label(self) -> int:
+        """The label of the unconditional branch."""
+
+    def is_guided(self, call: Call) -> bool:
+        batch = call.latents.shape[0]
+        if call.condition is None or batch % 2:
+            return False
+        null = (call.condition == self.null_label).tolist()
+        return not any(null[: batch // 2]) and all(null[batch // 2 :])
+
+    def mixes_branches(self, call: Call) -> bool:
+        if call.condition is None:
+            return False
+        null = (call.condition == self.null_label).tolist()
+        return any(null) and not all(null)

@@ -1,0 +1,97 @@
+"""Whether a model with DiT's parts also computes what DiT computes: its parts are run on small inputs, once."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ditfastattn.install import Overrides
+from ditfastattn.models.base import PreparedBlock, PreparedModel
+
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-2}  # relative; float32 may be computed as TF32
+HALF_TOLERANCE = 0.05
+
+
+def block_disagreements(adapter: PreparedModel) -> list[str]:
+    """Blocks whose attention, or whole, gives something else than the adapter makes of their parts.
+
+    One block of each structure is asked. Attention is asked by itself too: in an untrained adaLN-Zero model every gate
+    is zero and shuts it out.
+    """
+    found = []
+    tokens = adapter.spec().tokens
+    for block in {repr(block.module): block for block in adapter.blocks}.values():
+        module: Any = block.module
+        x = _random(adapter, 2, tokens, module.attn.proj.in_features)
+        c = _random(adapter, 2, x.shape[2])
+        try:
+            attended, theirs = module.attn(x), module(x, c)
+            ours = _whole(block, x, c)
+        except Exception as error:  # whatever a module raises that is called as another
+            found.append(f"its {type(module).__name__} cannot be called as DiT's block(x, c) ({_line(error)})")
+            continue
+        q, k, v = module.attn.qkv(x).unflatten(2, (3, module.attn.num_heads, -1)).unbind(2)
+        if not _close(block.project(_softmax_attention(q, k, v)), attended):
+            found.append(f"its {type(module.attn).__name__} is more than qkv, softmax attention and proj")
+        elif not _close(ours, theirs):
+            found.append(f"its {type(module).__name__} computes something else than DiT's block with the same parts")
+    return found
+
+
+def end_disagreements(adapter: PreparedModel) -> list[str]:
+    """Embedding, condition and head, which prepared steps run in the model's place: its own forward without blocks."""
+    model, given = adapter.model, adapter.example(2, adapter.spec().tokens)
+    conditions: list[Tensor] = []
+
+    def skipped(x: Tensor, c: Tensor) -> Tensor:
+        conditions.append(c)
+        return x
+
+    overrides = Overrides()
+    for block in adapter.blocks:
+        overrides.set(block.module, "forward", skipped)
+    try:
+        theirs = adapter.unwrap(model(*given.values()))
+    except Exception as error:
+        return [f"its forward cannot be called as DiT's forward(x, t, y) ({_line(error)})"]
+    finally:
+        overrides.restore()
+    call = adapter.read_call(tuple(given.values()), {})
+    ahead = adapter.conditioning(call.timestep[:1].float(), call)
+    ours = adapter.head(adapter.embed(call.latents), ahead.head[0], *call.latents.shape[-2:])
+    modules: list[Any] = [block.module for block in adapter.blocks]
+    modulations = [m.adaLN_modulation(c).unflatten(1, (6, -1)) for m, c in zip(modules, conditions, strict=True)]
+    if not _close(ours, theirs):
+        return ["embedding and head of its forward are not DiT's, and prepared steps would run DiT's; do without them"]
+    if not _close(ahead.blocks[0], torch.stack(modulations)):
+        return ["its blocks are conditioned on something else than DiT's t_embedder(t) + y_embedder(y)"]
+    return []
+
+
+def _whole(block: PreparedBlock[Any], x: Tensor, c: Tensor) -> Tensor:
+    state = block.begin(x, c, skip_attention=False)
+    return block.finish(state, block.project(_softmax_attention(*block.qkv(state, slice(None)))))
+
+
+def _softmax_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """(B, N, H, D) each."""
+    q, k, v = (part.transpose(1, 2) for part in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+
+
+def _random(adapter: PreparedModel, *shape: int) -> Tensor:
+    """The same at every call; the global generators are left alone."""
+    values = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    return values.to(adapter.device, adapter.dtype)
+
+
+def _close(ours: Tensor, theirs: Tensor) -> bool:
+    if ours.shape != theirs.shape:
+        return False
+    ours, expected = ours.double(), theirs.double()
+    return bool((ours - expected).norm() <= TOLERANCE.get(theirs.dtype, HALF_TOLERANCE) * expected.norm())
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:120]

@@ -11,6 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ditfastattn.errors import StepError
+from ditfastattn.identity import Identity, identity_of
 from ditfastattn.install import Overrides
 from ditfastattn.models.base import Call, PreparedModel
 from ditfastattn.pieces import Pieces, compiled_pieces
@@ -18,7 +19,6 @@ from ditfastattn.program import CaptureError, Program
 from ditfastattn.runner import Run, Runner
 
 KEPT_SHARE = 0.25  # of the GPU's memory: programs of other shapes are kept while all together take no more
-RECOMPILE_LIMIT = 64  # torch's 8 would end in an error at the fifth shape
 
 Key = tuple[object, ...]
 
@@ -26,9 +26,9 @@ Key = tuple[object, ...]
 class ProgramRunner(Runner):
     """Keeps one :class:`Program` for each shape that was run.
 
-    A program is used only for the latents' very shape, dtype and device, the step it is entered at, and the weights it
-    was made with. Weights changed in place are seen by the next run as they are; moved, cast or replaced ones make
-    every program be prepared anew.
+    A program is used only for the latents' very shape, dtype and device, the step it is entered at, and the model as it
+    was prepared (``ditfastattn.identity``). Weights changed in place are seen by the next run as they are; any other
+    change makes every program be prepared anew, or in the middle of a run ends it.
     """
 
     prepares = True
@@ -41,49 +41,75 @@ class ProgramRunner(Runner):
         self._graphs = graphs
         self._programs: OrderedDict[Key, tuple[Program, int]] = OrderedDict()  # with the bytes it took
         self._program: Program | None = None
-        self._weights: Key = ()
+        self._prepared_for: Identity = ()
+        self._weights: tuple[int, ...] = ()  # where some of them are
         self._without_graphs: str | None = None  # why, if they were asked for
 
     def install(self, overrides: Overrides) -> None:
         """Nothing: the model's own blocks are not called."""
 
     def obstacles(self) -> list[str]:
-        hooked = [
-            name
-            for name, module in self.adapter.model.named_modules()
-            if name and (module._forward_hooks or module._forward_pre_hooks)
-        ]
-        if not hooked:
-            return []
-        return [f"{', '.join(hooked[:3])} carry forward hooks, which prepared steps would not run; remove them first"]
+        found = []
+        modules = dict(self.adapter.model.named_modules())
+        hooked = [name for name, part in modules.items() if name and (part._forward_hooks or part._forward_pre_hooks)]
+        if hooked:
+            found.append(
+                f"{', '.join(hooked[:3])} carry forward hooks, which prepared steps would not run; remove them first"
+            )
+        if any(hasattr(module, "_diffusers_hook") for module in modules.values()):
+            found.append(
+                "diffusers' hooks (layerwise casting, group offload, caching) move its weights or skip its blocks; "
+                "disable them, or apply the plan without compile and graphs"
+            )
+        if any("forward" in block.module.__dict__ for block in self.adapter.blocks):
+            found.append("the forward of its blocks was replaced by another tool; undo that first")
+        return found
 
     def begin(self, run: Run) -> None:
-        weights = _identity_of(self.adapter)
-        if weights != self._weights:
+        identity = identity_of(self.adapter.model)
+        if identity != self._prepared_for:
+            self._program = None
             self._programs.clear()
-            self._weights = weights
+            self._prepared_for = identity
         latents, condition = run.call.latents, run.call.condition
         prompts = None if condition is None else condition.shape
         key = (latents.shape, latents.dtype, latents.device, prompts, run.entered_at, id(run.context.kernel))
         with _normal_tensors():
             if key not in self._programs:
                 self._programs[key] = self._prepared(run)
+                if identity_of(self.adapter.model) != identity:
+                    self._programs.clear()
+                    raise StepError(
+                        "the model's weights move or change whenever it is called (offload, casting?), so its steps "
+                        "cannot be prepared: undo that, or apply the plan without compile and graphs"
+                    )
                 self._forget_oldest(latents.device)
             self._programs.move_to_end(key)
             self._program = self._programs[key][0]
             self._program.begin(run.call)
-        arena = self._program.arena.nbytes(latents.shape[0], run.row_bytes)
-        self.predicted_peak_bytes = max(self.predicted_peak_bytes, arena)
-        self.peak_bytes = max(self.peak_bytes, self._program.store_bytes())
+        self._weights = self._some_weights()
+        predicted = sum(program.predicted_bytes for program, _ in self._programs.values())
+        self.predicted_peak_bytes = max(self.predicted_peak_bytes, predicted)
+        self.peak_bytes = max(self.peak_bytes, self.cache_bytes())
 
     def forward(
         self, step: int, call: Call, original: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> tuple[Tensor, Any]:
         _refuse_what_is_not_captured(call)
         assert self._program is not None
+        if self._some_weights() != self._weights:
+            raise StepError(
+                "the model's weights were moved in the middle of a run (CPU offload?): begin a new run with the model "
+                "where it is to stay"
+            )
         with _normal_tensors():
             output = self._program.step(step, call.latents)
         return output, self.adapter.wrap(output, args, kwargs)
+
+    def _some_weights(self) -> tuple[int, ...]:
+        """Addresses of a weight of the first and of the last block: a model moves as a whole."""
+        blocks = self.adapter.blocks
+        return tuple(next(block.module.parameters()).data_ptr() for block in (blocks[0], blocks[-1]))
 
     def end(self) -> None:
         """Buffers stay for the next run."""
@@ -111,23 +137,20 @@ class ProgramRunner(Runner):
         _refuse_what_is_not_captured(run.call)
         device = run.call.latents.device
         before = _reserved(device)
-        with torch._dynamo.config.patch(
-            recompile_limit=RECOMPILE_LIMIT, accumulated_recompile_limit=8 * RECOMPILE_LIMIT
-        ):
-            program = Program(self.adapter, run, self._pieces)
-            if self._graphs and device.type != "cuda":
-                self._do_without_graphs(f"the model is on {device.type}, and only CUDA has them")
-            shape = "x".join(str(size) for size in run.call.latents.shape)
-            with tqdm(total=program.kinds, desc=f"preparing {shape}", unit="step") as bar:
-                try:
-                    program.prepare(self._graphs and self._without_graphs is None, bar.update)
-                except CaptureError as error:
-                    self._do_without_graphs(str(error))
-                    bar.reset()
-                    program = Program(self.adapter, run, self._pieces)
-                    program.prepare(False, bar.update)
-                taken = max(_reserved(device) - before, program.store_bytes())
-                bar.set_postfix_str(f"{program.graphs} graphs, {taken / 2**20:.0f} MiB")
+        program = Program(self.adapter, run, self._pieces)
+        if self._graphs and device.type != "cuda":
+            self._do_without_graphs(f"the model is on {device.type}, and only CUDA has them")
+        shape = "x".join(str(size) for size in run.call.latents.shape)
+        with tqdm(total=program.kinds, desc=f"preparing {shape}", unit="step") as bar:
+            try:
+                program.prepare(self._graphs and self._without_graphs is None, bar.update)
+            except CaptureError as error:
+                self._do_without_graphs(str(error))
+                bar.reset()
+                program = Program(self.adapter, run, self._pieces)
+                program.prepare(False, bar.update)
+            taken = max(_reserved(device) - before, program.store_bytes())
+            bar.set_postfix_str(f"{program.graphs} graphs, {taken / 2**20:.0f} MiB")
         return program, taken
 
     def _do_without_graphs(self, reason: str) -> None:
@@ -143,16 +166,6 @@ class ProgramRunner(Runner):
             self._programs.popitem(last=False)
 
 
-def _identity_of(adapter: PreparedModel) -> Key:
-    """Where every weight is and what it looks like; a change of values in place leaves it equal."""
-    model = adapter.model
-    return tuple(
-        (name, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.device)
-        for named in (model.named_parameters(), model.named_buffers())
-        for name, tensor in named
-    )
-
-
 def _refuse_what_is_not_captured(call: Call) -> None:
     if torch.is_autocast_enabled(call.latents.device.type):
         raise StepError("prepared steps do not follow autocast: cast the model (pipe.to(dtype)) and leave autocast")
@@ -161,7 +174,11 @@ def _refuse_what_is_not_captured(call: Call) -> None:
 
 
 def _reserved(device: torch.device) -> int:
-    return torch.cuda.memory_reserved(device) if device.type == "cuda" else 0
+    """Bytes that torch holds on the device; what it keeps for later is given back first, as every capture does."""
+    if device.type != "cuda":
+        return 0
+    torch.cuda.empty_cache()
+    return torch.cuda.memory_reserved(device)
 
 
 @contextmanager

@@ -7,6 +7,7 @@ other shapes, so a plan that uses everything needs four compilations (two of eac
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import wraps
 from typing import Any
 
 import torch
@@ -61,10 +62,21 @@ class Pieces:
     head: Callable[..., Tensor] = head
 
 
+# torch gives up at the eighth compilation of a function in a process, which is the fifth shape of these.
+LIMITS = {"recompile_limit": 2**12, "accumulated_recompile_limit": 2**16}
+
+
 def compiled_pieces() -> Pieces:
-    """Every piece compiled as a whole for the exact shapes it meets."""
+    """Every piece compiled as a whole for the exact shapes it meets, however many."""
 
     def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-        return torch.compile(function, fullgraph=True, dynamic=False)
+        traced = torch.compile(function, fullgraph=True, dynamic=False)
+
+        @wraps(function)
+        def call(*args: Any) -> Any:
+            with torch._dynamo.config.patch(LIMITS):
+                return traced(*args)
+
+        return call
 
     return Pieces(compiled(qkv), compiled(finish), compiled(embed), compiled(head))

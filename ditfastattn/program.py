@@ -38,6 +38,7 @@ class Program:
         self.arena = Arena.of(run.cells)
         latents, model = run.call.latents, run.plan.model
         self._latents = latents.clone()
+        self._timesteps = torch.tensor(run.plan.sampler.timesteps, device=latents.device)
         self._batch, _, self._height, self._width = latents.shape
         first = self._first_conditioning(run.call)
         self._modulation, self._head_modulation = first.blocks[0].clone(), first.head[0].clone()
@@ -68,9 +69,9 @@ class Program:
         ``progress`` is called after each kind.
         """
         begin = time.perf_counter()
-        seen: set[tuple[Cell, tuple[int, ...]]] = set()
+        seen: set[tuple[int, Cell, tuple[int, ...]]] = set()  # layers may differ: each does its work once
         for kind in dict.fromkeys(self._kinds):
-            work = {(cell, _sizes(places)) for cell, places in kind}
+            work = {(layer, cell, _sizes(places)) for layer, (cell, places) in enumerate(kind)}
             if not work <= seen:
                 self._compute(kind)
                 seen |= work
@@ -100,6 +101,11 @@ class Program:
 
     def store_bytes(self) -> int:
         return self._store.nbytes
+
+    @property
+    def predicted_bytes(self) -> int:
+        """What the arena takes by the plan alone."""
+        return self.arena.nbytes(self._batch, self._run.row_bytes)
 
     # -------------------------------------------------------------------------------------------------------- a run
 
@@ -134,8 +140,7 @@ class Program:
     def _conditioning(self, step: int, call: Call) -> Conditioning:
         """The modulations of the steps from ``step`` on."""
         steps = max(1, ROWS_AHEAD // self._batch)
-        timesteps = self._run.plan.sampler.timesteps[step : step + steps]
-        return self._adapter.conditioning(torch.tensor(timesteps, device=call.latents.device), call)
+        return self._adapter.conditioning(self._timesteps[step : step + steps], call)
 
     def _kind(self, step: int) -> Kind:
         index = step - self._run.entered_at

@@ -4,7 +4,7 @@ import inspect
 import math
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -24,11 +24,12 @@ from ditfastattn.batch import (
 )
 from ditfastattn.cache import entering_at, liveness
 from ditfastattn.clock import StepClock
-from ditfastattn.errors import ApplyError, StepError, pydantic_reason
+from ditfastattn.errors import ApplyError, DitFastAttnError, StepError, pydantic_reason
 from ditfastattn.execute import Context
 from ditfastattn.guidance import guidance_products, judge_guidance
 from ditfastattn.install import Overrides
 from ditfastattn.kernels import make_kernel
+from ditfastattn.kernels.base import Kernel
 from ditfastattn.layout import Layout
 from ditfastattn.models.base import Call, ModelAdapter
 from ditfastattn.order import Ordering, order_for
@@ -36,7 +37,7 @@ from ditfastattn.runner import Run, Runner
 from ditfastattn.samplers import settings_of
 from ditfastattn.summary import SessionSummary
 from ditfastattn.watch import Watch
-from plans import Method, Plan, PlanMismatch
+from plans import Method, Plan, PlanError, PlanMismatch
 from plans.schema import SamplerSpec
 
 
@@ -63,6 +64,7 @@ class Session:
         used = order_for(plan.token_order, chain.from_iterable(plan.methods))
         self._ordering = Ordering(used, plan.window, adapter.per_image)
         self._context: Context | None = None
+        self._kernels: dict[Hashable, Kernel] = {}  # by what they were made for; a prepared step holds on to its own
         self._run: Run | None = None
         self._condition: ConditionCheck | None = None
         self._last_output: Tensor | None = None  # until the sampler steps with it
@@ -75,7 +77,9 @@ class Session:
     def __enter__(self) -> "Session":
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, exception: object, *_: object) -> None:
+        if exception is not None:
+            self._watch.forget()  # one fault is enough
         self.remove()
 
     def remove(self) -> None:
@@ -83,8 +87,18 @@ class Session:
 
         What another tool has wrapped since (CPU offload) stays where it is, passing calls on unchanged, with a warning;
         when that tool is undone, a second call takes it off too.
+
+        Raises:
+            StepError, PlanMismatch: the last run, ended early, was not the plan's, which a GPU tells only now. The plan
+                is off nevertheless.
         """
         self._removed = True
+        try:
+            self._watch.drain()
+        finally:
+            self._take_off()
+
+    def _take_off(self) -> None:
         self._end_run()
         self._runner.close()
         foreign = self._overrides.restore()
@@ -140,11 +154,12 @@ class Session:
             return original(*args, **kwargs)
         call = self._adapter.read_call(args, kwargs)
         try:
-            step, begins = self._begin_step(call)
-            output, result = self._runner.forward(step, call, original, args, kwargs)
-            if not begins:
-                self._check_later(step, call)
-            self._finish_step(step, output)
+            with torch.cuda.device_of(call.latents):  # kernels, graphs and events go to the current GPU
+                step, begins = self._begin_step(call)
+                output, result = self._runner.forward(step, call, original, args, kwargs)
+                if not begins:
+                    self._check_later(step, call)
+                self._finish_step(step, output)
             return result
         except BaseException:
             self._end_run()
@@ -200,11 +215,11 @@ class Session:
         self._watch.forget()
         self._check_model()
         check_batch(self.plan, self._adapter, call)
-        kernel = self._context.kernel if self._context else None
         sample = like_queries(self.plan, call.latents, self._adapter.dtype)
-        if kernel is None or kernel.not_supported_reasons(sample, self.plan.window):
-            kernel = make_kernel(self._kernel_name, sample, self.plan.window)
-        self._context = Context(kernel, self.plan.window, self._layout)
+        place = (sample.shape, sample.dtype, sample.device)
+        if place not in self._kernels:
+            self._kernels[place] = make_kernel(self._kernel_name, sample, self.plan.window)
+        self._context = Context(self._kernels[place], self.plan.window, self._layout)
         cells = [liveness(entering_at(self.plan.column(layer), step)) for layer in range(self.plan.layers)]
         _, tokens, heads, head_dim = sample.shape
         row_bytes = tokens * heads * head_dim * sample.element_size()
@@ -233,13 +248,12 @@ class Session:
     def _finish_step(self, step: int, output: Tensor) -> None:
         assert self._run is not None
         self._used.update(column[step - self._run.entered_at].method for column in self._run.cells)
-        last = step + 1 == self.plan.steps
-        self._finished += last
         guided = self._layout is not Layout.NONE and self._scheduler is not None
         self._last_output = output if guided else None
         self._stepped = False
-        if last and not guided:
+        if step + 1 == self.plan.steps:
             self._watch.drain()
+            self._finished += 1
 
     def _end_run(self) -> None:
         """Drops all that belongs to a run; only a new one can follow."""
@@ -256,6 +270,7 @@ class Session:
         if self._runner.prepares and len(args) < 2 and "device" in inspect.signature(original).parameters:
             # Timesteps left on the CPU would be moved, and waited for, at every step.
             kwargs.setdefault("device", self._adapter.device)
+        self._judge_what_is_left()
         result = original(*args, **kwargs)
         self._check_pipeline()
         self._end_run()
@@ -274,6 +289,14 @@ class Session:
             raise PlanMismatch(differences)
         self._clock.expect_new_run()
         return result
+
+    def _judge_what_is_left(self) -> None:
+        """A run that was stopped early may have faults that had not arrived."""
+        try:
+            self._watch.drain()
+        except (DitFastAttnError, PlanError) as error:
+            self._end_run()
+            raise StepError(f"the run before this one, which ended early, was not the plan's: {error}") from error
 
     def _scheduler_step(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         self._stepped = True

@@ -36,7 +36,7 @@ class Watch:
         host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
         host.copy_(values, non_blocking=True)
         arrived = torch.cuda.Event()
-        arrived.record()
+        arrived.record(torch.cuda.current_stream(values.device))  # not of the current GPU, if that is another
         self._pending.append(_Pending(host, arrived, judge))
 
     def poll(self) -> None:

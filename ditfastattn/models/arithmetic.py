@@ -86,7 +86,9 @@ def arithmetic_for(x: Tensor) -> Plain:
 def is_plain(linear: nn.Module) -> bool:
     """A Linear whose weight is all there is to it: LoRA layers, hooks and patched forwards must be called, not read."""
     hooks = linear._forward_hooks or linear._forward_pre_hooks
-    return type(linear) is nn.Linear and not hooks and "forward" not in linear.__dict__
+    if type(linear) is not nn.Linear or hooks or "forward" in linear.__dict__:
+        return False
+    return type(linear.weight) is nn.Parameter and linear.weight.is_floating_point()  # quantised weights are neither
 
 
 def project(linear: Any, core: Tensor, out: Tensor | None) -> Tensor:

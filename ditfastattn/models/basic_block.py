@@ -59,10 +59,9 @@ class AdaLNBlock(PreparedBlock[State]):
 
     def joint_weights(self) -> list[list[Tensor]]:
         projections = [self.attention.to_q, self.attention.to_k, self.attention.to_v]
-        biases = [projection.bias for projection in projections]
-        if not all(map(is_plain, projections)) or any(bias is None for bias in biases):
+        if not all(is_plain(projection) and projection.bias is not None for projection in projections):
             return []
-        return [[projection.weight for projection in projections], biases]
+        return [[projection.weight for projection in projections], [projection.bias for projection in projections]]
 
     def project(self, core: Tensor, out: Tensor | None = None) -> Tensor:
         return project(self.attention.to_out[0], core, out)  # the dropout after it does nothing in eval mode

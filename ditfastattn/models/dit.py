@@ -12,7 +12,7 @@ from ditfastattn.layout import Layout
 from ditfastattn.models.arithmetic import arithmetic_for, is_plain
 from ditfastattn.models.base import Call, Conditioning
 from ditfastattn.models.basic_block import AdaLNBlock, AdaLNModel, AdaLNState, refuse_mask
-from ditfastattn.models.labelled import Labelled
+from ditfastattn.models.labelled import Labelled, square
 
 
 class DiTBlock(AdaLNBlock[AdaLNState]):
@@ -40,10 +40,10 @@ class DiTBlock(AdaLNBlock[AdaLNState]):
     ) -> AdaLNState:
         return AdaLNState(hidden, *modulation.split(1, dim=1), arithmetic=arithmetic_for(hidden), joint=joint)
 
-    def modulation(self, timesteps: Tensor, labels: Tensor) -> Tensor:
+    def modulation(self, timesteps: Tensor, labels: Tensor, dtype: torch.dtype) -> Tensor:
         """(R,), (R,) -> (R, 6, C): shift, scale and gate of the attention, then of the MLP."""
         norm: Any = self.module.norm1
-        condition = norm.silu(norm.emb(timesteps, labels, hidden_dtype=norm.linear.weight.dtype))
+        condition = norm.silu(norm.emb(timesteps, labels, hidden_dtype=dtype))
         return norm.linear(condition).unflatten(1, (6, -1))
 
     def finish(self, state: AdaLNState, attention_output: Tensor) -> Tensor:
@@ -76,13 +76,18 @@ class DiT(Labelled, AdaLNModel):
     def example_condition(self, latents: Tensor) -> dict[str, Any]:
         return {"class_labels": torch.arange(len(latents), device=latents.device) % self.null_label}
 
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        side = square(height, width) // self.model.config.patch_size
+        return side, side
+
     def conditioning(self, timesteps: Tensor, call: Call) -> Conditioning:
-        assert call.condition is not None
         steps, batch = len(timesteps), call.latents.shape[0]
-        t, labels = timesteps.repeat_interleave(batch), call.condition.repeat(steps)  # (S * B,) each
-        blocks = torch.stack([block.modulation(t, labels).unflatten(0, (steps, batch)) for block in self._blocks], 1)
+        t, labels = timesteps.repeat_interleave(batch), self.labels_of(call).repeat(steps)  # (S * B,) each
+        dtype = call.latents.dtype
+        modulations = [block.modulation(t, labels, dtype).unflatten(0, (steps, batch)) for block in self._blocks]
+        blocks = torch.stack(modulations, 1)
         model = self.model
-        condition = self._blocks[0].module.norm1.emb(t, labels, hidden_dtype=model.dtype)
+        condition = self._blocks[0].module.norm1.emb(t, labels, hidden_dtype=dtype)
         head = model.proj_out_1(F.silu(condition)).unflatten(1, (2, -1)).unflatten(0, (steps, batch))
         return Conditioning(blocks, head)  # (S, L, B, 6, C), (S, B, 2, C)
 

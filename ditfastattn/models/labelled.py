@@ -3,7 +3,17 @@
 from abc import abstractmethod
 from typing import Literal
 
+from torch import Tensor
+
+from ditfastattn.errors import StepError
 from ditfastattn.models.base import Call, ModelAdapter
+
+
+def square(height: int, width: int) -> int:
+    """The side of square latents. Raises StepError: of others DiT's own forward puts the patches together wrongly."""
+    if height != width:
+        raise StepError(f"DiT takes square latents only, got {height} x {width}")
+    return height
 
 
 class Labelled(ModelAdapter):
@@ -15,6 +25,12 @@ class Labelled(ModelAdapter):
     @abstractmethod
     def null_label(self) -> int:
         """The label of the unconditional branch."""
+
+    def labels_of(self, call: Call) -> Tensor:
+        """(B,). Raises StepError if the call brings none."""
+        if call.condition is None:
+            raise StepError("this model is conditioned on class labels: give its call one for each row of the batch")
+        return call.condition
 
     def is_guided(self, call: Call) -> bool:
         batch = call.latents.shape[0]

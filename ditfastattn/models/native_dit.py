@@ -18,7 +18,7 @@ from ditfastattn.layout import Layout
 from ditfastattn.models.arithmetic import arithmetic_for, is_plain, project
 from ditfastattn.models.base import Call, Conditioning, PreparedBlock, PreparedModel, bypassed, common_obstacles
 from ditfastattn.models.basic_block import AdaLNState
-from ditfastattn.models.labelled import Labelled
+from ditfastattn.models.labelled import Labelled, square
 from ditfastattn.models.native_check import block_disagreements, end_disagreements
 from plans import ModelSpec
 
@@ -139,7 +139,8 @@ class NativeDiT(Labelled, PreparedModel):
         )
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
-        return height // self._patch, width // self._patch
+        side = square(height, width) // self._patch
+        return side, side
 
     def obstacles(self) -> list[str]:
         found = common_obstacles(self.model)
@@ -181,9 +182,8 @@ class NativeDiT(Labelled, PreparedModel):
         return {"x": x.to(self.device, self.dtype), "t": timesteps, "y": labels}
 
     def conditioning(self, timesteps: Tensor, call: Call) -> Conditioning:
-        assert call.condition is not None
         steps, batch, model = len(timesteps), call.latents.shape[0], self.model
-        t, labels = timesteps.repeat_interleave(batch), call.condition.repeat(steps)  # (S * B,) each
+        t, labels = timesteps.repeat_interleave(batch), self.labels_of(call).repeat(steps)  # (S * B,) each
         condition = model.t_embedder(t) + model.y_embedder(labels, False)
 
         def modulation(part: Callable[[Tensor], Tensor], vectors: int) -> Tensor:

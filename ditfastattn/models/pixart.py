@@ -134,12 +134,16 @@ class PixArt(AdaLNModel):
     def conditioning(self, timesteps: Tensor, call: Call) -> Conditioning:
         model = self.model
         steps, batch = len(timesteps), call.latents.shape[0]
+        if model.use_additional_conditions and not call.sizes:
+            raise StepError(
+                "this model embeds image sizes: give its call added_cond_kwargs with resolution and aspect_ratio"
+            )
         sizes = {
             name: None if size is None else size.repeat(steps, *[1] * (size.dim() - 1))
             for name, size in (call.sizes or {}).items()
         }
         six, embedded = model.adaln_single(
-            timesteps.repeat_interleave(batch), sizes, batch_size=steps * batch, hidden_dtype=model.dtype
+            timesteps.repeat_interleave(batch), sizes, batch_size=steps * batch, hidden_dtype=call.latents.dtype
         )
         vectors = six.unflatten(1, (6, -1)).unflatten(0, (steps, batch))  # (S, B, 6, C)
         tables = torch.stack([block.module.scale_shift_table for block in self._blocks])  # (L, 6, C)

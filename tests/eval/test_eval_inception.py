@@ -47,39 +47,6 @@ def state_file(random_inception: FidInception, tmp_path_factory: pytest.TempPath
 
 IMAGES = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (2, 40, 56, 3), dtype=np.uint8))
 
-THEIRS = """
-import sys
-import torch
-
-names = ("nms qnms deform_conv2d ps_roi_align ps_roi_pool qroi_align roi_align roi_pool _deform_conv2d_backward "
-         "_ps_roi_align_backward _ps_roi_pool_backward _roi_align_backward _roi_pool_backward")
-try:
-    import torchvision
-except Exception:  # its compiled operators do not fit this torch; Inception needs none of them
-    for name in [n for n in sys.modules if n.startswith("torchvision")]:
-        del sys.modules[name]
-    library = torch.library.Library("torchvision", "FRAGMENT")
-    for name in names.split():
-        library.define(name + "(Tensor x) -> Tensor")
-from pytorch_fid import inception as pytorch_fid
-from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-
-state, images = torch.load(sys.argv[1], weights_only=True), torch.load(sys.argv[2], weights_only=True)
-images = images.permute(0, 3, 1, 2)
-fidelity = FeatureExtractorInceptionV3("x", ["2048", "logits_unbiased"], feature_extractor_weights_path=sys.argv[1])
-spatial = []
-fidelity.Mixed_6d.branch1x1.register_forward_hook(lambda module, inputs, output: spatial.append(output))
-pool, logits = fidelity(images)
-# torch-fidelity's own resize, then pytorch-fid's network, which would resize another way.
-from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x as resize
-resized = resize(images.float(), (299, 299), align_corners=False)
-pytorch_fid.load_state_dict_from_url = lambda *a, **k: state
-other = pytorch_fid.InceptionV3(resize_input=False, normalize_input=False).eval()
-with torch.no_grad():
-    second = other((resized - 128) / 128)[0].flatten(1)
-torch.save({"pool": pool, "logits": logits, "spatial": spatial[0], "pytorch_fid": second}, sys.argv[3])
-"""
-
 
 def test_same_features_as_pytorch_fid_and_torch_fidelity(
     random_inception: FidInception, state_file: Path, tmp_path: Path
@@ -92,8 +59,12 @@ def test_same_features_as_pytorch_fid_and_torch_fidelity(
             "pytorch-fid torch-fidelity torchvision, and run this with DITFASTATTN_TEST_PACKAGES=DIR"
         )
     torch.save(IMAGES, tmp_path / "images.pt")
-    (tmp_path / "theirs.py").write_text(THEIRS)
-    arguments = [str(tmp_path / "theirs.py"), str(state_file), str(tmp_path / "images.pt"), str(tmp_path / "out.pt")]
+    arguments = [
+        str(Path(__file__).with_name("their_inception.py")),
+        str(state_file),
+        str(tmp_path / "images.pt"),
+        str(tmp_path / "out.pt"),
+    ]
     done = subprocess.run(
         [sys.executable, *arguments], env=os.environ | {"PYTHONPATH": where}, capture_output=True, text=True
     )
@@ -172,14 +143,17 @@ class Nest(torch.nn.Module):
         return 0
 
 
-def torchscript(state: dict[str, Tensor]) -> Nest:
-    """The weights in a module tree with NVIDIA's names."""
+def by_nvidias_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors by the names of inception-2015-12-05.pt; what the names mean, the next test holds."""
     units = {f"layers.{name}": target for name, target in _STEM.items()}
     for i, block in enumerate(_BLOCKS):
         for branch, target in _BRANCHES[_KINDS[block]].items():
             units[f"layers.mixed{f'_{i}' if i else ''}.{branch}"] = f"Mixed_{block}.{target}"
     tensors = {f"{a}.{leaf}": state[f"{b}.{key}"] for a, b in units.items() for leaf, key in _TENSORS.items()}
-    tensors |= {"output.weight": state["fc.weight"], "output.bias": state["fc.bias"]}
+    return tensors | {"output.weight": state["fc.weight"], "output.bias": state["fc.bias"]}
+
+
+def nested(tensors: dict[str, Tensor]) -> Nest:
     root = Nest()
     for name, tensor in tensors.items():
         *parents, leaf = name.split(".")
@@ -192,12 +166,59 @@ def torchscript(state: dict[str, Tensor]) -> Nest:
     return root
 
 
+def test_nvidias_names_mean_what_tensorflows_graph_does(random_inception: FidInception) -> None:
+    """The graph run from the tensors by their names alone: a block joins conv, the towers in their order, each a chain
+    conv, conv_1, ..., and a pool; the last two fork into mixed_conv and mixed_conv_1."""
+    state = by_nvidias_names(random_inception.state_dict())
+
+    def unit(name: str, x: Tensor, stride: int = 1) -> Tensor:
+        weight, beta, mean, var = (state[f"layers.{name}.{leaf}"] for leaf in ("weight", "beta", "mean", "var"))
+        same = stride == 1 and name not in ("conv_1", "conv_4")  # the stem's other convolutions have no padding
+        y = F.conv2d(x, weight, stride=stride, padding=tuple(k // 2 for k in weight.shape[2:]) if same else 0)
+        return F.relu(F.batch_norm(y, mean, var, None, beta, eps=1e-3))
+
+    def chain(prefix: str, x: Tensor, stride: int) -> Tensor:
+        names = [f"{prefix}.conv" + (f"_{i}" if i else "") for i in range(5)]
+        names = [n for n in names if f"layers.{n}.weight" in state]
+        for n in names:
+            x = unit(n, x, stride if n == names[-1] else 1)
+        return x
+
+    def block(index: int, x: Tensor) -> Tensor:
+        name = "mixed" + (f"_{index}" if index else "")
+        stride = 2 if index in (3, 8) else 1
+        parts = [unit(f"{name}.conv", x, stride)] if index != 8 else []
+        if index < 9:
+            parts += [chain(f"{name}.{tower}", x, stride) for tower in ("tower", "tower_1")[: 1 if index == 3 else 2]]
+        else:
+            a = unit(f"{name}.tower_conv", x)
+            b = unit(f"{name}.tower_1_conv_1", unit(f"{name}.tower_1_conv", x))
+            parts += [unit(f"{name}.tower_mixed_conv{s}", a) for s in ("", "_1")]
+            parts += [unit(f"{name}.tower_1_mixed_conv{s}", b) for s in ("", "_1")]
+        if stride == 2:
+            return torch.cat([*parts, F.max_pool2d(x, 3, 2)], 1)
+        pooled = F.max_pool2d(x, 3, 1, 1) if index == 10 else average(x)
+        return torch.cat([*parts, unit(f"{name}.tower_2_conv" if index > 8 else f"{name}.tower_2.conv", pooled)], 1)
+
+    x = (resize_tf1(IMAGES.permute(0, 3, 1, 2).float(), 299) - 128) / 128
+    x = F.max_pool2d(unit("conv_2", unit("conv_1", unit("conv", x, 2))), 3, 2)
+    x = F.max_pool2d(unit("conv_4", unit("conv_3", x)), 3, 2)
+    for index in range(11):
+        if index == 6:
+            spatial = unit("mixed_6.conv", x)[:, :7].permute(0, 2, 3, 1).flatten(1)
+        x = block(index, x)
+    pool, logits, theirs = random_inception(IMAGES)
+    torch.testing.assert_close(x.mean((2, 3)), pool, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(spatial, theirs, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(pool @ state["output.weight"].T, logits)
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_every_form_gives_the_same_network(random_inception: FidInception, state_file: Path, tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
     scripted, safe = tmp_path / "inception-2015-12-05.pt", tmp_path / "inception.safetensors"
-    torch.jit.script(torchscript(random_inception.state_dict())).save(str(scripted))
+    torch.jit.script(nested(by_nvidias_names(random_inception.state_dict()))).save(str(scripted))
     save_file(random_inception.state_dict(), safe)
     wanted = random_inception(IMAGES)
     found = [load_inception(file) for file in (state_file, scripted, safe)]

@@ -9,9 +9,11 @@ print(session.summary())
 """
 
 from ditfastattn.api import apply
+from ditfastattn.models import model_spec, register
+from ditfastattn.models.base import Call
 from ditfastattn.pipelines import load_pipeline
 from ditfastattn.session import Session
 from ditfastattn.swap import use_kernel
 from ditfastattn.version import VERSION as __version__
 
-__all__ = ["Session", "__version__", "apply", "load_pipeline", "use_kernel"]
+__all__ = ["Call", "Session", "__version__", "apply", "load_pipeline", "model_spec", "register", "use_kernel"]

@@ -109,21 +109,22 @@ class EagerRunner(Runner):
         self._free(step)
         return self.adapter.unwrap(output), output
 
-    def _block_forward(
-        self, layer: int, original: Callable[..., Tensor], hidden_states: Tensor, *args: Any, **kwargs: Any
-    ) -> Tensor:
+    def _block_forward(self, layer: int, original: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
         """A block's forward. The tokens stand in the plan's order from the first block's input to the last's output."""
         if self._closed:
-            return original(hidden_states, *args, **kwargs)
+            return original(*args, **kwargs)
         if self._step is None or self._run is None:
             raise StepError(
                 f"block {layer} was called outside of its transformer's forward, so its step is unknown: another tool "
                 "replaced the transformer's forward after the plan was applied (CPU offload?), or a block was called "
                 "by itself; remove the plan first"
             )
+        if not args and "hidden_states" not in kwargs:
+            raise StepError(f"block {layer} was called without a positional argument: pass its hidden states first")
+        hidden, *args = args or (kwargs.pop("hidden_states"),)  # type: ignore[assignment]
         ordering, context = self._run.ordering, self._run.context
         cell = self._run.cells[layer][self._step - self._run.entered_at]
-        hidden = ordering.enter(hidden_states, *args, **kwargs) if layer == 0 else hidden_states
+        hidden = ordering.enter(hidden, *args, **kwargs) if layer == 0 else hidden
         block, cache = self.adapter.blocks[layer], self._caches[layer]
         hidden = run_block(block, cell, cache, context, hidden, *args, **kwargs)
         return ordering.leave(hidden) if layer + 1 == self._run.plan.layers else hidden

@@ -36,7 +36,12 @@ SAMPLERS: dict[str, tuple[Any, dict[str, Any]]] = {
     "dpm": (DPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver++", "solver_order": 2}),
     "ddim": (DDIMScheduler, {"clip_sample": False, "set_alpha_to_one": False}),
     "ddpm": (DDPMScheduler, {"clip_sample": False, "variance_type": "fixed_small"}),
-    "iddpm": (IDDPMScheduler, {"clip_sample": False, "variance_type": "learned_range"}),
+    # Spaced as in openai/improved-diffusion, whose sampler facebookresearch/DiT and Open-Sora carry: from the last
+    # training timestep to the first. A plan knows its timesteps, so another spacing would not fit their loops.
+    "iddpm": (
+        IDDPMScheduler,
+        {"clip_sample": False, "variance_type": "learned_range", "timestep_spacing": "linspace"},
+    ),
     "heun": (HeunDiscreteScheduler, {}),
 }
 DEFAULT_STEPS = {"dpm": 50, "ddim": 50, "ddpm": 250, "iddpm": 250, "heun": 25}

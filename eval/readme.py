@@ -11,6 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from ditfastattn.errors import DitFastAttnError
+from ditfastattn.layout import Layout
+from ditfastattn.models import REGISTRY, DescribedModel
+from ditfastattn.models.base import ModelAdapter, PreparedModel
 from plans.files import write_text
 
 ROOT = Path(__file__).parent.parent
@@ -146,7 +149,25 @@ def token_order() -> str:
     return "\n".join([*lines, "", source_line(result, file)])
 
 
+def models() -> str:
+    """What plans can be applied to, from the registry."""
+    lines = ["| transformer | as in | a guided batch | eager | prepared | calibration |", "|---" * 6 + "|"]
+    orders = {Layout.COND_FIRST: "[cond, uncond]", Layout.UNCOND_FIRST: "[uncond, cond]"}
+    for family in REGISTRY.built_in:
+        adapter = family.adapter
+        assert isinstance(adapter, type) and issubclass(adapter, ModelAdapter)
+        prepared = "yes" if issubclass(adapter, PreparedModel) else "no"
+        lines.append(
+            f"| {family.name} | {family.loaded_by} | {orders[adapter.guided_layout]} | yes | {prepared} "
+            f"| {family.calibration} |"
+        )
+    own = "yes" if issubclass(DescribedModel, PreparedModel) else "no"
+    lines.append(f"| your own, after `ditfastattn.register` | your program | as you say | yes | {own} | not yet |")
+    return "\n".join(lines)
+
+
 TABLES = {
+    "models": models,
     "kernels": kernels,
     "latency": latency,
     "agreement": agreement,

@@ -4,13 +4,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ditfastattn.install import Overrides
+from ditfastattn.models.agreement import agree, softmax_attention
 from ditfastattn.models.base import PreparedBlock, PreparedModel
-
-TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-2}  # relative; float32 may be computed as TF32
-HALF_TOLERANCE = 0.05
 
 
 def block_disagreements(adapter: PreparedModel) -> list[str]:
@@ -32,9 +29,9 @@ def block_disagreements(adapter: PreparedModel) -> list[str]:
             found.append(f"its {type(module).__name__} cannot be called as DiT's block(x, c) ({_line(error)})")
             continue
         q, k, v = module.attn.qkv(x).unflatten(2, (3, module.attn.num_heads, -1)).unbind(2)
-        if not _close(block.project(_softmax_attention(q, k, v)), attended):
+        if not agree(block.project(softmax_attention(q, k, v)), attended):
             found.append(f"its {type(module.attn).__name__} is more than qkv, softmax attention and proj")
-        elif not _close(ours, theirs):
+        elif not agree(ours, theirs):
             found.append(f"its {type(module).__name__} computes something else than DiT's block with the same parts")
     return found
 
@@ -62,35 +59,22 @@ def end_disagreements(adapter: PreparedModel) -> list[str]:
     ours = adapter.head(adapter.embed(call.latents), ahead.head[0], *call.latents.shape[-2:])
     modules: list[Any] = [block.module for block in adapter.blocks]
     modulations = [m.adaLN_modulation(c).unflatten(1, (6, -1)) for m, c in zip(modules, conditions, strict=True)]
-    if not _close(ours, theirs):
+    if not agree(ours, theirs):
         return ["embedding and head of its forward are not DiT's, and prepared steps would run DiT's; do without them"]
-    if not _close(ahead.blocks[0], torch.stack(modulations)):
+    if not agree(ahead.blocks[0], torch.stack(modulations)):
         return ["its blocks are conditioned on something else than DiT's t_embedder(t) + y_embedder(y)"]
     return []
 
 
 def _whole(block: PreparedBlock[Any], x: Tensor, c: Tensor) -> Tensor:
     state = block.begin(x, c, skip_attention=False)
-    return block.finish(state, block.project(_softmax_attention(*block.qkv(state, slice(None)))))
-
-
-def _softmax_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """(B, N, H, D) each."""
-    q, k, v = (part.transpose(1, 2) for part in (q, k, v))
-    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+    return block.finish(state, block.project(softmax_attention(*block.qkv(state, slice(None)))))
 
 
 def _random(adapter: PreparedModel, *shape: int) -> Tensor:
     """The same at every call; the global generators are left alone."""
     values = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     return values.to(adapter.device, adapter.dtype)
-
-
-def _close(ours: Tensor, theirs: Tensor) -> bool:
-    if ours.shape != theirs.shape:
-        return False
-    ours, expected = ours.double(), theirs.double()
-    return bool((ours - expected).norm() <= TOLERANCE.get(theirs.dtype, HALF_TOLERANCE) * expected.norm())
 
 
 def _line(error: Exception) -> str:

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 from block_formula import band, layer_norm, linear, softmax_attention
-from small_models import random_plan, same
+from small_models import TRAINING, random_plan, same
 from small_native_dit import CLASSES, a_plan, attributes, close, diffusers_pipeline, sample_native, small_native_dit
 from small_pixart import small_pixart_pipeline
 from test_methods import SEQUENCES, WINDOW
@@ -20,6 +20,7 @@ from ditfastattn.execute import Context, run_block
 from ditfastattn.kernels.sdpa import SDPA
 from ditfastattn.layout import Layout
 from ditfastattn.models import adapt
+from ditfastattn.samplers import make_sampler, sampler_spec
 from plans import Method, PlanMismatch
 
 STEPS = 8
@@ -120,6 +121,18 @@ def test_softmax_materialised_by_an_older_timm_agrees_to_rounding() -> None:
     plain = sample_native(model, plan.sampler.timesteps)
     with ditfastattn.apply(model, plan):
         assert close(sample_native(model, plan.sampler.timesteps), plain)
+
+
+def test_iddpms_timesteps_are_those_of_sample_py(native: Any) -> None:
+    """n timesteps of 1000 stand 999 / (n - 1) apart, rounded (improved-diffusion's respacing)."""
+    for steps in (8, 50, 250):
+        spec = sampler_spec(make_sampler("iddpm", TRAINING), steps)
+        assert spec.timesteps == tuple(float(round(k * 999 / (steps - 1))) for k in reversed(range(steps)))
+    pipe = diffusers_pipeline(native)
+    pipe.scheduler = make_sampler("iddpm", TRAINING)
+    with ditfastattn.apply(native, random_plan(pipe, STEPS)) as session:
+        sample_native(native, (999, 856, 714, 571, 428, 285, 143, 0))
+        assert session.summary().runs_finished == 1
 
 
 def test_forward_with_cfg_taken_before_the_plan_follows_it(native: Any) -> None:

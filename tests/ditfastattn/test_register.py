@@ -1,0 +1,285 @@
+"""One's own transformer: the README's program as it stands there, and what registering it wrongly leads to."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from block_formula import band
+from small_models import same, small_pipeline
+from torch import Tensor, nn
+
+import ditfastattn
+from ditfastattn.errors import ApplyError, StepError
+from ditfastattn.models import REGISTRY
+from plans import GuidanceSpec, Method, Plan, PlanMismatch, SamplerSpec, Window
+
+README = Path(__file__).parents[2] / "README.md"
+TIMES = (900.0, 600.0, 300.0)
+WINDOW = Window(left=5, right=2)
+
+
+def program() -> str:
+    blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    return next(block for block in blocks if "ditfastattn.register" in block)
+
+
+@pytest.fixture
+def registry() -> Iterator[None]:
+    """What a test registers is forgotten."""
+    before = dict(REGISTRY._added)
+    yield
+    REGISTRY._added.clear()
+    REGISTRY._added.update(before)
+
+
+@pytest.fixture
+def mine(registry: None) -> dict[str, Any]:
+    """The README's program after it ran."""
+    names: dict[str, Any] = {"__name__": "readme"}
+    torch.manual_seed(0)
+    exec(program(), names)
+    return names
+
+
+def described(**changes: Any) -> dict[str, Any]:
+    """What the README registers, changed."""
+    return {
+        "guided": "cond_first",
+        "attentions": lambda model: model.layers,
+        "qkv": lambda attention, x: attention.qkv(x).unflatten(2, (3, 4, 16)).unbind(2),
+        "project": lambda attention, heads: attention.out(heads.flatten(2)),
+        "call": lambda x, time, label: ditfastattn.Call(x, time, label),
+        "shape": lambda model: {"tokens": 64, "heads": 4, "head_dim": 16, "in_channels": 3, "out_channels": 3},
+    } | changes
+
+
+def plan_for(model: Any, rows: list[list[Method]] | None = None, layout: str = "cond_first", **changes: Any) -> Plan:
+    scale = 1.0 if layout == "none" else 4.0
+    plan = Plan.full(
+        model=ditfastattn.model_spec(model),
+        guidance=GuidanceSpec(scale=scale, layout=layout),  # type: ignore[arg-type]
+        sampler=SamplerSpec(class_name="Mine", settings={}, timesteps=TIMES),
+        window=WINDOW,
+    )
+    plan = plan if rows is None else plan.with_methods([[Method.FULL] * 3, *rows])
+    return plan.model_copy(update=changes)
+
+
+def inputs(dtype: torch.dtype = torch.float32) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Calls of three steps, guided."""
+    generator = torch.Generator().manual_seed(0)
+    noise = [torch.randn(2, 3, 8, 8, generator=generator, dtype=dtype).repeat(2, 1, 1, 1) for _ in TIMES]
+    labels = torch.tensor([3, 7, 10, 10])
+    return [(x, torch.full((4,), time, dtype=dtype), labels) for x, time in zip(noise, TIMES, strict=True)]
+
+
+@torch.no_grad()
+def outputs(model: Any, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    return [model(*call) for call in inputs(dtype)]
+
+
+def test_the_readmes_program_runs_and_is_short(mine: dict[str, Any]) -> None:
+    assert len([line for line in program().splitlines() if line.strip()]) < 40
+    assert [tuple(output.shape) for output in mine["outputs"]] == [(2, 3, 8, 8)] * 3
+    counts = mine["session"].summary().methods
+    assert counts == {Method.FULL: 3, Method.ASC: 1, Method.WA_RS: 1, Method.AST: 4}
+
+
+def test_an_all_full_plan_changes_no_bit(mine: dict[str, Any]) -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        model = mine["model"].to(dtype)
+        plain = outputs(model, dtype)
+        with ditfastattn.apply(model, plan_for(model)):
+            assert all(torch.equal(a, b) for a, b in zip(outputs(model, dtype), plain, strict=True))
+
+
+@pytest.mark.parametrize("layout", ["cond_first", "uncond_first"])
+@pytest.mark.parametrize("method", [Method.WA_RS, Method.ASC, Method.WA_RS_ASC])
+def test_each_method_equals_the_formula(mine: dict[str, Any], method: Method, layout: str) -> None:
+    """FULL, then the method twice, then AST, on the whole model in float64."""
+    model = mine["model"].double()
+    conditional = slice(0, 2) if layout == "cond_first" else slice(2, 4)
+    ditfastattn.register(mine["MyTransformer"], **described(guided=layout))
+    rows = [[method] * 3, [method, Method.AST, method]]
+    kept: list[dict[str, Tensor]] = [{}, {}, {}]
+
+    def attend(layer: int, attention: Any, x: Tensor, chosen: Method) -> Tensor:
+        if chosen is Method.AST:
+            return kept[layer]["output"]
+        q, k, v = attention.qkv(x).unflatten(2, (3, 4, 16)).permute(2, 0, 3, 1, 4)
+        scores = q @ k.mT / 4
+        full = scores.softmax(-1) @ v
+        window = scores.masked_fill(~band(WINDOW, range(64)), -torch.inf).softmax(-1) @ v
+        core = window + kept[layer]["residual"] if chosen in (Method.WA_RS, Method.WA_RS_ASC) else full
+        if chosen in (Method.FULL, Method.ASC):
+            kept[layer]["residual"] = full - window
+        if chosen in (Method.ASC, Method.WA_RS_ASC):
+            core = core[conditional].repeat(2, 1, 1, 1)
+        kept[layer]["output"] = attention.out(core.transpose(1, 2).flatten(2))
+        return kept[layer]["output"]
+
+    with ditfastattn.apply(model, plan_for(model, rows, layout)):
+        ours = outputs(model, torch.float64)
+    with torch.no_grad():
+        for call, chosen, output in zip(inputs(torch.float64), [[Method.FULL] * 3, *rows], ours, strict=True):
+            x, time, label = call
+            h = model.enter(x.flatten(2).mT) + model.label(label)[:, None] * time[:, None, None] / 1000
+            for layer, attention in enumerate(model.layers):
+                h = h + attend(layer, attention, h, chosen[layer])
+            expected = model.leave(h).mT.unflatten(2, (8, 8))
+            torch.testing.assert_close(output, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_everything_is_put_back(mine: dict[str, Any]) -> None:
+    model = mine["model"]
+    before, plain = [dict(module.__dict__) for module in model.modules()], outputs(model)
+    with ditfastattn.apply(model, plan_for(model, [[Method.ASC] * 3, [Method.AST] * 3])) as session:
+        compressed = outputs(model)
+        assert session.summary().peak_cache_bytes == session.summary().predicted_peak_cache_bytes > 0
+    assert same(before, [dict(module.__dict__) for module in model.modules()])
+    assert torch.equal(outputs(model)[2], plain[2]) and not torch.equal(compressed[2], plain[2])
+
+
+def test_a_batch_that_is_not_guided_as_said_is_refused(mine: dict[str, Any]) -> None:
+    model = mine["model"]
+    (x, time, label), *_ = inputs()
+    with ditfastattn.apply(model, plan_for(model)), torch.no_grad():
+        with pytest.raises(PlanMismatch, match="in that order"):
+            model(x, time, label.flip(0))
+        with pytest.raises(PlanMismatch, match="in that order"):
+            model(x[:3], time[:3], label[:3])
+    with (
+        ditfastattn.apply(model, plan_for(model, layout="none")),
+        pytest.raises(PlanMismatch, match="holds both guidance branches"),
+    ):
+        model(x, time, label)
+
+
+def test_plans_of_other_models_and_orders_are_refused(mine: dict[str, Any]) -> None:
+    model, pipe = mine["model"], small_pipeline()
+    with pytest.raises(PlanMismatch, match="class_name: the plan has MyTransformer, this model DiTTransformer2DModel"):
+        ditfastattn.apply(pipe.transformer, plan_for(model))
+    rows = [[Method.WA_RS] * 3] * 2
+    with pytest.raises(ApplyError, match="the tokens in hilbert order, which needs whole blocks"):
+        ditfastattn.apply(model, plan_for(model, rows, token_order="hilbert"))
+    for wish in ("compile", "graphs"):
+        with pytest.raises(ApplyError, match="compile=True and graphs=True need the whole block") as error:
+            ditfastattn.apply(model, plan_for(model), **{wish: True})
+        assert "\n" not in str(error.value)
+
+
+def test_an_unknown_module_is_told_what_is_missing() -> None:
+    class Unknown(nn.Module):
+        pass
+
+    with pytest.raises(ApplyError, match=r"Unknown is not supported.*describe it with ditfastattn\.register\(Unknown"):
+        ditfastattn.model_spec(Unknown())
+    with pytest.raises(ApplyError, match="DiTTransformer2DModel is known already; register a subclass"):
+        ditfastattn.register(type(small_pipeline().transformer), **described())
+    with pytest.raises(ApplyError, match="takes a class of modules"):
+        ditfastattn.register(Unknown(), **described())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"attentions": lambda model: model.blocks}, "attentions= registered for MyTransformer does not fit"),
+        ({"attentions": lambda model: []}, "must give modules, one a layer"),
+        ({"attentions": lambda model: [model.layers[0]] * 3}, "one attention module in several places"),
+        ({"shape": lambda model: {"tokens": 64, "heads": 4}}, "a plan needs tokens, heads, head_dim, in_channels"),
+        ({"shape": lambda model: dict.fromkeys(("tokens", "heads", "depth"), 4)}, "positive integers"),
+    ],
+)
+def test_a_registration_that_does_not_fit_the_model_is_refused(
+    mine: dict[str, Any], change: dict[str, Any], words: str
+) -> None:
+    ditfastattn.register(mine["MyTransformer"], **described(**change))
+    with pytest.raises(ApplyError, match=words):
+        ditfastattn.model_spec(mine["model"])
+
+
+def _tokens(model: Any) -> dict[str, int]:
+    return {"tokens": 32, "heads": 4, "head_dim": 16, "in_channels": 3, "out_channels": 3}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"qkv": lambda attention, x: attention.qkv(x).chunk(3, dim=2)}, r"but a plan needs q, k and v of \(4, 64, 4"),
+        (
+            {"qkv": lambda attention, x: attention.qkv(x).unflatten(2, (3, 4, 16)).flip(2).unbind(2)},
+            "Attention's own forward is not project",
+        ),
+        ({"project": lambda attention, heads: heads.flatten(2)}, "the registration misses something"),
+        ({"call": lambda x, time: ditfastattn.Call(x, time, None)}, "does not take this call's arguments"),
+        ({"call": lambda x, time, label: (x, time, label)}, "must return ditfastattn.Call"),
+        ({"shape": _tokens}, r"called with \(4, 64, 64\).* 4 rows and the 32 tokens"),
+    ],
+)
+def test_a_registration_that_says_something_wrong_is_refused_at_the_first_call(
+    mine: dict[str, Any], change: dict[str, Any], words: str
+) -> None:
+    model = mine["model"]
+    ditfastattn.register(mine["MyTransformer"], **described(**change))
+    with ditfastattn.apply(model, plan_for(model)), pytest.raises(StepError, match=words):
+        outputs(model)
+
+
+class Rotated(nn.Module):
+    """Attention with further arguments: an angle for each token, and something for each image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v = (nn.Linear(64, 64) for _ in range(3))
+
+    def split(self, x: Tensor, angles: Tensor, each: Tensor | None = None) -> tuple[Tensor, ...]:
+        q, k, v = (part(x).unflatten(2, (4, 16)) for part in (self.q, self.k, self.v))
+        return q * angles.cos()[:, None, None], k * angles.sin()[:, None, None], v
+
+    def forward(self, x: Tensor, angles: Tensor, each: Tensor | None = None) -> Tensor:
+        q, k, v = (part.transpose(1, 2) for part in self.split(x, angles, each))
+        return nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+
+def test_attention_called_by_name_is_told_to_take_its_input_first(mine: dict[str, Any]) -> None:
+    class ByName(mine["MyTransformer"]):  # type: ignore[misc]
+        def forward(self, x: Tensor, time: Tensor, label: Tensor) -> Tensor:
+            return self.layers[0](x=self.enter(x.flatten(2).mT))
+
+    model = ByName().eval()
+    with (
+        ditfastattn.apply(model, plan_for(model)),
+        pytest.raises(StepError, match="block 0 was called without a positional argument"),
+    ):
+        outputs(model)
+
+
+@pytest.mark.parametrize("each", [False, True])
+def test_further_arguments_of_attention_are_passed_on_unless_they_are_per_image(
+    mine: dict[str, Any], each: bool
+) -> None:
+    class Other(mine["MyTransformer"]):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList(Rotated() for _ in range(3))
+
+        def forward(self, x: Tensor, time: Tensor, label: Tensor) -> Tensor:
+            h = self.enter(x.flatten(2).mT) + self.label(label)[:, None]
+            for attention in self.layers:
+                h = h + attention(h, torch.arange(64), each=time if each else None)
+            return self.leave(h).mT.unflatten(2, (8, 8))
+
+    model = Other().eval()
+    description = described(qkv=Rotated.split, project=lambda attention, heads: heads.flatten(2))
+    ditfastattn.register(Other, **description)
+    plain = outputs(model)
+    with ditfastattn.apply(model, plan_for(model, [[Method.ASC] * 3] * 2)):
+        if each:
+            with pytest.raises(StepError, match="one entry for each row of the batch"):
+                outputs(model)
+        else:
+            # The conditional half goes on as it would; the other has its attention.
+            assert torch.equal(outputs(model)[2][:2], plain[2][:2])

@@ -169,6 +169,18 @@ def test_resuming_mends_what_is_missing_torn_or_left_over(
     assert (out / "run.json").stat().st_mtime_ns == before and contents(out) == whole
 
 
+def test_a_plan_leaves_nothing_from_batch_to_batch(run: Run, tmp_path: Path) -> None:
+    """Image 2 is drawn again in a process that has drawn no other."""
+    save(random_plan(small_pipeline(), steps=6), tmp_path / "plan.json")
+    out = run("run", "--plan", str(tmp_path / "plan.json"))
+    whole = contents(out)
+    (out / "images" / "000002.png").unlink()
+    run("run", "--plan", str(tmp_path / "plan.json"))
+    assert contents(out) == whole
+    throughput = record(out)["throughput"]
+    assert isinstance(throughput, dict) and throughput["images"] == 2  # the batch
+
+
 def test_balanced_labels_differ_by_one_at_most_wherever_one_stops() -> None:
     pool = list(range(100, 107))
     labels = Labels(pool, "balanced", seed=5)

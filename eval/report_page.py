@@ -98,7 +98,8 @@ def _speed(row: Row) -> str:
 
 
 def _value(result: dict[str, Any]) -> str:
-    return f"{result['value']:.2f}" + (f" ± {result['std']:.2f}" if "std" in result else "")
+    spread = "std" in result and result["settings"].get("splits") != 1  # one split has none
+    return f"{result['value']:.2f}" + (f" ± {result['std']:.2f}" if spread else "")
 
 
 def _plain(value: float | None, unit: str = "") -> str:

@@ -57,6 +57,7 @@ def test_the_table_has_every_run_with_its_own_numbers(
     assert "not FID" in d6["metrics"]["fid"]["title"]
     printed = capsys.readouterr().out
     assert "attention MACs" in printed and "64.5 %" in printed
+    assert d1["metrics"]["is"]["settings"]["splits"] == 1 and "±" not in printed  # 12 images are one split
 
 
 def test_the_page_is_whole_without_a_network(runs: list[Path], tmp_path: Path) -> None:

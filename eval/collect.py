@@ -10,9 +10,9 @@ import numpy as np
 from tqdm import tqdm
 
 from ditfastattn.errors import MetricError
+from ditfastattn.ranks import ALONE, Ranks
 from eval.frechet import Moments, MomentStream
 from eval.networks import Network
-from eval.ranks import Ranks
 from eval.scores import ScoreStream, stack
 from eval.sources import ImageSource
 
@@ -53,9 +53,9 @@ def collect(
         MetricError: the network has no spatial features or logits that are needed; the images cannot be read, or
             changed while they were; none was left.
     """
-    ranks = ranks or Ranks()
+    ranks = ranks or ALONE
     before = source.fingerprint()
-    start, stop = ranks.share(source.count, batch)
+    start, stop = whole_batches(ranks, source.count, batch)
     pool: MomentStream | None = None
     spatial: MomentStream | None = None
     score: ScoreStream | None = None
@@ -102,6 +102,13 @@ def collect(
         notes=[note for part in ranks.gather(source.notes) for note in part],
         seconds=max(ranks.gather(seconds)),
     )
+
+
+def whole_batches(ranks: Ranks, count: int, batch: int) -> tuple[int, int]:
+    """[start, stop) of this rank's images: contiguous, so that rank order is file order, and whole batches of the one
+    sequence, since a network's float32 output depends, in the last bits, on its batch."""
+    mine = ranks.share(-(-count // batch))
+    return min(mine.start * batch, count), min(mine.stop * batch, count)
 
 
 def _merged(ranks: Ranks, mine: MomentStream | None) -> Moments:

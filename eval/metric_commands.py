@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from ditfastattn.errors import MetricError
+from ditfastattn.ranks import Ranks, start
 from eval.metrics import Settings, measure
 from eval.options import add_network, device_of
-from eval.ranks import Ranks
 from plans.files import write_text
 
 _WHAT = {
@@ -52,7 +52,11 @@ def run(metric: str, argv: list[str]) -> None:
     args = parser(metric).parse_args(argv)
     if getattr(args, "size", None) is not None and args.size < 1:
         raise MetricError(f"--size {args.size}; expected a positive number of pixels")
-    ranks = Ranks()
+    with start() as ranks:
+        _measure(metric, args, argv, ranks)
+
+
+def _measure(metric: str, args: argparse.Namespace, argv: list[str], ranks: Ranks) -> None:
     chosen = {k: v for k, v in vars(args).items() if k in Settings.__dataclass_fields__}
     result = measure(
         args.samples,

@@ -19,11 +19,11 @@ import numpy as np
 import torch
 
 from ditfastattn.errors import MetricError
+from ditfastattn.ranks import ALONE, Ranks
 from ditfastattn.version import VERSION
 from eval.collect import Collected, Needs, collect, report_unreadable
 from eval.frechet import Gaussian, frechet_distance
 from eval.networks import Network, load_network
-from eval.ranks import Ranks
 from eval.scores import kernel_distance, precision_recall
 from eval.sources import Folder, ImageSource, open_source
 from eval.statistics import Statistics, holds_statistics, load
@@ -90,7 +90,7 @@ def measure(
     Raises:
         MetricError: for everything that would make a number mean something else; see the messages.
     """
-    settings, ranks = settings or Settings(), ranks or Ranks()
+    settings, ranks = settings or Settings(), ranks or ALONE
     unknown = [m for m in metrics if m not in METRICS]
     if unknown or not metrics:
         raise MetricError(f"there is no metric {', '.join(unknown) or 'asked for'}; choose of {', '.join(METRICS)}")

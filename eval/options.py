@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 
 from ditfastattn.errors import MetricError
+from ditfastattn.ranks import Ranks
 from eval.inception_weights import VARIABLE
 from eval.networks import INCEPTION, LITE0
-from eval.ranks import Ranks
 
 
 def add_network(p: argparse.ArgumentParser) -> None:
@@ -24,14 +24,9 @@ def device_of(args: argparse.Namespace, ranks: Ranks) -> str:
     """This rank's device.
 
     Raises:
-        MetricError: it is not there, or the batch is below 1.
+        MetricError: the batch is below 1.
+        RankError: there is no such device, or not one for each rank.
     """
     if args.batch < 1:
         raise MetricError(f"--batch {args.batch}; expected at least 1")
-    device = f"cuda:{ranks.local}" if args.device == "cuda" and ranks.world > 1 else args.device
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise MetricError(f"--device {args.device} cannot be used ({reason}); expected cpu or cuda") from None
-    return str(device)
+    return ranks.device(args.device)

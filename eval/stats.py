@@ -10,11 +10,11 @@ import sys
 from pathlib import Path
 
 from ditfastattn.errors import MetricError
+from ditfastattn.ranks import ALONE, Ranks, start
 from eval.collect import Collected, Needs, collect, report_unreadable
 from eval.frechet import Given, Moments
 from eval.networks import INCEPTION, Network, load_network
 from eval.options import add_network, device_of
-from eval.ranks import Ranks
 from eval.sources import ImageSource, open_source
 from eval.statistics import FORMAT, About, Statistics, holds_statistics, load
 from plans import PlanError
@@ -30,7 +30,7 @@ def statistics_of(
     Raises:
         MetricError: as `collect`; unreadable files that are not to be skipped.
     """
-    ranks = ranks or Ranks()
+    ranks = ranks or ALONE
     kept = _cache_file(source, network)
     cached = ranks.gather(load(kept) if ranks.first and kept and kept.is_file() else None)[0]
     if cached is not None and (skip_unreadable or not cached.about.unreadable):
@@ -84,7 +84,11 @@ def main(argv: list[str] | None = None) -> None:
     args = parser().parse_args(argv)
     if args.size < 1:
         raise MetricError(f"--size {args.size}; expected a positive number of pixels")
-    ranks = Ranks()
+    with start() as ranks:
+        _stats(args, ranks)
+
+
+def _stats(args: argparse.Namespace, ranks: Ranks) -> None:
     if args.images.is_file() and args.images.suffix == ".npz" and holds_statistics(args.images):
         if args.network != INCEPTION:
             raise MetricError(

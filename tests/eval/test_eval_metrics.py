@@ -216,7 +216,7 @@ def test_bad_input_is_one_sentence_and_status_2(tmp_path: Path, capsys: pytest.C
         ("fid", good, good, "--network", "vgg"): "there is no network 'vgg'",
         ("fid", good, good, "--network", "no.such:thing"): "cannot be imported",
         ("fid", good, good, "--network", "json:__name__"): "is a str, which cannot be called",
-        ("fid", good, good, "--device", "cuda:99", *CUSTOM): "--device cuda:99 cannot be used",
+        ("fid", good, good, "--device", "cuda:99", *CUSTOM): "device 'cuda:99' cannot be used",
         ("is", good, *CUSTOM): "10 splits of 4 images",
         ("kid", good, good, *CUSTOM): "give --subset-size",
         ("stats", str(tmp_path / "broken"), "--size", "8", "--out", stats, *CUSTOM): "1 of 4 files cannot be read",

@@ -1,0 +1,115 @@
+"""How long a calibration takes on this device, with the trials of a plan that was made elsewhere.
+
+On random weights no loss means anything, so the decisions are not the search's: a synthetic plan tells, cell by cell,
+which candidates are tried and which is kept. All else is a calibration's own work, losses included.
+"""
+
+import argparse
+import datetime
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from calibration.blocks import Blocks, EagerBlocks, PieceBlocks
+from calibration.calibrate import package_versions
+from calibration.loss import LOSSES
+from calibration.probe import Probe
+from calibration.replay import ReplayStep
+from calibration.settings import CANDIDATES
+from ditfastattn.errors import DitFastAttnError
+from ditfastattn.execute import Context
+from ditfastattn.kernels import make_kernel
+from ditfastattn.layout import Layout
+from ditfastattn.models import adapt
+from ditfastattn.models.base import Call, PreparedModel
+from ditfastattn.order import Ordering
+from ditfastattn.pieces import compiled_pieces
+from ditfastattn.sampling import Denoiser, Trajectory
+from eval.geometry import GUIDANCE_SCALE, NAMES, build
+from eval.record import command_line
+from eval.synthetic import synthetic_plan
+from plans import Method
+from plans.files import write_text
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(prog="python -m eval calibration-time", description=__doc__.split("\n\n")[0])
+    p.add_argument("--model", default="demo", help=f"{', '.join(NAMES)}, or a pipeline folder; labels as condition")
+    p.add_argument("--labels", type=int, default=8, help="images calibrated on (8)")
+    p.add_argument("--steps", type=int, default=50)
+    p.add_argument("--percent", type=float, default=69.0, help="attention MACs of the plan found (69: the paper's D2)")
+    p.add_argument("--eager", action="store_true", help="blocks not compiled")
+    p.add_argument("--dtype", choices=("float16", "bfloat16", "float32"), default="bfloat16")
+    p.add_argument("--kernel", default="auto")
+    p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    p.add_argument("--out", type=Path, default=Path("eval/results"), help="folder of calibration_time.json")
+    return p
+
+
+@torch.no_grad()
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parser().parse_args(argv)
+    geometry = build(args.model, args.device, getattr(torch, args.dtype))
+    pipe, adapter = geometry.pipe, adapt(geometry.pipe.transformer)
+    if adapter.conditioned_on != "labels":
+        raise DitFastAttnError(f"{args.model} is conditioned on prompts; this times calibrations on labels")
+    plan = synthetic_plan(geometry.full_plan(args.steps), args.percent)
+    denoiser = Denoiser(pipe.transformer, range(args.labels), GUIDANCE_SCALE)
+    run = Trajectory(denoiser, pipe.scheduler, args.steps, 0, range(args.labels))
+    rows = len(denoiser.labels)
+    queries = run.latents.new_empty((rows, plan.model.tokens, plan.model.heads, plan.model.head_dim))
+    context = Context(make_kernel(args.kernel, queries, plan.window), plan.window, Layout(plan.guidance.layout))
+    ordering = Ordering("raster", plan.window, adapter.per_image)
+    blocks: Blocks = EagerBlocks(adapter, context)
+    if not args.eager:
+        assert isinstance(adapter, PreparedModel)  # every labelled model here is
+        latents = run.latents.new_empty((rows, *run.latents.shape[1:]))
+        blocks = PieceBlocks(adapter, context, compiled_pieces(), Call(latents, None, denoiser.labels))
+    loss, trials = LOSSES["mrae"], 0
+    begin = time.perf_counter()
+    with Probe(adapter, context, ordering, residuals=True, blocks=blocks) as probe:
+        for index, timestep in enumerate(tqdm(plan.sampler.timesteps, unit="step")):
+            blocks.begin_step(timestep)
+            if index == 0:
+                output = probe.commit(lambda: run.predict(0), plan.methods[0])
+            else:
+                step = ReplayStep(probe, lambda index=index: run.predict(index))  # type: ignore[misc]
+                reference = step.reference()
+                for layer, chosen in enumerate(plan.methods[index]):
+                    for candidate in CANDIDATES[: CANDIDATES.index(chosen) + 1 if chosen is not Method.FULL else None]:
+                        float(loss(reference, step.attempt(layer, candidate)))
+                        trials += 1
+                    step.keep(layer, chosen)
+                output = step.output()
+            run.advance(index, output)
+    seconds = time.perf_counter() - begin
+    plain = plan.layers * (trials + 2 * (plan.steps - 1) + 1)
+    on_gpu = torch.device(args.device).type == "cuda"
+    result = {
+        "what": "a calibration's work with the trials of a synthetic plan"
+        + (", random weights" if geometry.random_weights else ""),
+        "command": command_line("calibration-time", argv),
+        "model": Path(args.model).name,
+        "labels": args.labels,
+        "steps": args.steps,
+        "compiled": not args.eager,
+        "kernel": context.kernel.name,
+        "seconds": round(seconds, 1),
+        "trials": trials,
+        "block_runs": probe.block_runs,
+        "plain_block_runs": plain,
+        "device": torch.cuda.get_device_name(args.device) if on_gpu else "CPU",
+        "dtype": args.dtype,
+        "versions": package_versions(),
+        "date": datetime.date.today().isoformat(),
+    }
+    print(
+        f"{seconds:.1f} s for {trials} trials: {probe.block_runs} block runs, "
+        f"{100 * probe.block_runs / plain:.0f} % of Algorithm 1's without replay"
+    )
+    args.out.mkdir(parents=True, exist_ok=True)
+    write_text(args.out / "calibration_time.json", json.dumps(result, indent=1) + "\n")

@@ -7,6 +7,9 @@ from torch import Tensor, nn
 
 Identity = tuple[object, ...]
 
+# What torch keeps in every module: weights and parts, compared by themselves, and hooks, which sessions refuse.
+_OF_EVERY_MODULE = frozenset(nn.Module().__dict__) - {"training"}
+
 
 def identity_of(model: nn.Module) -> Identity:
     """Where every weight is and what it looks like, and how every module computes.
@@ -30,18 +33,19 @@ def _place(tensor: Tensor) -> int:
 
 
 def _settings(module: nn.Module) -> Identity:
-    found: list[object] = []
-    for name, value in module.__dict__.items():
-        if name == "forward":
-            found.append((name, id(value)))
-        elif not name.startswith(("_parameters", "_buffers", "_modules")):
-            found.append((name, _plain(value)))
-    return tuple(found)
+    return tuple(
+        (name, id(value) if name == "forward" else _plain(value))
+        for name, value in module.__dict__.items()
+        if name not in _OF_EVERY_MODULE
+    )
+
+
+_PLAIN = (bool, int, float, str)
 
 
 def _plain(value: Any, depth: int = 2) -> object:
     """``value`` as far as it is made of numbers, strings and containers of them; anything else counts as equal."""
-    if value is None or isinstance(value, bool | int | float | str):
+    if value is None or isinstance(value, _PLAIN):
         return value
     if depth and isinstance(value, Mapping):
         return tuple((str(key), _plain(item, depth - 1)) for key, item in value.items())

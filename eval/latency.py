@@ -18,6 +18,7 @@ from tqdm import tqdm
 import ditfastattn
 from calibration.calibrate import package_versions
 from ditfastattn.layout import Layout
+from ditfastattn.ranks import ALONE
 from eval.baselines import Captured, compiled
 from eval.breakdown import ATTENTION, Times, part_times, step_parts
 from eval.geometry import DEMO, NAMES, TRANSFORMERS, Geometry, build, sample
@@ -71,7 +72,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--dtype", choices=("float16", "bfloat16", "float32"), default="bfloat16")
     p.add_argument("--kernel", default="auto")
     p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    p.add_argument("--out", type=Path, default=Path("eval/results"), help="folder of latency.json and .png")
+    p.add_argument(
+        "--out", type=Path, default=Path("runs/latency"), help="folder of latency.json and .png (runs/latency)"
+    )
     return p
 
 
@@ -240,6 +243,7 @@ def _peak() -> int:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parser().parse_args(argv)
+    args.device = ALONE.device(args.device)
     on_gpu = torch.device(args.device).type == "cuda"
     device = torch.cuda.get_device_name(args.device) if on_gpu else "CPU"
     note = "random weights, synthetic plans" if args.model in TRANSFORMERS else "trained weights"
@@ -264,6 +268,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         write_text(file, json.dumps(results, indent=1) + "\n")
         plot(results, args.out / "latency.png")
         plot_parts(results, args.out / "latency_parts.png")
+        print(f"written: {file}, and its pictures beside it")
 
 
 def read_results(file: Path) -> list[dict[str, Any]]:

@@ -47,7 +47,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--reference", type=Path, help="statistics of python -m eval stats, an .npz or a folder of real "
                    "images (default: none, and no Frechet distance)")  # fmt: skip
     p.add_argument("--size", type=int, help="cut a reference folder to this side by ADM's centre crop")
-    p.add_argument("--network", default=INCEPTION, help=f"{INCEPTION} (the default), {LITE0}, module:callable, or none")
+    p.add_argument(
+        "--network", help=f"{INCEPTION} (the default with --reference, else none), {LITE0}, module:callable, or none"
+    )
     p.add_argument("--weights", type=Path, help="Inception's weights")
     p.add_argument("--lpips", default="auto", metavar="auto|none|FILE", help="as in python -m eval similarity")
     p.add_argument(
@@ -168,9 +170,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     if options.batch < 1:
         raise RunError(f"--batch must be at least 1, got {options.batch}")
     rows = rows_of([Run.open(path) for path in options.runs])
-    network = None
-    if options.network != "none":
-        network = load_network(options.network, options.device, options.weights)
+    network, chosen = None, options.network or (INCEPTION if options.reference else "none")
+    if options.reference is not None and not options.reference.exists():
+        raise MetricError(f"{options.reference} does not exist; --reference takes a folder of images or statistics")
+    if chosen != "none":
+        network = load_network(chosen, options.device, options.weights)
     elif options.reference is not None:
         raise MetricError(f"--reference needs a --network to measure {METRICS[0]} with; leave one of them out")
     perceptual = load_perceptual(options.lpips, options.device)

@@ -7,6 +7,7 @@ model's depth: cell by cell from two neighbouring ones, in such a proportion tha
 import random
 from importlib.resources import files
 
+from ditfastattn.errors import DitFastAttnError
 from plans import Method, Plan, loads
 from plans.macs import method_macs, plan_macs
 
@@ -24,7 +25,7 @@ def synthetic_plan(full: Plan, percent: float, seed: int = 0) -> Plan:
     """A plan like ``full`` whose attention MACs are ``percent`` of all FULL (projections counted), to half a percent.
 
     Raises:
-        ValueError: a plan whose first step is FULL cannot cost so little.
+        DitFastAttnError: a plan whose first step is FULL cannot cost so little, or none so much.
     """
     steps, layers = full.steps, full.layers
     ladder = [_resampled(plan, steps, layers) for plan in demo_plans()]
@@ -35,7 +36,9 @@ def synthetic_plan(full: Plan, percent: float, seed: int = 0) -> Plan:
     ]
     shares = [_percent(full, cells) for cells in ladder]
     if not shares[-1] <= percent <= 100:
-        raise ValueError(f"a plan of {steps} steps costs between {shares[-1]:.1f} and 100 % of full, not {percent:g} %")
+        raise DitFastAttnError(
+            f"a plan of {steps} steps costs between {shares[-1]:.1f} and 100 % of full, not {percent:g} %"
+        )
     dearer = max(i for i, share in enumerate(shares[:-1]) if share >= percent)
     return full.with_methods(_between(full, ladder[dearer], ladder[dearer + 1], percent, seed))
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from small_models import full_plan, random_plan, small_pipeline
 from small_pixart import small_pixart_pipeline
 
+from ditfastattn.errors import DitFastAttnError
 from ditfastattn.layout import Layout
 from eval import geometry, latency
 from eval.breakdown import HALF, PARTS, WHOLE, part_times, step_parts
@@ -35,7 +36,7 @@ def test_a_synthetic_plan_costs_what_is_asked(percent: float, seed: int) -> None
 
 def test_a_synthetic_plan_mixes_methods() -> None:
     assert {method for row in synthetic_plan(FULL, 34).methods for method in row} == set(Method)
-    with pytest.raises(ValueError, match=r"costs between 2\.0 and 100 %"):
+    with pytest.raises(DitFastAttnError, match=r"costs between 2\.0 and 100 %"):
         synthetic_plan(FULL, 1)
 
 

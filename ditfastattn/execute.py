@@ -39,17 +39,39 @@ def attention_output(block: BlockAdapter[Any], state: Any, cell: Cell, cache: La
 
     rows = context.layout.conditional_rows(batch) if cell.method.shares_guidance else slice(0, batch)
     q, k, v = block.qkv(state, rows)  # (rows, N, H, D)
+    output = block.project(core_of(cell, q, k, v, cache, batch, context))  # (rows, N, C)
+    if cell.store_output:
+        cache.output = output
+    return both_halves(output) if cell.method.shares_guidance else output
+
+
+def core_of(
+    cell: Cell,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cache: LayerCache,
+    batch: int,
+    context: Context,
+    out: Tensor | None = None,
+) -> Tensor:
+    """Attention before the out-projection by ``cell.method``; reads and stores the residual as the cell says.
+
+    Args:
+        q, k, v: (rows, N, H, D), of a batch of ``batch`` rows.
+        out: where a residual is written to; without it, it is stored where it was made.
+
+    Returns:
+        (rows, N, H, D).
+    """
     residual = None
     if cell.method.windowed:
         assert cache.residual is not None, "a windowed method without a stored residual"
         residual = fit_rows(cache.residual, q.shape[0], batch, context.layout)
     core = attention_core(context.kernel, cell.method, q, k, v, context.window, residual)
     if cell.store_residual:
-        cache.residual = residual_to_store(cell.store_residual, q, k, v, core, batch, context)
-    output = block.project(core)  # (rows, N, C)
-    if cell.store_output:
-        cache.output = output
-    return both_halves(output) if cell.method.shares_guidance else output
+        cache.residual = residual_to_store(cell.store_residual, q, k, v, core, batch, context, out)
+    return core
 
 
 def residual_to_store(

@@ -6,9 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ditfastattn.attention import attention_core, fit_rows
 from ditfastattn.cache import Cell, LayerCache
-from ditfastattn.execute import Context, residual_to_store
+from ditfastattn.execute import Context, core_of
 from ditfastattn.models.base import PreparedBlock
 from ditfastattn.pieces import Pieces
 
@@ -52,14 +51,7 @@ def run_prepared_block(
         return pieces.finish(inputs.block, hidden, cache.output, inputs.modulation, inputs.shared)
     rows = context.layout.conditional_rows(batch) if cell.method.shares_guidance else slice(0, batch)
     q, k, v = inputs.qkv(pieces, hidden, rows)
-    residual = None
-    if cell.method.windowed:
-        assert cache.residual is not None, "a windowed method without a stored residual"
-        residual = fit_rows(cache.residual, q.shape[0], batch, context.layout)
-    core = attention_core(context.kernel, cell.method, q, k, v, context.window, residual)
-    if cell.store_residual:
-        out = into.residual if into else None
-        cache.residual = residual_to_store(cell.store_residual, q, k, v, core, batch, context, out)
+    core = core_of(cell, q, k, v, cache, batch, context, into.residual if into else None)
     output = inputs.block.project(core, out=into.output if into and cell.store_output else None)
     if cell.store_output:
         cache.output = output

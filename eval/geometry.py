@@ -22,6 +22,13 @@ TRAINING = {"num_train_timesteps": 1000, "beta_schedule": "linear", "beta_start"
 GUIDANCE_SCALE = 4.0
 DEMO = "demo"
 WORDS = 300  # of a prompt, padded
+XL: dict[str, Any] = {  # the size that DiT-XL and PixArt-Sigma-XL share
+    "num_attention_heads": 16,
+    "attention_head_dim": 72,
+    "in_channels": 4,
+    "out_channels": 8,
+    "num_layers": 28,
+}
 
 
 @dataclass(frozen=True)
@@ -67,27 +74,15 @@ def _prompts(pipe: Any, images: int) -> dict[str, Any]:
     }
 
 
-def dit_xl(latent_size: int, patch: int = 2) -> DiTTransformer2DModel:
-    """DiT-XL (arXiv 2212.09748, Table 1): 28 layers, 16 heads of 72."""
-    return DiTTransformer2DModel(
-        num_attention_heads=16,
-        attention_head_dim=72,
-        in_channels=4,
-        out_channels=8,
-        num_layers=28,
-        sample_size=latent_size,
-        patch_size=patch,
-    )
+def dit_xl(latent_size: int) -> DiTTransformer2DModel:
+    """DiT-XL/2 (arXiv 2212.09748, Table 1): 28 layers, 16 heads of 72."""
+    return DiTTransformer2DModel(**XL, sample_size=latent_size, patch_size=2)
 
 
 def pixart_sigma_xl(latent_size: int) -> PixArtTransformer2DModel:
     """PixArt-Sigma-XL/2 (arXiv 2403.04692): 28 layers, 16 heads of 72, prompts of 300 T5 embeddings."""
     return PixArtTransformer2DModel(
-        num_attention_heads=16,
-        attention_head_dim=72,
-        in_channels=4,
-        out_channels=8,
-        num_layers=28,
+        **XL,
         sample_size=latent_size,
         patch_size=2,
         cross_attention_dim=1152,

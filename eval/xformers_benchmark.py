@@ -27,6 +27,7 @@ from ditfastattn import load_pipeline
 from ditfastattn.errors import DitFastAttnError
 from ditfastattn.samplers import make_sampler
 from ditfastattn.sampling import sample_latents
+from eval.geometry import TRAINING, XL
 from eval.kernels import RESULTS, versions
 from eval.record import command_line
 from eval.xformers_plot import CLAIM, bars, lines
@@ -46,15 +47,14 @@ from eval.xformers_variants import (
 from plans.files import write_text
 
 GEOMETRIES = {"DiT-XL/2-256": 2, "DiT-XL/4-256": 4}  # patch size
-TRAINING = {"num_train_timesteps": 1000, "beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02}
 
 
 def geometry(patch: int, device: str, dtype: torch.dtype, quick: bool) -> Any:
     """DiT-XL at 256 px (arXiv 2212.09748, Table 1) with random weights; ``quick``: two narrow layers."""
     torch.manual_seed(0)
-    size = {"num_layers": 2, "num_attention_heads": 2, "attention_head_dim": 24} if quick else {"num_layers": 28}
+    size = XL | ({"num_layers": 2, "num_attention_heads": 2, "attention_head_dim": 24} if quick else {})
     with torch.device(device):
-        model = DiTTransformer2DModel(in_channels=4, out_channels=8, sample_size=32, patch_size=patch, **size)
+        model = DiTTransformer2DModel(sample_size=32, patch_size=patch, **size)
     for block in model.transformer_blocks:  # as drawn, scores hardly differ and any attention is a mean of values
         for linear in (block.attn1.to_q, block.attn1.to_k):
             linear.weight.data *= 3

@@ -21,9 +21,11 @@ def test_on_a_cpu_numbers_are_judged_at_once() -> None:
 @pytest.mark.gpu
 def test_on_a_gpu_nothing_waits_and_nothing_is_lost() -> None:
     watch = Watch()
-    torch.cuda.synchronize()
-    torch.cuda._sleep(200_000_000)  # the numbers come behind a tenth of a second of work
-    watch.post(torch.tensor([2.0], device="cuda").add(1), refuse)
+    two = torch.full((1,), 2.0, device="cuda")
+    watch.post(two - 1, refuse)  # the first pinned memory takes its time
+    watch.drain()
+    torch.cuda._sleep(1_000_000_000)  # the numbers come behind half a second of work
+    watch.post(two + 1, refuse)
     watch.poll()
     with pytest.raises(ValueError, match="3 is too much"):
         watch.drain()

@@ -15,7 +15,7 @@ import numpy as np
 from torch import Tensor
 
 from calibration.labels import names_of
-from ditfastattn.sampling import Denoiser, decode, sample_latents
+from ditfastattn.sampling import Denoiser, decode, label_condition, sample_latents
 
 LABELS = ("random", "balanced")
 _LABEL, _ORDER = 1, 2  # set these random numbers apart from the noise, which is seeded with (seed, index)
@@ -72,7 +72,8 @@ class Artist:
 
     def draw(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Latents (B, C, h, w) float32 and images (B, H, W, 3) uint8, both on the CPU."""
-        denoiser = Denoiser(self._pipe.transformer, [self._labels[index] for index in indices], self._guidance)
+        condition = label_condition(self._pipe.transformer, [self._labels[index] for index in indices])
+        denoiser = Denoiser(self._pipe.transformer, condition, self._guidance)
         scheduler = self._pipe.scheduler  # itself, not a copy: a session follows its steps
         latents = sample_latents(denoiser, scheduler, self._steps, self._seed, indices, copy=False)
         return latents.float().cpu(), decode(self._pipe.vae, latents)

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from calibration.calibrate import package_versions
+from ditfastattn.condition import FromLabels
 from ditfastattn.errors import DitFastAttnError
 from ditfastattn.layout import Layout
 from ditfastattn.models import adapt
@@ -57,7 +58,7 @@ def schedule(sampler: str | None, steps: int | None, guidance: float | None, pla
 
 def check_model(pipe: Any, wanted: Schedule) -> None:
     """Raises SampleError for a model that takes prompts, or more steps than it was trained on."""
-    if adapt(pipe.transformer).conditioned_on != "labels":
+    if not isinstance(adapt(pipe.transformer), FromLabels):
         raise SampleError(
             f"{type(pipe.transformer).__name__} is conditioned on prompts, and eval sample draws labels: sample it "
             "with its own pipeline, inside `with ditfastattn.apply(pipe, plan)`"

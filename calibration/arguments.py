@@ -5,6 +5,7 @@ from pathlib import Path
 
 from calibration.errors import CalibrationError
 from calibration.loss import LOSSES
+from calibration.prompts import clean
 from calibration.settings import CANDIDATES, SEARCHES, THRESHOLDS
 from ditfastattn.kernels import NAMES
 from ditfastattn.samplers import SAMPLERS
@@ -50,7 +51,12 @@ def calibrate_parser() -> argparse.ArgumentParser:
         "prompts of ours, all of --prompts)")  # fmt: skip
     add("--labels", help="the labels themselves, by number or name, with commas (default: spread over all)")
     add("--prompts", type=Path, metavar="FILE", help="prompts, one a line (default: a varied dozen of ours)")
-    add("--negative-prompt", metavar="TEXT", help="what guidance leads away from (default: the empty prompt)")
+    add(
+        "--negative-prompt",
+        type=parse_negative,
+        metavar="TEXT",
+        help="what guidance leads away from (default: the empty prompt)",
+    )
     add("--window", help="keys seen on each side: 32, or 32,16 for left,right (default: tokens // 8)")
     add(
         "--token-order",
@@ -86,6 +92,10 @@ def parse_seed(text: str) -> int:
     if not text.isdecimal() or int(text) >= 2**63:
         raise CalibrationError(f"the seed must be a whole number from 0, got {text}")
     return int(text)
+
+
+def parse_negative(text: str) -> str:
+    return clean(text, "--negative-prompt")
 
 
 def parse_methods(text: str) -> tuple[Method, ...]:

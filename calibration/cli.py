@@ -18,6 +18,7 @@ from calibration.errors import CalibrationError
 from calibration.journal import Journal, partial_path, read_trace, trace_path
 from calibration.memory import keep_freed_memory
 from calibration.picture import save_grid
+from calibration.prompts import choose_prompts
 from calibration.report import describe, explain_trial, summary_row, write_summary
 from calibration.settings import Settings, parse_threshold
 from calibration.subjects import choose_subjects, condition_of, release_encoders, sampled_by
@@ -81,6 +82,8 @@ def _calibrate(options: argparse.Namespace, arguments: list[str], ranks: Ranks) 
     paths = [_plan_path(options, steps, value, len(thresholds)) for _, value in thresholds]
     if len(set(paths)) < len(paths):
         raise CalibrationError(f"a threshold stands twice: {' '.join(options.threshold)}")
+    if options.prompts is not None:
+        choose_prompts(options.prompts, options.n_calib)  # whatever is wrong there is told before a model is loaded
     for path in paths if ranks.first else ():
         if path.exists() and not _traces(path):
             raise CalibrationError(f"{path} was not written by this command: name another --output")

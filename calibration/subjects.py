@@ -10,7 +10,7 @@ import torch
 
 from calibration.errors import CalibrationError
 from calibration.labels import choose_labels, names_of
-from calibration.prompts import choose_prompts, clean
+from calibration.prompts import choose_prompts
 from calibration.settings import Settings
 from ditfastattn.condition import Condition, FromLabels, FromPrompts
 from ditfastattn.models import adapt
@@ -58,8 +58,7 @@ def choose_subjects(pipe: Any, options: argparse.Namespace, device: str) -> Subj
         if options.labels is not None:
             raise CalibrationError(f"--labels goes with classes, but {name} is conditioned on prompts: give --prompts")
         prompts = choose_prompts(options.prompts, options.n_calib)
-        negative = clean(options.negative_prompt or "", "--negative-prompt")
-        return Subjects({"prompts": prompts, "negative_prompt": negative}, prompts)
+        return Subjects({"prompts": prompts, "negative_prompt": options.negative_prompt or ""}, prompts)
     for option, value in (("--prompts", options.prompts), ("--negative-prompt", options.negative_prompt)):
         if value is not None:
             raise CalibrationError(f"{option} goes with text, but {name} is conditioned on classes: give --labels")

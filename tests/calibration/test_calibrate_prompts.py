@@ -97,7 +97,8 @@ def test_in_pieces_it_finds_the_same_plan(sigma: bool, monkeypatch: pytest.Monke
 def test_every_rank_arrives_at_the_plan_of_one_process() -> None:
     given = settings(prompts=(*PROMPTS, "a bowl of oranges"))
     alone = calibrate(small_text_to_image(), given)
-    ours, theirs = on_ranks(2, lambda ranks: calibrate(small_text_to_image(), given, ranks=ranks))
+    pipes = [small_text_to_image() for _ in range(2)]
+    ours, theirs = on_ranks(2, lambda ranks: calibrate(pipes[ranks.rank], given, ranks=ranks))
     assert ours.decisions == theirs.decisions and ours.plan.methods == alone.plan.methods
     torch.testing.assert_close(ours.latents, alone.latents, rtol=1e-3, atol=1e-3)
 

@@ -95,8 +95,12 @@ def test_no_image_depends_on_n_and_a_kill_changes_none(
     assert "negative_prompt: , now grey" in capsys.readouterr().err
 
 
-def test_two_ranks_draw_what_one_draws(draw: Command, model: Path, prompts: Path, tmp_path: Path) -> None:
+def test_two_ranks_draw_what_one_draws(
+    draw: Command, model: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     alone = draw("alone")
+    pipes = [ditfastattn.load_pipeline(model) for _ in range(2)]  # transformers cannot load in two threads at once
+    monkeypatch.setattr(sample, "load_pipeline", lambda *_, **__: pipes.pop())
     command = ["--model", str(model), "--device", "cpu", "--batch", "2", "--n", "5", "--steps", "3", "--prompts",
                str(prompts), "--out", str(tmp_path / "two")]  # fmt: skip
     on_ranks(2, lambda ranks: sample.sample(sample.parser().parse_args(command), "", ranks))

@@ -89,6 +89,8 @@ def calibrate(
             "or calibrate on more (--n-calib)"
         )
     condition = condition_of(pipe, settings) if condition is None else condition
+    if len(condition) != settings.images:
+        raise CalibrationError(f"the condition is of {len(condition)} images, the settings of {settings.images}")
 
     images = ranks.share(settings.images)
     denoiser = Denoiser(pipe.transformer, condition.of(images), settings.guidance_scale)

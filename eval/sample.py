@@ -1,5 +1,5 @@
-"""``python -m eval sample``: exactly n images, with a plan or without, on any number of
-processes, resumed after a kill; what they depend on is in ``run.json``."""
+"""``python -m eval sample``: exactly n images, with a plan or without, on any number of processes, resumed after a
+kill; what they depend on is in ``run.json``."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ from eval.sample_folder import RunFolder, held, read_record
 from eval.sample_settings import (
     SampleError,
     Schedule,
-    check_model,
     check_plan,
+    check_steps,
     describe,
     differences,
     full_plan,
@@ -129,7 +129,7 @@ def sample(options: argparse.Namespace, command: str, ranks: Ranks) -> None:
         pipe = load_pipeline(options.model, sampler=sampler, dtype=dtype, device=device, vae=options.vae)
         usual = sampled_by(pipe.transformer).usual_guidance
         wanted = schedule(sampler, options.steps, options.guidance, plan, usual)
-        check_model(pipe, wanted)
+        check_steps(pipe, wanted)
         subjects = subjects_of(pipe, options)
         if plan is not None:
             check_plan(pipe, plan, wanted)

@@ -67,7 +67,7 @@ def schedule(sampler: str, steps: int | None, guidance: float | None, plan: Plan
     return Schedule(sampler, steps, guidance)
 
 
-def check_model(pipe: Any, wanted: Schedule) -> None:
+def check_steps(pipe: Any, wanted: Schedule) -> None:
     """Raises SampleError for more steps than the model was trained on."""
     trained = pipe.scheduler.config.num_train_timesteps
     if wanted.steps > trained:

@@ -1,6 +1,7 @@
 """Calibration on prompts: plain and replayed, in pieces, over ranks, and against a session that follows the plan."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from small_pixart import small_pixart_pipeline, small_text_to_image
 from thread_ranks import on_ranks
 
 import ditfastattn
+import plans
 from calibration.calibrate import Result, calibrate
 from calibration.errors import CalibrationError
 from calibration.settings import Settings
@@ -71,6 +73,8 @@ def test_the_record_says_prompts_and_an_encoded_condition_needs_no_encoder() -> 
     assert (record.labels, record.images, record.seed) == ((), 2, 0)
     with pytest.raises(LoadError, match="no text_encoder"):
         calibrate(pipe, settings())
+    with pytest.raises(CalibrationError, match="the condition is of 1 images, the settings of 2"):
+        calibrate(pipe, settings(), condition=condition.of([0]))
 
 
 def test_prompts_and_the_negative_prompt_matter() -> None:
@@ -122,4 +126,6 @@ def test_a_plan_on_labels_is_written_as_before() -> None:
     plan = calibrate(small_pipeline(), Settings(threshold=0.3, labels=(1,), steps=3)).plan
     text = dumps(plan)
     assert "negative_prompt" not in text and dumps(loads(text)) == text
+    for path in (Path(plans.__file__).parent / "library").glob("*.json"):
+        assert dumps(plans.load(path)) == path.read_text()
     assert plan.calibration is not None and Calibration(**plan.calibration.model_dump()) == plan.calibration

@@ -57,9 +57,18 @@ def test_our_sampling_of_prompts_is_the_pipelines_to_the_last_bit(sigma: bool, s
     assert not torch.equal(ours, draw(pipe, noise, scale, negative="another")) or scale == 1
 
 
-@pytest.mark.parametrize("latents", [128, 8])
+@pytest.mark.parametrize("steps", [20, 50])
+def test_it_stays_the_pipelines_over_many_steps(steps: int) -> None:
+    pipe = small_text_to_image()
+    denoiser = Denoiser(pipe.transformer, condition_of(pipe), 4.5)
+    noise = Trajectory(denoiser, pipe.scheduler, steps, seed=0, indices=(0, 1)).latents
+    ours = sample_latents(denoiser, pipe.scheduler, steps, 0, (0, 1))
+    assert torch.equal(ours, draw(pipe, noise, 4.5, steps))
+
+
+@pytest.mark.parametrize("latents", [128, 256, 8])
 def test_sizes_of_the_image_are_told_as_the_pipeline_tells_them(latents: int) -> None:
-    """PixArt-alpha at 1024 px (latents of 128) embeds them; here with large patches, for few tokens."""
+    """PixArt-alpha at 1024 px (latents of 128) embeds them, others do not; here with large patches, for few tokens."""
     config = {"sample_size": latents, "patch_size": latents // 4, "caption_channels": WIDTH}
     pipe = small_text_to_image(sigma=False, **config)
     assert pipe.transformer.use_additional_conditions == (latents == 128)

@@ -15,17 +15,18 @@ from calibration.algorithm import Decision, all_full, choose_methods
 from calibration.blocks import Blocks, EagerBlocks, PieceBlocks
 from calibration.errors import CalibrationError
 from calibration.journal import Journal
-from calibration.labels import check_labelled
 from calibration.loss import over_ranks
 from calibration.plain import PlainStep
 from calibration.probe import Probe
 from calibration.replay import ReplayStep
 from calibration.settings import Settings
+from calibration.subjects import condition_of, sampled_by
+from ditfastattn.condition import Condition
 from ditfastattn.execute import Context
 from ditfastattn.kernels import make_kernel, settled
 from ditfastattn.layout import Layout
 from ditfastattn.models import adapt
-from ditfastattn.models.base import Call, ModelAdapter, prepared
+from ditfastattn.models.base import ModelAdapter, prepared
 from ditfastattn.order import Ordering, order_for
 from ditfastattn.pieces import compiled_pieces
 from ditfastattn.ranks import ALONE, Ranks
@@ -55,10 +56,11 @@ def calibrate(
     journal: Journal | None = None,
     on_step: Callable[[int, float], None] | None = None,
     ranks: Ranks = ALONE,
+    condition: Condition | None = None,
 ) -> Result:
-    """Chooses a plan for a class-conditional pipeline.
+    """Chooses a plan for a pipeline.
 
-    Over several ranks each has a share of the labels, both guidance branches of an image together; every loss is
+    Over several ranks each has a share of the images, both guidance branches of one together; every loss is
     reduced before it is judged, so that all arrive at one plan, that of a single process but for rounding.
 
     Args:
@@ -66,31 +68,36 @@ def calibrate(
         journal: where decisions are written as they are made, and resumed from. Rank 0's counts; others give None.
         on_step: called after every step, those taken over from a resumed run included, with the number of steps in
             all and the step's attention MACs as a share of full attention.
+        condition: of the settings' labels or prompts, where it was made before; None makes it, which needs the
+            pipeline's text encoder if it has one.
 
     Raises:
-        CalibrationError: a model conditioned on prompts, labels it does not know, fewer labels than ranks, or an output
-            that is not finite.
+        CalibrationError: a model conditioned otherwise, labels it does not know, fewer labels or prompts than ranks, or
+            an output that is not finite.
         RankError: another rank has ended.
     """
-    check_labelled(pipe.transformer)
+    sampled_by(pipe.transformer)
     adapter = adapt(pipe.transformer)
     obstacles = adapter.obstacles()
     if obstacles:
         raise CalibrationError("this transformer cannot be calibrated as it is: " + "; ".join(obstacles))
     plan = empty_plan(adapter, pipe.scheduler, settings)
-    _check_labels(settings.labels, pipe.transformer.config.num_embeds_ada_norm)
-    if ranks.world > len(settings.labels):
+    if ranks.world > settings.images:
+        one = "label" if settings.labels else "prompt"
         raise CalibrationError(
-            f"{ranks.world} processes cannot share {len(settings.labels)} labels: start at most one process a label, "
+            f"{ranks.world} processes cannot share {settings.images} {one}s: start at most one process a {one}, "
             "or calibrate on more (--n-calib)"
         )
+    condition = condition_of(pipe, settings) if condition is None else condition
+    if len(condition) != settings.images:
+        raise CalibrationError(f"the condition is of {len(condition)} images, the settings of {settings.images}")
 
-    images = ranks.share(len(settings.labels))
-    denoiser = Denoiser(pipe.transformer, [settings.labels[image] for image in images], settings.guidance_scale)
+    images = ranks.share(settings.images)
+    denoiser = Denoiser(pipe.transformer, condition.of(images), settings.guidance_scale)
     run = Trajectory(denoiser, pipe.scheduler, settings.steps, settings.seed, images)
     candidates = settings.candidates()
     parameter = next(pipe.transformer.parameters())
-    queries = parameter.new_empty((len(denoiser.labels), plan.model.tokens, plan.model.heads, plan.model.head_dim))
+    queries = parameter.new_empty((denoiser.rows, plan.model.tokens, plan.model.heads, plan.model.head_dim))
     # What one rank has measured, all use.
     kernel = ranks.broadcast(settled(settings.kernel, queries, plan.window) if ranks.first else "")
     context = Context(make_kernel(kernel, queries, plan.window), plan.window, Layout(plan.guidance.layout))
@@ -103,8 +110,10 @@ def calibrate(
     plain_runs = 0
     blocks: Blocks = EagerBlocks(adapter, context)
     if settings.compile:
-        rows = run.latents.new_empty((len(denoiser.labels), *run.latents.shape[1:]))
-        blocks = PieceBlocks(prepared(adapter), context, compiled_pieces(), Call(rows, None, denoiser.labels))
+        rows = run.latents.new_empty((denoiser.rows, *run.latents.shape[1:]))
+        blocks = PieceBlocks(
+            prepared(adapter), context, compiled_pieces(), adapter.read_call((rows,), denoiser.arguments)
+        )
     with Probe(adapter, context, ordering, any(method.windowed for method in candidates), blocks) as probe:
         for index, timestep in enumerate(plan.sampler.timesteps):
             blocks.begin_step(timestep)
@@ -167,12 +176,6 @@ def _macs_share(plan: Plan, decision: Decision) -> float:
     return sum(macs[1:]) / (macs[0] * plan.layers)
 
 
-def _check_labels(labels: tuple[int, ...], classes: int) -> None:
-    foreign = [label for label in labels if not 0 <= label < classes]
-    if foreign:
-        raise CalibrationError(f"labels {foreign} are not among the model's classes 0..{classes - 1}")
-
-
 def _record(settings: Settings, parameter: Tensor, kernel: str) -> Calibration:
     device = torch.cuda.get_device_name(parameter.device) if parameter.is_cuda else platform.machine() + " CPU"
     return Calibration(
@@ -181,6 +184,8 @@ def _record(settings: Settings, parameter: Tensor, kernel: str) -> Calibration:
         methods=settings.candidates(),
         search=settings.search,
         labels=settings.labels,
+        prompts=settings.prompts,
+        negative_prompt=settings.negative_prompt if settings.prompts else None,
         seed=settings.seed,
         dtype=str(parameter.dtype).removeprefix("torch."),
         device=device,

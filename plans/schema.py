@@ -12,7 +12,16 @@ from datetime import datetime
 from itertools import pairwise
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from plans.compare import guidance_differences, model_differences, sampler_differences
 from plans.method import Method, TokenOrder, Window
@@ -122,8 +131,9 @@ class GuidanceSpec(_Frozen):
 class Calibration(_Frozen):
     """How a plan was found (DiTFastAttn, Algorithm 1), in enough detail to find it again.
 
-    methods: the candidates that were tried. compiled: whether blocks ran in compiled pieces. versions: package ->
-    version. created: ISO 8601.
+    labels or prompts: of the images it was calibrated on, one of them empty. negative_prompt: None where there are no
+    prompts. methods: the candidates that were tried. compiled: whether blocks ran in compiled pieces. versions:
+    package -> version. created: ISO 8601.
     """
 
     loss: Name
@@ -132,6 +142,7 @@ class Calibration(_Frozen):
     search: Name
     labels: tuple[Integer, ...]
     prompts: tuple[str, ...] = ()
+    negative_prompt: str | None = None
     seed: Integer
     dtype: Name
     device: Name
@@ -139,6 +150,17 @@ class Calibration(_Frozen):
     compiled: Annotated[bool, Field(strict=True)] = False
     versions: dict[str, str]
     created: Annotated[str, AfterValidator(_iso8601)]
+
+    @property
+    def images(self) -> int:
+        """How many it was calibrated on."""
+        return len(self.labels or self.prompts)
+
+    @model_serializer(mode="wrap")
+    def _without_what_labels_lack(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Plans on labels are written as they were before there were prompts."""
+        written: dict[str, Any] = handler(self)
+        return {key: value for key, value in written.items() if key != "negative_prompt" or value is not None}
 
 
 class Site(_Frozen):

@@ -27,6 +27,7 @@ REGISTRY = Registry(
             PixArt,
             PixArtTransformer2DModel,
             loaded_by="`PixArtAlphaPipeline`, `PixArtSigmaPipeline`",
+            calibration="on prompts",
         ),
         Family(
             "facebookresearch/DiT", NativeDiT, None, missing_parts, "its own `sample.py`", "of its `.pt` checkpoint"

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -91,7 +91,6 @@ class ModelAdapter(ABC):
     """A transformer: its blocks, its call and its guidance layout."""
 
     guided_layout: Layout  # the order of the branches in a guided batch
-    conditioned_on: Literal["labels", "prompts"] | None  # None: nobody said
     per_image: frozenset[str] = frozenset()  # the blocks' inputs, by name or "argument 1", that hold nothing per token
     guided_entry: str | None = None  # a method of the model that adds up the branches itself, given the scale
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from pydantic import ValidationError
@@ -102,8 +102,6 @@ class DescribedAttention(BlockAdapter[AttentionCall]):
 
 class DescribedModel(ModelAdapter):
     """A registered transformer. Its plans can be followed in eager mode, the tokens in raster order."""
-
-    conditioned_on: Literal["labels", "prompts"] | None = None
 
     def __init__(self, description: Description, model: nn.Module) -> None:
         super().__init__(model)

@@ -126,7 +126,7 @@ class DescribedModel(ModelAdapter):
         return found
 
     def _described_spec(self) -> ModelSpec:
-        name, given = type(self.model).__name__, dict(self.description.shape(self.model))
+        name, given = type(self.model).__name__, dict[str, Any](self.description.shape(self.model))
         try:
             return ModelSpec(class_name=name, layers=len(self._blocks), **given)
         except (ValidationError, TypeError) as error:

@@ -1,4 +1,4 @@
-"""Calibrating a pipeline: Algorithm 1 step after step, on the trajectory of the plan chosen so far."""
+"""Calibrating a pipeline: what a search needs to begin, and the record of what it found."""
 
 import platform
 from collections.abc import Callable
@@ -11,28 +11,19 @@ import torch
 from torch import Tensor
 
 import ditfastattn
-from calibration.algorithm import Decision, all_full, choose_methods
-from calibration.blocks import Blocks, EagerBlocks, PieceBlocks
+from calibration.algorithm import Decision
 from calibration.errors import CalibrationError
 from calibration.journal import Journal
 from calibration.labels import check_labelled
-from calibration.loss import over_ranks
-from calibration.plain import PlainStep
-from calibration.probe import Probe
-from calibration.replay import ReplayStep
+from calibration.search import search
 from calibration.settings import Settings
-from ditfastattn.execute import Context
-from ditfastattn.kernels import make_kernel, settled
 from ditfastattn.layout import Layout
 from ditfastattn.models import adapt
-from ditfastattn.models.base import Call, ModelAdapter, prepared
-from ditfastattn.order import Ordering, order_for
-from ditfastattn.pieces import compiled_pieces
+from ditfastattn.models.base import Call, ModelAdapter
 from ditfastattn.ranks import ALONE, Ranks
 from ditfastattn.samplers import sampler_spec
 from ditfastattn.sampling import Denoiser, Trajectory
-from plans import Calibration, GuidanceSpec, Method, Plan, Window
-from plans.macs import method_macs
+from plans import Calibration, GuidanceSpec, Plan, Window
 
 
 @dataclass(frozen=True)
@@ -88,55 +79,23 @@ def calibrate(
     images = ranks.share(len(settings.labels))
     denoiser = Denoiser(pipe.transformer, [settings.labels[image] for image in images], settings.guidance_scale)
     run = Trajectory(denoiser, pipe.scheduler, settings.steps, settings.seed, images)
-    candidates = settings.candidates()
-    parameter = next(pipe.transformer.parameters())
-    queries = parameter.new_empty((len(denoiser.labels), plan.model.tokens, plan.model.heads, plan.model.head_dim))
-    # What one rank has measured, all use.
-    kernel = ranks.broadcast(settled(settings.kernel, queries, plan.window) if ranks.first else "")
-    context = Context(make_kernel(kernel, queries, plan.window), plan.window, Layout(plan.guidance.layout))
-    ordering = Ordering(order_for(plan.token_order, candidates), plan.window, adapter.per_image)
-    ordering.fit(adapter.grid(*run.latents.shape[-2:]), run.latents.device)
-    step_class = ReplayStep if settings.search == "replay" else PlainStep
-    done = ranks.broadcast(list(journal.decisions) if journal else [])
-    loss = over_ranks(settings.loss, ranks)
-    decisions: list[Decision] = []
-    plain_runs = 0
-    blocks: Blocks = EagerBlocks(adapter, context)
-    if settings.compile:
-        rows = run.latents.new_empty((len(denoiser.labels), *run.latents.shape[1:]))
-        blocks = PieceBlocks(prepared(adapter), context, compiled_pieces(), Call(rows, None, denoiser.labels))
-    with Probe(adapter, context, ordering, any(method.windowed for method in candidates), blocks) as probe:
-        for index, timestep in enumerate(plan.sampler.timesteps):
-            blocks.begin_step(timestep)
-
-            def predict(index: int = index) -> Tensor:
-                return run.predict(index)
-
-            if index < len(done) or index == 0:
-                decision = done[index] if index < len(done) else all_full(probe.layers)
-                output = probe.commit(predict, decision.methods)
-                plain_runs += probe.layers
-            else:
-                step = step_class(probe, predict)
-                decision = choose_methods(step, candidates, loss, settings.threshold)
-                output = step.output()
-                plain_runs += probe.layers * (len(decision.trials) + 2)  # O, every O', and the chosen run
-            if index >= len(done) and journal:
-                journal.append(decision)
-            decisions.append(decision)
-            run.advance(index, output)
-            if on_step:
-                on_step(plan.steps, _macs_share(plan, decision))
-    record = _record(settings, parameter, context.kernel.name)
-    plan = plan.model_copy(update={"calibration": record}).with_methods(
-        [d.methods for d in decisions], [d.losses for d in decisions]
-    )
+    rows = run.latents.new_empty((len(denoiser.labels), *run.latents.shape[1:]))
+    found = search(adapter, plan, run, Call(rows, None, denoiser.labels), settings, journal, on_step, ranks)
+    record = _record(settings, next(pipe.transformer.parameters()), found.kernel)
     latents = (
         torch.cat([part.to(run.latents) for part in ranks.gather(run.latents.cpu())])
         if ranks.world > 1
         else run.latents
     )
-    return Result(plan, tuple(decisions), probe.block_runs, plain_runs, probe.residual_passes, len(done), latents)
+    return Result(
+        plan=found.plan.model_copy(update={"calibration": record}),
+        decisions=found.decisions,
+        block_runs=found.block_runs,
+        plain_block_runs=found.plain_block_runs,
+        residual_passes=found.residual_passes,
+        resumed_steps=found.resumed_steps,
+        latents=latents,
+    )
 
 
 def empty_plan(adapter: ModelAdapter, scheduler: Any, settings: Settings) -> Plan:
@@ -156,15 +115,6 @@ def empty_plan(adapter: ModelAdapter, scheduler: Any, settings: Settings) -> Pla
         window=window,
         token_order=settings.token_order,
     )
-
-
-def _macs_share(plan: Plan, decision: Decision) -> float:
-    """Attention MACs of one step in units of all-FULL."""
-    macs = [
-        method_macs(method, tokens=plan.model.tokens, width=plan.model.width, window=plan.window)
-        for method in (Method.FULL, *decision.methods)
-    ]
-    return sum(macs[1:]) / (macs[0] * plan.layers)
 
 
 def _check_labels(labels: tuple[int, ...], classes: int) -> None:

@@ -104,6 +104,7 @@ class DescribedModel(ModelAdapter):
     """A registered transformer. Its plans can be followed in eager mode, the tokens in raster order."""
 
     conditioned_on: Literal["labels", "prompts"] | None = None
+    why_eager = "it was registered by its attention alone, and they need the whole block"
 
     def __init__(self, description: Description, model: nn.Module) -> None:
         super().__init__(model)

@@ -13,6 +13,7 @@ from ditfastattn.layout import Layout
 from ditfastattn.models.arithmetic import arithmetic_for
 from ditfastattn.models.base import Call, Conditioning
 from ditfastattn.models.basic_block import AdaLNBlock, AdaLNModel, AdaLNState, refuse_mask
+from ditfastattn.models.prompted import Prompted
 
 WORDS = 300  # of a prompt, in PixArt-Sigma's pipeline
 
@@ -77,19 +78,10 @@ class PixArtBlock(AdaLNBlock[PixArtState]):
         return do.add_gated(hidden, do.feed_forward(module.ff, x), state.gate_mlp)
 
 
-class PixArt(AdaLNModel):
-    """The transformer of diffusers' PixArtAlphaPipeline and PixArtSigmaPipeline. A guided batch is [uncond, cond].
-
-    A label tells the branches of DiT apart; prompt embeddings don't: any text may be the negative prompt of any image.
-    Verified when a run begins: an even batch with one prompt a row, whose halves hold equal latents. Verified when the
-    plan is applied to a pipeline (or with ``scheduler=``), after each step: the sampler was handed
-    uncond + s (cond - uncond) of these halves in this order. On a bare transformer without its sampler neither the
-    order of the branches nor the scale can be verified, nor can a guided batch be told from one that holds the same
-    noise twice with two prompts.
-    """
+class PixArt(Prompted, AdaLNModel):
+    """The transformer of diffusers' PixArtAlphaPipeline and PixArtSigmaPipeline. A guided batch is [uncond, cond]."""
 
     guided_layout = Layout.UNCOND_FIRST
-    conditioned_on = "prompts"
     per_image = frozenset({"timestep", "encoder_hidden_states", "encoder_attention_mask", "added_cond_kwargs"})
 
     def __init__(self, model: PixArtTransformer2DModel) -> None:
@@ -118,18 +110,6 @@ class PixArt(AdaLNModel):
             "encoder_attention_mask": (words < shown).to(latents.dtype),
             "added_cond_kwargs": sizes,
         }
-
-    def is_guided(self, call: Call) -> bool:
-        """Whether the batch can be cut into two branches; see the class for what is verified elsewhere."""
-        batch = call.latents.shape[0]
-        return batch % 2 == 0 and call.condition is not None and call.condition.shape[0] == batch
-
-    def mixes_branches(self, call: Call) -> bool:
-        """Whether both halves have the same noise and other prompts: two branches, or so alike that none can tell."""
-        if not self.is_guided(call):
-            return False
-        (noise, same_noise), (prompts, others) = call.latents.chunk(2), _halves(call.condition)
-        return torch.equal(noise, same_noise) and not torch.equal(prompts, others)
 
     def conditioning(self, timesteps: Tensor, call: Call) -> Conditioning:
         model = self.model
@@ -170,8 +150,3 @@ class PixArt(AdaLNModel):
 def _refuse_extras(cross_attention_kwargs: Mapping[str, Any] | None) -> None:
     if cross_attention_kwargs:
         raise StepError("cross_attention_kwargs are not supported by a plan: call the transformer without them")
-
-
-def _halves(prompts: Tensor | None) -> tuple[Tensor, ...]:
-    assert prompts is not None
-    return prompts.chunk(2)

@@ -1,9 +1,11 @@
 """The command line of ``python -m calibration``."""
 
 import argparse
+from pathlib import Path
 
 from calibration.errors import CalibrationError
 from calibration.loss import LOSSES
+from calibration.prompts import clean
 from calibration.settings import CANDIDATES, SEARCHES, THRESHOLDS
 from ditfastattn.kernels import NAMES
 from ditfastattn.samplers import SAMPLERS
@@ -16,7 +18,8 @@ EXAMPLES = """examples:
   python -m calibration --model facebook/DiT-XL-2-512 --threshold D2 --device cuda --dtype float16
   python -m calibration --threshold 0.05 --methods AST,ASC --labels 3,7,11,19
   python -m calibration --threshold 0.05 --resume             go on after an interruption
-  torchrun --nproc-per-node 4 -m calibration --threshold D2   the labels shared out over 4 processes, a GPU each
+  python -m calibration --model PixArt-alpha/PixArt-Sigma-XL-2-1024-MS --threshold 0.05 --device cuda --dtype float16
+  torchrun --nproc-per-node 4 -m calibration --threshold D2   the images shared out over 4 processes, a GPU each
   python -m calibration explain calibrated/demo-dpm50-mrae-0.05.json --layer 3 --step 10
 """
 
@@ -43,9 +46,17 @@ def calibrate_parser() -> argparse.ArgumentParser:
     add("--vae", help="folder or hub id of the VAE that goes with a .pt checkpoint")
     add("--steps", type=int, help="sampler steps (default: 50; ddpm and iddpm 250, heun 25)")
     add("--sampler", default="dpm", choices=list(SAMPLERS), help="default: dpm (DPM-Solver++ 2M)")
-    add("--guidance", type=float, default=4.0, metavar="S", help="guidance scale; 1 is none (default: 4)")
-    add("--n-calib", type=int, metavar="N", help="labels to calibrate on (default: 4 on a CPU, 8 on a GPU)")
+    add("--guidance", type=float, metavar="S", help="guidance scale; 1 is none (default: 4; with prompts 4.5)")
+    add("--n-calib", type=int, metavar="N", help="images to calibrate on (default: 4 labels on a CPU, 8 on a GPU, 6 "
+        "prompts of ours, all of --prompts)")  # fmt: skip
     add("--labels", help="the labels themselves, by number or name, with commas (default: spread over all)")
+    add("--prompts", type=Path, metavar="FILE", help="prompts, one a line (default: a varied dozen of ours)")
+    add(
+        "--negative-prompt",
+        type=parse_negative,
+        metavar="TEXT",
+        help="what guidance leads away from (default: the empty prompt)",
+    )
     add("--window", help="keys seen on each side: 32, or 32,16 for left,right (default: tokens // 8)")
     add(
         "--token-order",
@@ -56,7 +67,7 @@ def calibrate_parser() -> argparse.ArgumentParser:
     add("--loss", default="mrae", choices=list(LOSSES), help="default: mrae, the paper's")
     add("--methods", default=",".join(CANDIDATES), help=f"candidates, with commas (default: {','.join(CANDIDATES)})")
     add("--search", default="replay", choices=SEARCHES, help="plain runs the whole model for every candidate")
-    add("--seed", type=parse_seed, default=0, help="of the noise and of the choice of labels (default: 0)")
+    add("--seed", type=parse_seed, default=0, help="of the noise, and of the choice of labels (default: 0)")
     add("--device", help="cpu, cuda, ... (default: cuda if there is one)")
     add("--dtype", default="float32", choices=["float32", "float16", "bfloat16"], help="default: float32")
     add("--kernel", default="auto", choices=NAMES, help="attention by (default: auto, the fastest that fits, measured)")
@@ -81,6 +92,10 @@ def parse_seed(text: str) -> int:
     if not text.isdecimal() or int(text) >= 2**63:
         raise CalibrationError(f"the seed must be a whole number from 0, got {text}")
     return int(text)
+
+
+def parse_negative(text: str) -> str:
+    return clean(text, "--negative-prompt")
 
 
 def parse_methods(text: str) -> tuple[Method, ...]:

@@ -14,12 +14,13 @@ import ditfastattn
 from calibration.algorithm import Decision
 from calibration.errors import CalibrationError
 from calibration.journal import Journal
-from calibration.labels import check_labelled
 from calibration.search import search
 from calibration.settings import Settings
+from calibration.subjects import condition_of, sampled_by
+from ditfastattn.condition import Condition
 from ditfastattn.layout import Layout
 from ditfastattn.models import adapt
-from ditfastattn.models.base import Call, ModelAdapter
+from ditfastattn.models.base import ModelAdapter
 from ditfastattn.ranks import ALONE, Ranks
 from ditfastattn.samplers import sampler_spec
 from ditfastattn.sampling import Denoiser, Trajectory
@@ -46,10 +47,11 @@ def calibrate(
     journal: Journal | None = None,
     on_step: Callable[[int, float], None] | None = None,
     ranks: Ranks = ALONE,
+    condition: Condition | None = None,
 ) -> Result:
-    """Chooses a plan for a class-conditional pipeline.
+    """Chooses a plan for a pipeline.
 
-    Over several ranks each has a share of the labels, both guidance branches of an image together; every loss is
+    Over several ranks each has a share of the images, both guidance branches of one together; every loss is
     reduced before it is judged, so that all arrive at one plan, that of a single process but for rounding.
 
     Args:
@@ -57,30 +59,36 @@ def calibrate(
         journal: where decisions are written as they are made, and resumed from. Rank 0's counts; others give None.
         on_step: called after every step, those taken over from a resumed run included, with the number of steps in
             all and the step's attention MACs as a share of full attention.
+        condition: of the settings' labels or prompts, where it was made before; None makes it, which needs the
+            pipeline's text encoder if it has one.
 
     Raises:
-        CalibrationError: a model conditioned on prompts, labels it does not know, fewer labels than ranks, or an output
-            that is not finite.
+        CalibrationError: a model conditioned otherwise, labels it does not know, fewer labels or prompts than ranks, or
+            an output that is not finite.
         RankError: another rank has ended.
     """
-    check_labelled(pipe.transformer)
+    sampled_by(pipe.transformer)
     adapter = adapt(pipe.transformer)
     obstacles = adapter.obstacles()
     if obstacles:
         raise CalibrationError("this transformer cannot be calibrated as it is: " + "; ".join(obstacles))
     plan = empty_plan(adapter, pipe.scheduler, settings)
-    _check_labels(settings.labels, pipe.transformer.config.num_embeds_ada_norm)
-    if ranks.world > len(settings.labels):
+    if ranks.world > settings.images:
+        one = "label" if settings.labels else "prompt"
         raise CalibrationError(
-            f"{ranks.world} processes cannot share {len(settings.labels)} labels: start at most one process a label, "
+            f"{ranks.world} processes cannot share {settings.images} {one}s: start at most one process a {one}, "
             "or calibrate on more (--n-calib)"
         )
+    condition = condition_of(pipe, settings) if condition is None else condition
+    if len(condition) != settings.images:
+        raise CalibrationError(f"the condition is of {len(condition)} images, the settings of {settings.images}")
 
-    images = ranks.share(len(settings.labels))
-    denoiser = Denoiser(pipe.transformer, [settings.labels[image] for image in images], settings.guidance_scale)
+    images = ranks.share(settings.images)
+    denoiser = Denoiser(pipe.transformer, condition.of(images), settings.guidance_scale)
     run = Trajectory(denoiser, pipe.scheduler, settings.steps, settings.seed, images)
-    rows = run.latents.new_empty((len(denoiser.labels), *run.latents.shape[1:]))
-    found = search(adapter, plan, run, Call(rows, None, denoiser.labels), settings, journal, on_step, ranks)
+    rows = run.latents.new_empty((denoiser.rows, *run.latents.shape[1:]))
+    call = adapter.read_call((rows,), denoiser.arguments)
+    found = search(adapter, plan, run, call, settings, journal, on_step, ranks)
     record = _record(settings, next(pipe.transformer.parameters()), found.kernel)
     latents = (
         torch.cat([part.to(run.latents) for part in ranks.gather(run.latents.cpu())])
@@ -117,12 +125,6 @@ def empty_plan(adapter: ModelAdapter, scheduler: Any, settings: Settings) -> Pla
     )
 
 
-def _check_labels(labels: tuple[int, ...], classes: int) -> None:
-    foreign = [label for label in labels if not 0 <= label < classes]
-    if foreign:
-        raise CalibrationError(f"labels {foreign} are not among the model's classes 0..{classes - 1}")
-
-
 def _record(settings: Settings, parameter: Tensor, kernel: str) -> Calibration:
     device = torch.cuda.get_device_name(parameter.device) if parameter.is_cuda else platform.machine() + " CPU"
     return Calibration(
@@ -131,6 +133,8 @@ def _record(settings: Settings, parameter: Tensor, kernel: str) -> Calibration:
         methods=settings.candidates(),
         search=settings.search,
         labels=settings.labels,
+        prompts=settings.prompts,
+        negative_prompt=settings.negative_prompt if settings.prompts else None,
         seed=settings.seed,
         dtype=str(parameter.dtype).removeprefix("torch."),
         device=device,

@@ -16,11 +16,13 @@ from calibration.calibrate import Result, calibrate, package_versions
 from calibration.drift import Drift, Images, drift, sample
 from calibration.errors import CalibrationError
 from calibration.journal import Journal, partial_path, read_trace, trace_path
-from calibration.labels import choose_labels, names_of
 from calibration.memory import keep_freed_memory
 from calibration.picture import save_grid
+from calibration.prompts import choose_prompts
 from calibration.report import describe, explain_trial, summary_row, write_summary
 from calibration.settings import Settings, parse_threshold
+from calibration.subjects import choose_subjects, condition_of, release_encoders, sampled_by
+from ditfastattn.condition import Condition
 from ditfastattn.console import run
 from ditfastattn.cost import PlanTime, predict
 from ditfastattn.layout import Layout
@@ -80,20 +82,21 @@ def _calibrate(options: argparse.Namespace, arguments: list[str], ranks: Ranks) 
     paths = [_plan_path(options, steps, value, len(thresholds)) for _, value in thresholds]
     if len(set(paths)) < len(paths):
         raise CalibrationError(f"a threshold stands twice: {' '.join(options.threshold)}")
+    if options.prompts is not None:
+        choose_prompts(options.prompts, options.n_calib)  # whatever is wrong there is told before a model is loaded
     for path in paths if ranks.first else ():
         if path.exists() and not _traces(path):
             raise CalibrationError(f"{path} was not written by this command: name another --output")
     pipe = load_pipeline(
         options.model, sampler=options.sampler, dtype=getattr(torch, options.dtype), device=device, vae=options.vae
     )
-    count = options.n_calib if options.n_calib is not None else (4 if device == "cpu" else 8)
-    labels = choose_labels(pipe, options.labels, count, options.seed)
+    subjects = choose_subjects(pipe, options, device)
+    guidance = sampled_by(pipe.transformer).usual_guidance if options.guidance is None else options.guidance
     all_settings = [
         Settings(
             threshold=value,
-            labels=labels,
             steps=steps,
-            guidance_scale=options.guidance,
+            guidance_scale=guidance,
             loss=options.loss,
             methods=methods,
             window=window,
@@ -102,31 +105,32 @@ def _calibrate(options: argparse.Namespace, arguments: list[str], ranks: Ranks) 
             kernel=options.kernel,
             compile=options.compile,
             seed=options.seed,
+            **subjects.settings,
         )
         for _, value in thresholds
     ]
-    names = names_of(pipe)
-    shown = ", ".join(names.get(label, str(label)) for label in labels)
+    condition = condition_of(pipe, all_settings[0])
+    release_encoders(pipe)
     shares = f", over {ranks.world} processes" if ranks.world > 1 else ""
     print(f"{options.model} on {device} in {options.dtype}: {steps} {options.sampler} steps{shares}")
-    print(f"guidance {options.guidance:g}, calibrated on {len(labels)} labels: {shown}")
+    print(f"guidance {guidance:g}, calibrated on {subjects}")
 
     references: list[Images] = []
     rows = []
     for (text, _), settings, path in zip(thresholds, all_settings, paths, strict=True):
         if not ranks.first:  # what follows a search is one process's work
-            calibrate(pipe, settings, ranks=ranks)
+            calibrate(pipe, settings, ranks=ranks, condition=condition)
             continue
         journal = Journal(trace_path(path), _header(options, settings, device), options.resume)
-        result = _search(pipe, settings, journal, text, ranks)
+        result = _search(pipe, settings, condition, journal, text, ranks)
         if not references:  # the uncompressed images are the same for every threshold
-            references = [_sample(pipe, result.plan, settings, unseen, False) for unseen in (False, True)]
+            references = [_sample(pipe, result.plan, settings, condition, unseen, False) for unseen in (False, True)]
         compressed = [
             Images(result.latents, decode(pipe.vae, result.latents)),
-            _sample(pipe, result.plan, settings, True, True),
+            _sample(pipe, result.plan, settings, condition, True, True),
         ]
         seen, unseen = (drift(a, b) for a, b in zip(references, compressed, strict=True))
-        _write(path, result, journal, references[0], compressed[0], [names.get(n, str(n)) for n in labels], seen)
+        _write(path, result, journal, references[0], compressed[0], subjects.names, seen)
         print(describe(result, seen, unseen, _predicted(pipe, result)))
         print(f"\nplan     {path}\npicture  {path.with_suffix('.png')}\nimages   {_grid_path(path)}\n"
               f"trace    {trace_path(path)}  (python -m calibration explain {path} --layer L --step S)\n")  # fmt: skip
@@ -145,7 +149,7 @@ def _calibrate(options: argparse.Namespace, arguments: list[str], ranks: Ranks) 
     return 0
 
 
-def _search(pipe: Any, settings: Settings, journal: Journal, name: str, ranks: Ranks) -> Result:
+def _search(pipe: Any, settings: Settings, condition: Condition, journal: Journal, name: str, ranks: Ranks) -> Result:
     """Algorithm 1 under a bar that shows the step, the attention MACs left so far and the time left."""
     spent, done = 0.0, 0
     with tqdm(total=0, desc=f"threshold {name}", unit="step", dynamic_ncols=True) as bar:
@@ -157,19 +161,19 @@ def _search(pipe: Any, settings: Settings, journal: Journal, name: str, ranks: R
             bar.set_postfix_str(f"attention MACs {100 * spent / done:.1f} %", refresh=False)
             bar.update()
 
-        return calibrate(pipe, settings, journal, on_step, ranks)
+        return calibrate(pipe, settings, journal, on_step, ranks, condition)
 
 
-def _sample(pipe: Any, plan: Plan, settings: Settings, unseen: bool, compressed: bool) -> Images:
-    first = len(settings.labels) if unseen else 0
-    return sample(pipe, plan, settings.labels, settings.seed, first, settings.kernel, compressed)
+def _sample(pipe: Any, plan: Plan, settings: Settings, condition: Condition, unseen: bool, compressed: bool) -> Images:
+    first = settings.images if unseen else 0
+    return sample(pipe, plan, condition, settings.seed, first, settings.kernel, compressed)
 
 
 def _predicted(pipe: Any, result: Result) -> PlanTime | None:
     """From block times that were measured before (python -m eval cost); a calibration measures none."""
     record = result.plan.calibration
     assert record is not None
-    rows = len(record.labels) * (1 if result.plan.guidance.layout == Layout.NONE.value else 2)
+    rows = record.images * (1 if result.plan.guidance.layout == Layout.NONE.value else 2)
     return predict(prepared(adapt(pipe.transformer)), result.plan, record.kernel, rows)
 
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 import ditfastattn
+from ditfastattn.condition import Condition
 from ditfastattn.samplers import inference_steps
 from ditfastattn.sampling import Denoiser, decode, sample_latents
 from plans import Plan
@@ -31,16 +32,16 @@ class Drift:
 
 
 def sample(
-    pipe: Any, plan: Plan, labels: tuple[int, ...], seed: int, first_index: int, kernel: str, compressed: bool
+    pipe: Any, plan: Plan, condition: Condition, seed: int, first_index: int, kernel: str, compressed: bool
 ) -> Images:
     """Images of a plan's sampler and guidance, with or without its compression.
 
     Args:
         first_index: image i of the batch takes its noise from (seed, first_index + i).
     """
-    denoiser = Denoiser(pipe.transformer, labels, plan.guidance.scale)
+    denoiser = Denoiser(pipe.transformer, condition, plan.guidance.scale)
     steps = inference_steps(pipe.scheduler, plan.steps)
-    indices = range(first_index, first_index + len(labels))
+    indices = range(first_index, first_index + len(condition))
     if compressed:
         with ditfastattn.apply(pipe.transformer, plan, kernel=kernel):
             latents = sample_latents(denoiser, pipe.scheduler, steps, seed, indices)

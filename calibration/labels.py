@@ -5,7 +5,6 @@ from typing import Any
 import numpy as np
 
 from calibration.errors import CalibrationError
-from ditfastattn.models import adapt
 
 
 def names_of(pipe: Any) -> dict[int, str]:
@@ -16,28 +15,12 @@ def names_of(pipe: Any) -> dict[int, str]:
     return found
 
 
-def check_labelled(transformer: Any) -> None:
-    """Raises CalibrationError for a model whose condition is not a label, ApplyError for an unknown one."""
-    conditioned_on = adapt(transformer).conditioned_on
-    if not hasattr(transformer, "config") or conditioned_on is None:
-        raise CalibrationError(
-            f"{type(transformer).__name__} is not one of diffusers' classes, which calibration runs: for the original "
-            "DiT give --model its .pt checkpoint, whose plans fit the original too"
-        )
-    if conditioned_on != "labels":
-        raise CalibrationError(
-            f"{type(transformer).__name__} is conditioned on prompts, and this version calibrates on labels only: "
-            "calibration on prompts comes later; plans made by hand or elsewhere can be applied to it"
-        )
-
-
 def choose_labels(pipe: Any, text: str | None, count: int, seed: int) -> tuple[int, ...]:
     """The labels asked for, or ``count`` of them spread evenly over the classes, begun at random by ``seed``.
 
     Raises:
-        CalibrationError: an unknown name or number, a count below 1, or a model that is not conditioned on labels.
+        CalibrationError: an unknown name or number, or a count below 1.
     """
-    check_labelled(pipe.transformer)
     classes = pipe.transformer.config.num_embeds_ada_norm
     named = names_of(pipe)
     if text is not None:

@@ -20,6 +20,7 @@ LITTLE = 90.0  # percent of attention MACs left, above which a plan is called li
 def describe(result: Result, seen: Drift, unseen: Drift, time: PlanTime | None = None) -> str:
     """The closing table of one calibration. ``time``: what the plan's blocks will take, if it is known."""
     macs = plan_macs(result.plan)
+    what = "prompts" if result.plan.calibration and result.plan.calibration.prompts else "labels"
     lines = ["", "method        share of cells"]
     for method, share in shares(result.plan).items():
         lines.append(f"  {method:<11} {share:5.1f} %  {'█' * round(share / 2.5)}")
@@ -34,7 +35,7 @@ def describe(result: Result, seen: Drift, unseen: Drift, time: PlanTime | None =
         f"{result.plain_block_runs} ({saved:.0f} %), and {result.residual_passes} attention-only passes{taken_over}",
         "drift from the uncompressed sampler       latents rel. L2    PSNR       SSIM",
         f"  on the calibration noise                {_drift(seen)}",
-        f"  on other noise, the same labels         {_drift(unseen)}",
+        f"  {f'on other noise, the same {what}':<38}  {_drift(unseen)}",
     ]
     return "\n".join(lines + _why_little(result, macs.percent))
 

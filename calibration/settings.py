@@ -15,10 +15,15 @@ SEARCHES = ("replay", "plain")
 
 @dataclass(frozen=True)
 class Settings:
-    """One calibration. ``methods`` are the candidates besides FULL, tried in cost order whatever order they are in."""
+    """One calibration, on labels or on prompts.
+
+    ``methods`` are the candidates besides FULL, tried in cost order whatever order they are in.
+    """
 
     threshold: float
-    labels: tuple[int, ...]
+    labels: tuple[int, ...] = ()
+    prompts: tuple[str, ...] = ()
+    negative_prompt: str = ""
     steps: int = 50
     guidance_scale: float = 4.0
     loss: str = "mrae"
@@ -33,8 +38,10 @@ class Settings:
     def __post_init__(self) -> None:
         if not self.threshold > 0 or self.threshold == float("inf"):
             raise CalibrationError(f"the threshold must be a positive number or D1..D6, got {self.threshold}")
-        if not self.labels:
-            raise CalibrationError("calibration needs at least one label")
+        if bool(self.labels) == bool(self.prompts):
+            raise CalibrationError("calibration needs at least one label, or at least one prompt, and not both")
+        if self.negative_prompt and not (self.prompts and self.guided):
+            raise CalibrationError("a negative prompt is the other branch of guidance by prompts: give both, or none")
         if self.steps < 1:
             raise CalibrationError(f"the sampler needs at least one step, got {self.steps}")
         if not 0 <= self.seed < 2**63:
@@ -51,6 +58,11 @@ class Settings:
             )
         if not self.candidates():
             raise CalibrationError("there is no method to choose besides FULL: name others in --methods")
+
+    @property
+    def images(self) -> int:
+        """How many the model computes at once, each in both branches of guidance."""
+        return len(self.labels or self.prompts)
 
     @property
     def guided(self) -> bool:

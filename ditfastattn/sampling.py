@@ -8,6 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ditfastattn.condition import Condition, FromLabels
+from ditfastattn.errors import ApplyError
+from ditfastattn.layout import Layout
+from ditfastattn.models import adapt
+
 
 def image_generators(seed: int, indices: Sequence[int]) -> list[torch.Generator]:
     """One CPU generator per image, so that batch size, device and order never change an image."""
@@ -15,35 +20,44 @@ def image_generators(seed: int, indices: Sequence[int]) -> list[torch.Generator]
     return [torch.Generator().manual_seed(s) for s in seeds]
 
 
+def label_condition(transformer: Any, labels: Sequence[int]) -> Condition:
+    """Class labels as that transformer is told of them. Raises ApplyError for one that takes none."""
+    adapter = adapt(transformer)
+    if not isinstance(adapter, FromLabels):
+        raise ApplyError(f"{type(transformer).__name__} is not conditioned on class labels; give it prompts")
+    return adapter.condition(labels)
+
+
 class Denoiser:
-    """A class-conditional transformer with classifier-free guidance, both branches in one batch.
+    """A transformer with classifier-free guidance, both branches in one batch.
 
     Args:
-        transformer: takes (2B, C, h, w) latents, timesteps (2B,) and class_labels (2B,).
-        labels: B class labels.
+        transformer: takes (2B, C, h, w) latents, ``timestep`` (2B,) and the condition's arguments.
+        condition: of B images.
         guidance_scale: s in uncond + s (cond - uncond) (arXiv 2207.12598); 1 runs the conditional branch alone.
     """
 
-    def __init__(self, transformer: Any, labels: Sequence[int], guidance_scale: float) -> None:
+    def __init__(self, transformer: Any, condition: Condition, guidance_scale: float) -> None:
         self.transformer = transformer
+        self.condition = condition
         self.scale = guidance_scale
         self.guided = guidance_scale != 1
-        device = next(transformer.parameters()).device
-        condition = torch.tensor(labels, device=device)
-        null = torch.full_like(condition, transformer.config.num_embeds_ada_norm)
-        self.labels = torch.cat([condition, null]) if self.guided else condition
+        self.layout = condition.layout if self.guided else Layout.NONE
+        self.rows = len(condition) * (2 if self.guided else 1)  # of a call
+        self.arguments = condition.arguments(self.guided)
 
     def predict(self, latents: Tensor, timestep: Tensor) -> Tensor:
         """The transformer's own output for (B, C, h, w) latents: (2B, out_channels, h, w) when guided."""
         batch = torch.cat([latents, latents]) if self.guided else latents
         timesteps = timestep.to(batch.device).expand(len(batch))
-        return self.transformer(batch, timestep=timesteps, class_labels=self.labels).sample
+        return self.transformer(batch, timestep=timesteps, **self.arguments).sample
 
     def guide(self, output: Tensor, channels: int, with_variance: bool) -> Tensor:
         """What the sampler is given: (B, channels, h, w), or twice the channels where it wants the variance."""
         if not self.guided:
             return output if with_variance else output[:, :channels]
-        cond, uncond = output.chunk(2)
+        first, second = output.chunk(2)
+        cond, uncond = (first, second) if self.layout is Layout.COND_FIRST else (second, first)
         eps = uncond[:, :channels] + self.scale * (cond[:, :channels] - uncond[:, :channels])
         return torch.cat([eps, cond[:, channels:]], dim=1) if with_variance else eps
 
@@ -66,17 +80,16 @@ class Trajectory:
         indices: Sequence[int],
         copy: bool = True,
     ) -> None:
-        config = denoiser.transformer.config
+        shape = denoiser.condition.latent_shape
         parameter = next(denoiser.transformer.parameters())
         self.denoiser = denoiser
         self.scheduler = type(scheduler).from_config(scheduler.config) if copy else scheduler
         self.scheduler.set_timesteps(num_inference_steps)
         self.timesteps: Tensor = self.scheduler.timesteps
-        self._channels = config.in_channels
+        self._channels = shape[0]
         learned = getattr(self.scheduler.config, "variance_type", "") in ("learned", "learned_range")
-        self._with_variance = learned and denoiser.transformer.out_channels == 2 * config.in_channels
+        self._with_variance = learned and denoiser.transformer.out_channels == 2 * shape[0]
         self._generators = image_generators(seed, indices)
-        shape = (config.in_channels, config.sample_size, config.sample_size)
         noise = torch.stack([torch.randn(shape, generator=generator) for generator in self._generators])
         self.latents = noise.to(parameter) * self.scheduler.init_noise_sigma
         self._takes_generator = "generator" in inspect.signature(type(self.scheduler).step).parameters

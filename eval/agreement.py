@@ -23,6 +23,7 @@ from calibration.picture import save_grid
 from ditfastattn.errors import DitFastAttnError, KernelError
 from ditfastattn.kernels import KERNELS
 from ditfastattn.kernels.versions import versions
+from ditfastattn.sampling import label_condition
 from eval.record import command_line
 from plans import Plan, load
 from plans.files import write_text
@@ -63,7 +64,7 @@ def agreement(
         print(line(rows[-1]), flush=True)
 
     def images(pipe: Any, kernel: str) -> Images:
-        return sample(pipe, plan, labels, seed, 0, kernel, compressed=True)
+        return sample(pipe, plan, label_condition(pipe.transformer, labels), seed, 0, kernel, compressed=True)
 
     exact = f"{REFERENCE}, fp32"
     shown[exact] = images(ditfastattn.load_pipeline("demo", dtype=torch.float32, device=device), REFERENCE)

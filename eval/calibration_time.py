@@ -20,12 +20,13 @@ from calibration.loss import LOSSES
 from calibration.probe import Probe
 from calibration.replay import ReplayStep
 from calibration.settings import CANDIDATES
+from ditfastattn.condition import FromLabels
 from ditfastattn.errors import DitFastAttnError
 from ditfastattn.execute import Context, Contexts
 from ditfastattn.kernels import make_kernel
 from ditfastattn.layout import Layout
 from ditfastattn.models import adapt
-from ditfastattn.models.base import Call, PreparedModel
+from ditfastattn.models.base import PreparedModel
 from ditfastattn.order import Ordering
 from ditfastattn.pieces import compiled_pieces
 from ditfastattn.sampling import Denoiser, Trajectory
@@ -55,12 +56,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser().parse_args(argv)
     geometry = build(args.model, args.device, getattr(torch, args.dtype))
     pipe, adapter = geometry.pipe, adapt(geometry.pipe.transformer)
-    if adapter.conditioned_on != "labels":
+    if not isinstance(adapter, FromLabels):
         raise DitFastAttnError(f"{args.model} is conditioned on prompts; this times calibrations on labels")
     plan = synthetic_plan(geometry.full_plan(args.steps), args.percent)
-    denoiser = Denoiser(pipe.transformer, range(args.labels), GUIDANCE_SCALE)
+    denoiser = Denoiser(pipe.transformer, adapter.condition(range(args.labels)), GUIDANCE_SCALE)
     run = Trajectory(denoiser, pipe.scheduler, args.steps, 0, range(args.labels))
-    rows = len(denoiser.labels)
+    rows = denoiser.rows
     queries = run.latents.new_empty((rows, plan.model.tokens, plan.model.heads, plan.model.head_dim))
     context = Context(make_kernel(args.kernel, queries, plan.window), plan.window, Layout(plan.guidance.layout))
     contexts: Contexts = {"attn": context}
@@ -69,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not args.eager:
         assert isinstance(adapter, PreparedModel)  # every labelled model here is
         latents = run.latents.new_empty((rows, *run.latents.shape[1:]))
-        blocks = PieceBlocks(adapter, contexts, compiled_pieces(), Call(latents, None, denoiser.labels))
+        blocks = PieceBlocks(adapter, contexts, compiled_pieces(), adapter.read_call((latents,), denoiser.arguments))
     loss, trials = LOSSES["mrae"], 0
     begin = time.perf_counter()
     with Probe(adapter, contexts, ordering, residuals=True, blocks=blocks) as probe:

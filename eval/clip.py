@@ -51,12 +51,18 @@ def read_captions(path: Path) -> dict[int, str]:
     return found
 
 
-def captions_of(run: Run, captions: dict[int, str]) -> list[str]:
-    """The caption of each image, by the run's own record of their ids (``caption_ids`` of run.json).
+def captions_of(run: Run, captions: dict[int, str] | None) -> list[str]:
+    """The caption of each image.
+
+    Args:
+        captions: by id, of which the run recorded one an image (``caption_ids`` of run.json). None: the run recorded
+            the captions themselves (``captions``).
 
     Raises:
         RunError: the run was not made from captions, or from others than these.
     """
+    if captions is None:
+        return _own_captions(run)
     ids = run.record.get("caption_ids")
     if not isinstance(ids, list):
         raise RunError(
@@ -71,6 +77,19 @@ def captions_of(run: Run, captions: dict[int, str]) -> list[str]:
             f"{missing[0]}); name the file that the run was made from"
         )
     return [captions[number] for number in ids]
+
+
+def _own_captions(run: Run) -> list[str]:
+    found = run.record.get("captions")
+    if found is None and "caption_ids" in run.record:
+        raise RunError(f"{run.path} records ids of captions: name the file they are in with --captions")
+    if not isinstance(found, list):
+        raise RunError(
+            f"{run.path} was not made from captions (run.json has none); CLIP scores need a text-to-image run"
+        )
+    if len(found) != run.n:
+        raise RunError(f"{run.path} records {len(found)} captions for {run.n} images; sample again")
+    return [str(caption) for caption in found]
 
 
 class ClipScorer:
@@ -113,7 +132,7 @@ class ClipScorer:
         return (100 * cosine).clamp(min=0).float().cpu()
 
 
-def clip_scores(run: Run, captions: dict[int, str], scorer: ClipScorer, batch: int = 64) -> np.ndarray:
+def clip_scores(run: Run, captions: dict[int, str] | None, scorer: ClipScorer, batch: int = 64) -> np.ndarray:
     """A score for each image of the run, float64 (N,)."""
     texts = captions_of(run, captions)
     found = []
@@ -128,12 +147,13 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="python -m eval clip",
         description="100 x cosine of CLIP's embeddings of each image and the caption it was made from, meant.",
-        epilog="example:\n  python -m eval clip runs/pixart --captions annotations/captions_val2014.json "
-        "--clip-model openai/clip-vit-large-patch14",
+        epilog="example:\n  python -m eval clip runs/pixart --clip-model openai/clip-vit-large-patch14",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    p.add_argument("run", type=Path, help="a folder of python -m eval sample that records caption_ids")
-    p.add_argument("--captions", type=Path, required=True, help="COCO's annotations/captions_val2014.json")
+    p.add_argument("run", type=Path, help="a folder of python -m eval sample --prompts")
+    p.add_argument(
+        "--captions", type=Path, help="of a run that records caption_ids alone: COCO's captions_val2014.json"
+    )
     p.add_argument("--clip-model", required=True, metavar="M", help="folder or hub id of a CLIP model")
     p.add_argument("--batch", type=int, default=64)
     p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -146,7 +166,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parser().parse_args(argv)
     if options.batch < 1:
         raise RunError(f"--batch must be at least 1, got {options.batch}")
-    run, captions = Run.open(options.run), read_captions(options.captions)
+    run, captions = Run.open(options.run), read_captions(options.captions) if options.captions else None
     captions_of(run, captions)  # before a model is loaded
     scorer = ClipScorer(options.clip_model, options.device)
     scores = clip_scores(run, captions, scorer, options.batch)

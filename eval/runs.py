@@ -1,6 +1,6 @@
 """A folder of samples with its record, as ``python -m eval sample`` leaves it, for reading.
 
-``run.json`` says what made the images and ``labels.npy`` of which classes they are; they lie in
+``run.json`` says what made the images and ``labels.npy`` of which classes they are, if of any; they lie in
 ``images/000000.png ...`` or in ``samples.npz`` (``arr_0``, uint8, N,H,W,3), and the latents, where they were asked for,
 in ``latents/000000.npy ...``.
 """
@@ -21,7 +21,8 @@ from torch import Tensor
 from ditfastattn.errors import DitFastAttnError
 from eval import npz
 
-NOISE_KEYS = ("n", "seed", "labels", "sampler", "steps")  # two runs that differ in one of these are of other noise
+# Two runs that differ in one of these are of other noise, or of other things.
+NOISE_KEYS = ("n", "seed", "labels", "prompts", "negative_prompt", "sampler", "steps")
 
 
 class RunError(DitFastAttnError):

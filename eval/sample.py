@@ -1,5 +1,5 @@
-"""``python -m eval sample``: exactly n images of a class-conditional model, with a plan or without, on any number of
-processes, resumed after a kill; what they depend on is in ``run.json``."""
+"""``python -m eval sample``: exactly n images, with a plan or without, on any number of processes, resumed after a
+kill; what they depend on is in ``run.json``."""
 
 from __future__ import annotations
 
@@ -17,25 +17,28 @@ import torch
 from tqdm import tqdm
 
 import ditfastattn
-from calibration.arguments import parse_seed
+from calibration.arguments import parse_negative, parse_seed
+from calibration.subjects import sampled_by
 from ditfastattn.kernels import CHOSEN, NAMES, settled
 from ditfastattn.models import adapt
 from ditfastattn.pipelines import load_pipeline
 from ditfastattn.ranks import Ranks, start
 from ditfastattn.samplers import SAMPLERS
-from eval.sample_batches import LABELS, Artist, Labels, pool_of
+from eval.sample_batches import LABELS, Artist
 from eval.sample_files import FORMATS
 from eval.sample_folder import RunFolder, held, read_record
 from eval.sample_settings import (
     SampleError,
     Schedule,
-    check_model,
     check_plan,
+    check_steps,
     describe,
     differences,
     full_plan,
+    sampler_name,
     schedule,
 )
+from eval.sample_subjects import read_texts, subjects_of
 from plans import Plan, load
 from plans.macs import plan_macs
 
@@ -43,6 +46,7 @@ EXAMPLES = """examples:
   python -m eval sample --n 64 --out runs/full                         the bundled demo, uncompressed
   python -m eval sample --n 64 --out runs/d2 --plan plans/library/demo-dpm50-mrae-0.05.json
   python -m eval sample --model facebook/DiT-XL-2-512 --n 50000 --out runs/d2 --plan d2.json --compile --dtype float16
+  python -m eval sample --model PixArt-alpha/PixArt-Sigma-XL-2-1024-MS --prompts captions_val2014.json --n 30000 ...
   torchrun --nproc-per-node 8 -m eval sample --images 50000 --out runs/full   the same images, by 8 processes
   torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29500 -m eval sample ...
 The same command goes on after an interruption, with any number of processes.
@@ -58,8 +62,9 @@ class _Parser(argparse.ArgumentParser):
 def parser() -> argparse.ArgumentParser:
     p = _Parser(
         prog="python -m eval sample",
-        description="Samples exactly n images. The noise and the label of image i depend on the seed and i alone; its "
-        "pixels not on the number of processes, nor on interruptions (but in their last bits on --batch).",
+        description="Samples exactly n images. The noise and the label of image i depend on the seed and i alone, a "
+        "prompt on i; its pixels not on the number of processes, nor on interruptions (but in their last bits on "
+        "--batch).",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -73,8 +78,15 @@ def parser() -> argparse.ArgumentParser:
     add("--out", type=Path, required=True, metavar="DIR", help="folder of the run; goes on with what lies there")
     add("--sampler", choices=list(SAMPLERS), help="default: the plan's, or dpm (DPM-Solver++ 2M)")
     add("--steps", type=int, help="sampler steps (default: the plan's, or 50; ddpm and iddpm 250, heun 25)")
-    add("--guidance", type=float, metavar="S", help="guidance scale; 1 is none (default: the plan's, or 4)")
-    add("--labels", default="random", choices=LABELS, help="drawn independently, or equally many of each")
+    add(
+        "--guidance",
+        type=float,
+        metavar="S",
+        help="guidance scale; 1 is none (default: the plan's, or 4; with prompts 4.5)",
+    )
+    add("--labels", choices=LABELS, help="drawn independently, or equally many of each (default: random)")
+    add("--prompts", type=Path, metavar="FILE", help="one a line, or COCO's captions_*.json; image i is of the i-th")
+    add("--negative-prompt", type=parse_negative, metavar="TEXT", help="what guidance leads away from (default: none)")
     add("--seed", type=parse_seed, default=0, help="of noise and labels (default: 0)")
     add("--batch", type=int, help="images drawn together (default: 8 on a CPU, 32 on a GPU)")
     add("--dtype", default="float32", choices=["float32", "float16", "bfloat16"], help="default: float32")
@@ -101,38 +113,44 @@ def sample(options: argparse.Namespace, command: str, ranks: Ranks) -> None:
         LoadError: the model cannot be loaded.
         RankError: a device that is not there, or another rank has ended.
     """
-    for name, value in (("--n", options.n), ("--batch", options.batch)):
+    for name, value in (("--n", options.n), ("--batch", options.batch), ("--steps", options.steps)):
         if value is not None and value < 1:
             raise SampleError(f"{name} must be at least 1, got {value}")
     plan = load(options.plan) if options.plan else None
-    wanted = schedule(options.sampler, options.steps, options.guidance, plan)
+    sampler = sampler_name(options.sampler, plan)
+    if options.prompts is not None:
+        read_texts(options.prompts)  # whatever is wrong there is told before a model is loaded
     device = ranks.device(options.device)
     if device == "cpu":
         torch.set_num_threads(1)  # more of them round otherwise; more processes do not
     with held(options.out) if ranks.first else contextlib.nullcontext():
         recorded = read_record(options.out) if ranks.first else None
         dtype = getattr(torch, options.dtype)
-        pipe = load_pipeline(options.model, sampler=wanted.sampler, dtype=dtype, device=device, vae=options.vae)
-        check_model(pipe, wanted)
+        pipe = load_pipeline(options.model, sampler=sampler, dtype=dtype, device=device, vae=options.vae)
+        usual = sampled_by(pipe.transformer).usual_guidance
+        wanted = schedule(sampler, options.steps, options.guidance, plan, usual)
+        check_steps(pipe, wanted)
+        subjects = subjects_of(pipe, options)
         if plan is not None:
             check_plan(pipe, plan, wanted)
         batch = min(options.batch or (8 if device == "cpu" else 32), options.n)
         kernel = ranks.broadcast(_kernel(options, pipe, plan, wanted, batch, recorded) if ranks.first else None)
-        given = {key: getattr(options, key) for key in ("n", "seed", "labels", "dtype", "compile", "format", "latents")}
+        given = {key: getattr(options, key) for key in ("n", "seed", "dtype", "compile", "format", "latents")}
         graphs = options.compile and device != "cpu"
-        settings = describe(pipe, plan, wanted, device, **given, batch=batch, kernel=kernel, graphs=graphs)
+        settings = describe(
+            pipe, plan, wanted, device, **given, **subjects.settings, batch=batch, kernel=kernel, graphs=graphs
+        )
         _check_equal(ranks.gather(settings))
         config = pipe.transformer.config
         folder = RunFolder(options.out, settings, (config.in_channels, config.sample_size, config.sample_size))
-        labels = Labels(pool_of(pipe), options.labels, options.seed)
         if ranks.first:
             macs = round(plan_macs(plan).percent, 3) if plan else 100.0
-            notes = {"model": options.model, "command": command, "attention_macs": macs}
-            folder.begin(notes, plan, [labels[index] for index in range(options.n)])
+            notes = {"model": options.model, "command": command, "attention_macs": macs, **subjects.notes(options.n)}
+            folder.begin(notes, plan, subjects.labels(options.n))
         pending = ranks.broadcast(folder.pending() if ranks.first else [])
         folder.join()
         if pending or not ranks.broadcast(folder.is_finished()):
-            artist = Artist(pipe, labels, wanted.steps, wanted.guidance, options.seed)
+            artist = Artist(pipe, subjects.condition, wanted.steps, wanted.guidance, options.seed)
             with _following(pipe, plan, wanted, kernel, options.compile, graphs):
                 throughput = _draw_all(artist, folder, pending, ranks)
             if ranks.first:

@@ -1,4 +1,4 @@
-"""Which images are drawn together, of which labels, and the drawing.
+"""Which images are drawn together, of which labels, and their drawing.
 
 An image's noise and label come from (seed, index) alone. Its pixels also depend, in their last bits, on who shares its
 batch: matrix products of another shape round otherwise. So a batch is always the same indices, [k B, (k + 1) B), the
@@ -8,13 +8,14 @@ same place of the same batch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from calibration.labels import names_of
+from ditfastattn.condition import Condition
 from ditfastattn.sampling import Denoiser, decode, sample_latents
 
 LABELS = ("random", "balanced")
@@ -64,15 +65,21 @@ class Batches:
 
 
 class Artist:
-    """Draws images by the pipeline as it stands, whatever plan it follows."""
+    """Draws images by the pipeline as it stands, whatever plan it follows.
 
-    def __init__(self, pipe: Any, labels: Labels, steps: int, guidance: float, seed: int) -> None:
-        self._pipe, self._labels = pipe, labels
+    Args:
+        condition: of the images with these indices.
+    """
+
+    def __init__(
+        self, pipe: Any, condition: Callable[[Sequence[int]], Condition], steps: int, guidance: float, seed: int
+    ) -> None:
+        self._pipe, self._condition = pipe, condition
         self._steps, self._guidance, self._seed = steps, guidance, seed
 
     def draw(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Latents (B, C, h, w) float32 and images (B, H, W, 3) uint8, both on the CPU."""
-        denoiser = Denoiser(self._pipe.transformer, [self._labels[index] for index in indices], self._guidance)
+        denoiser = Denoiser(self._pipe.transformer, self._condition(indices), self._guidance)
         scheduler = self._pipe.scheduler  # itself, not a copy: a session follows its steps
         latents = sample_latents(denoiser, scheduler, self._steps, self._seed, indices, copy=False)
         return latents.float().cpu(), decode(self._pipe.vae, latents)

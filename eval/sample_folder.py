@@ -2,7 +2,7 @@
 
 DIR/run.json                what made the images, and how fast
 DIR/plan.json               the plan, if one was followed
-DIR/labels.npy              (n,) int64
+DIR/labels.npy              (n,) int64, of a model conditioned on classes
 DIR/images/000000.png ...   or DIR/samples.npz: arr_0, uint8 (n, H, W, 3)
 DIR/latents/000000.npy ...  if asked for: (C, h, w) float32 before the VAE
 """
@@ -42,7 +42,7 @@ class RunFolder:
         self._archive = settings["format"] == "npz"
         self._latent_shape = latent_shape if settings["latents"] else None
 
-    def begin(self, notes: dict[str, Any], plan: Plan | None, labels: list[int]) -> None:
+    def begin(self, notes: dict[str, Any], plan: Plan | None, labels: list[int] | None) -> None:
         """Makes the folder this run's, or finds that it is; for rank 0, which :func:`held` it.
 
         Args:
@@ -67,7 +67,8 @@ class RunFolder:
             return
         if plan is not None:
             save(plan, self.path / "plan.json")
-        files.write_array(self.path / "labels.npy", np.array(labels, dtype=np.int64))
+        if labels is not None:
+            files.write_array(self.path / "labels.npy", np.array(labels, dtype=np.int64))
         created = datetime.now(UTC).isoformat(timespec="seconds")
         record = {"kind": KIND, "version": VERSION, **self.settings, **notes, "created": created, "finished": None}
         self._write(record)

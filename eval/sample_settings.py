@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from calibration.calibrate import package_versions
+from ditfastattn.condition import FromPrompts
 from ditfastattn.errors import DitFastAttnError
 from ditfastattn.layout import Layout
 from ditfastattn.models import adapt
@@ -34,8 +35,8 @@ class Schedule:
     guidance: float
 
 
-def schedule(sampler: str | None, steps: int | None, guidance: float | None, plan: Plan | None) -> Schedule:
-    """What was given, filled up. Raises SampleError for numbers that make no run."""
+def sampler_name(sampler: str | None, plan: Plan | None) -> str:
+    """The one that was given, else the plan's, else the default. Raises SampleError if we lack the plan's."""
     if sampler is None and plan is not None:
         classes = {cls.__name__: name for name, (cls, _) in SAMPLERS.items()}
         sampler = classes.get(plan.sampler.class_name)
@@ -43,11 +44,22 @@ def schedule(sampler: str | None, steps: int | None, guidance: float | None, pla
             raise SampleError(
                 f"the plan was made for {plan.sampler.class_name}, which is none of {', '.join(SAMPLERS)}"
             )
-    sampler = sampler or "dpm"
+    return sampler or "dpm"
+
+
+def schedule(sampler: str, steps: int | None, guidance: float | None, plan: Plan | None, usual: float) -> Schedule:
+    """What was given, filled up.
+
+    Args:
+        usual: the guidance scale that the model is sampled at unless somebody says otherwise.
+
+    Raises:
+        SampleError: numbers that make no run.
+    """
     if steps is None:
         steps = DEFAULT_STEPS[sampler] if plan is None else inference_steps(SAMPLERS[sampler][0], plan.steps)
     if guidance is None:
-        guidance = 4.0 if plan is None else plan.guidance.scale
+        guidance = usual if plan is None else plan.guidance.scale
     if steps < 1:
         raise SampleError(f"--steps must be at least 1, got {steps}")
     if not 1 <= guidance < float("inf"):
@@ -55,13 +67,8 @@ def schedule(sampler: str | None, steps: int | None, guidance: float | None, pla
     return Schedule(sampler, steps, guidance)
 
 
-def check_model(pipe: Any, wanted: Schedule) -> None:
-    """Raises SampleError for a model that takes prompts, or more steps than it was trained on."""
-    if adapt(pipe.transformer).conditioned_on != "labels":
-        raise SampleError(
-            f"{type(pipe.transformer).__name__} is conditioned on prompts, and eval sample draws labels: sample it "
-            "with its own pipeline, inside `with ditfastattn.apply(pipe, plan)`"
-        )
+def check_steps(pipe: Any, wanted: Schedule) -> None:
+    """Raises SampleError for more steps than the model was trained on."""
     trained = pipe.scheduler.config.num_train_timesteps
     if wanted.steps > trained:
         raise SampleError(f"{wanted.steps} steps are more than the {trained} timesteps the model was trained on")
@@ -115,6 +122,12 @@ def device_name(device: str) -> str:
     return f"{platform.machine()} CPU"
 
 
+def _encoders(pipe: Any) -> list[nn.Module]:
+    adapter = adapt(pipe.transformer)
+    parts = [getattr(pipe, name) for name in adapter.encoders] if isinstance(adapter, FromPrompts) else []
+    return [part for part in parts if isinstance(part, nn.Module)]
+
+
 def describe(pipe: Any, plan: Plan | None, wanted: Schedule, device: str, **given: Any) -> dict[str, Any]:
     """What two commands of one folder must share, as ``run.json`` has it; ``given`` is the rest of it."""
     return {
@@ -123,7 +136,7 @@ def describe(pipe: Any, plan: Plan | None, wanted: Schedule, device: str, **give
         "steps": wanted.steps,
         "guidance": float(wanted.guidance),
         "plan": digest_of(plan) if plan else None,
-        "weights": fingerprint(pipe.transformer, pipe.vae),
+        "weights": fingerprint(pipe.transformer, pipe.vae, *_encoders(pipe)),
         "size": list(image_size(pipe)),
         "device": device_name(device),
         "threads": torch.get_num_threads() if device == "cpu" else None,

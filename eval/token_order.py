@@ -37,7 +37,7 @@ from ditfastattn.models import adapt
 from ditfastattn.models.base import ModelAdapter
 from ditfastattn.order import Ordering
 from ditfastattn.pipelines import load_pipeline
-from ditfastattn.sampling import Denoiser, Trajectory
+from ditfastattn.sampling import Denoiser, Trajectory, label_condition
 from eval.record import command_line
 from plans import Method, TokenOrder, Window
 from plans.files import write_text
@@ -104,7 +104,8 @@ class Trial:
 def losses(pipe: Any, labels: Sequence[int], steps: int, every: int, seed: int) -> list[dict[str, Any]]:
     """One row a window, order and age of the residual."""
     adapter = adapt(pipe.transformer)
-    run = Trajectory(Denoiser(pipe.transformer, labels, 4.0), pipe.scheduler, steps, seed, range(len(labels)))
+    denoiser = Denoiser(pipe.transformer, label_condition(pipe.transformer, labels), 4.0)
+    run = Trajectory(denoiser, pipe.scheduler, steps, seed, range(len(labels)))
     latents = []
     for step in range(steps):
         latents.append(run.latents)

@@ -14,7 +14,7 @@ from ditfastattn import use_kernel
 from ditfastattn.errors import DitFastAttnError
 from ditfastattn.kernels import KERNELS
 from ditfastattn.kernels.base import Kernel
-from ditfastattn.sampling import Denoiser
+from ditfastattn.sampling import Denoiser, label_condition
 from plans import Window
 
 VARIANTS = MATERIALISED, SDPA, XFORMERS, AS_WRITTEN = "materialised", "sdpa", "xformers", "as written"
@@ -85,7 +85,7 @@ def call_of(model: Any, images: int) -> Callable[[], Tensor]:
 def denoiser_of(model: Any, images: int) -> Denoiser:
     """Guided, with random labels that are the same for every variant."""
     labels = np.random.default_rng(0).integers(model.config.num_embeds_ada_norm, size=images)
-    return Denoiser(model, labels.tolist(), GUIDANCE)
+    return Denoiser(model, label_condition(model, labels.tolist()), GUIDANCE)
 
 
 def equivalence(model: Any, names: Sequence[str]) -> dict[str, dict[str, float]]:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
 from plans.compare import guidance_differences, model_differences, sampler_differences
 from plans.fields import Frozen, Integer, Name, Number, Setting, Time
@@ -59,8 +59,9 @@ class GuidanceSpec(Frozen):
 class Calibration(Frozen):
     """How a plan was found (DiTFastAttn, Algorithm 1), in enough detail to find it again.
 
-    methods: the candidates that were tried. compiled: whether blocks ran in compiled pieces. versions: package ->
-    version. created: ISO 8601.
+    labels or prompts: of the images it was calibrated on, one of them empty. negative_prompt: None where there are no
+    prompts. methods: the candidates that were tried. compiled: whether blocks ran in compiled pieces. versions:
+    package -> version. created: ISO 8601.
     """
 
     loss: Name
@@ -69,6 +70,7 @@ class Calibration(Frozen):
     search: Name
     labels: tuple[Integer, ...]
     prompts: tuple[str, ...] = ()
+    negative_prompt: str | None = None
     seed: Integer
     dtype: Name
     device: Name
@@ -76,6 +78,17 @@ class Calibration(Frozen):
     compiled: Annotated[bool, Field(strict=True)] = False
     versions: dict[str, str]
     created: Time
+
+    @property
+    def images(self) -> int:
+        """How many it was calibrated on."""
+        return len(self.labels or self.prompts)
+
+    @model_serializer(mode="wrap")
+    def _without_what_labels_lack(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Plans on labels are written as they were before there were prompts."""
+        written: dict[str, Any] = handler(self)
+        return {key: value for key, value in written.items() if key != "negative_prompt" or value is not None}
 
 
 class Plan(Frozen):

@@ -8,6 +8,7 @@ from diffusers import AutoencoderKL, DiTPipeline, DiTTransformer2DModel
 
 from ditfastattn.models import adapt
 from ditfastattn.samplers import make_sampler, sampler_spec
+from ditfastattn.sampling import Denoiser, label_condition
 from plans import GuidanceSpec, Method, Plan
 
 TRAINING = {"num_train_timesteps": 1000, "beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02}
@@ -66,6 +67,10 @@ def sample(pipe: Any, steps: int = 8, labels: tuple[int, ...] = (1, 2), **kwargs
     ).images
     assert isinstance(images, torch.Tensor)
     return images
+
+
+def label_denoiser(pipe: Any, labels: tuple[int, ...], guidance_scale: float) -> Denoiser:
+    return Denoiser(pipe.transformer, label_condition(pipe.transformer, labels), guidance_scale)
 
 
 def everything(pipe: DiTPipeline) -> list[dict[str, Any]]:

@@ -1,10 +1,12 @@
 """A small PixArt with random weights, and its pipeline without a text encoder: prompts come as embeddings."""
 
+import string
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, PixArtAlphaPipeline, PixArtSigmaPipeline, PixArtTransformer2DModel
 from small_models import TRAINING
+from transformers import T5Config, T5EncoderModel, T5Tokenizer
 
 from ditfastattn.samplers import make_sampler
 
@@ -41,6 +43,27 @@ def small_pixart_pipeline(sigma: bool = True, sampler: str = "dpm", **config: An
         scheduler=make_sampler(sampler, TRAINING),
     )
     pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def small_text_parts() -> tuple[T5Tokenizer, T5EncoderModel]:
+    """Letters are the words of the tokenizer; two layers of T5 make embeddings as wide as the model takes."""
+    letters = [(letter, -2.0) for letter in ("▁", *string.ascii_lowercase)]
+    vocabulary = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *letters]
+    tokenizer = T5Tokenizer(vocab=vocabulary, extra_ids=0)
+    sizes = {"d_model": WIDTH, "d_kv": 8, "d_ff": 24, "num_layers": 2, "num_heads": 2}
+    encoder = T5EncoderModel(T5Config(vocab_size=len(vocabulary), **sizes))
+    generator = torch.Generator().manual_seed(0)
+    for parameter in encoder.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=generator) * 0.5
+    return tokenizer, encoder.eval()
+
+
+def small_text_to_image(sigma: bool = True, **config: Any) -> Any:
+    """The same pipeline with a text encoder."""
+    pipe = small_pixart_pipeline(sigma, **config)
+    tokenizer, encoder = small_text_parts()
+    pipe.register_modules(tokenizer=tokenizer, text_encoder=encoder)
     return pipe
 
 

@@ -28,6 +28,7 @@ REGISTRY = Registry(
             PixArt,
             PixArtTransformer2DModel,
             loaded_by="`PixArtAlphaPipeline`, `PixArtSigmaPipeline`",
+            calibration="on prompts",
         ),
         Family("`LatteTransformer3DModel`", Latte, LatteTransformer3DModel, loaded_by="`LattePipeline`"),
         Family(

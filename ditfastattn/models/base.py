@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeVar
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -110,7 +110,6 @@ class ModelAdapter(ABC):
     """A transformer: its blocks, its call and its guidance layout."""
 
     guided_layout: Layout  # the order of the branches in a guided batch
-    conditioned_on: Literal["labels", "prompts"] | None  # None: nobody said
     per_image: frozenset[str] = frozenset()  # the blocks' inputs, by name or "argument 1", that hold nothing per token
     guided_entry: str | None = None  # a method of the model that adds up the branches itself, given the scale
     why_eager = "its steps cannot be prepared yet"  # of what is no PreparedModel

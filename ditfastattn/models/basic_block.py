@@ -128,6 +128,12 @@ class BasicBlockModel(ModelAdapter):
             out_channels=self.model.out_channels,
         )
 
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(C, h, w) of the images the model was trained on."""
+        config = self.model.config
+        return config.in_channels, config.sample_size, config.sample_size
+
     def grid(self, height: int, width: int) -> tuple[int, int]:
         patch = self.model.config.patch_size
         return height // patch, width // patch

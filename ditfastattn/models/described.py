@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from pydantic import ValidationError
@@ -103,7 +103,6 @@ class DescribedAttention(BlockAdapter[AttentionCall]):
 class DescribedModel(ModelAdapter):
     """A registered transformer. Its plans can be followed in eager mode, the tokens in raster order."""
 
-    conditioned_on: Literal["labels", "prompts"] | None = None
     why_eager = "it was registered by its attention alone, and they need the whole block"
 
     def __init__(self, description: Description, model: nn.Module) -> None:

@@ -1,6 +1,6 @@
 """diffusers' DiTTransformer2DModel (DiT, arXiv 2212.09748): adaLN-Zero blocks, labels as condition."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -8,6 +8,7 @@ from diffusers import DiTTransformer2DModel
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ditfastattn.condition import Condition, FromLabels
 from ditfastattn.layout import Layout
 from ditfastattn.models.arithmetic import arithmetic_for, is_plain
 from ditfastattn.models.base import Call, Conditioning
@@ -54,7 +55,7 @@ class DiTBlock(AdaLNBlock[AdaLNState]):
         return do.add_gated(hidden, do.feed_forward(module.ff, x), state.gate_mlp)
 
 
-class DiT(Labelled, AdaLNModel):
+class DiT(Labelled, FromLabels, AdaLNModel):
     """The transformer of diffusers' DiTPipeline. A guided batch is [conditional, unconditional]."""
 
     guided_layout = Layout.COND_FIRST
@@ -68,6 +69,11 @@ class DiT(Labelled, AdaLNModel):
     def null_label(self) -> int:
         """The label of the unconditional branch: one past the last class."""
         return int(self.model.config.num_embeds_ada_norm)
+
+    def condition(self, labels: Sequence[int]) -> Condition:
+        given = torch.tensor(labels, device=self.device)
+        null = torch.full_like(given, self.null_label)
+        return Condition({"class_labels": given}, {"class_labels": null}, self.guided_layout, self.latent_shape)
 
     def read_call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
         given = self.arguments(args, kwargs)

@@ -1,7 +1,6 @@
 """Models conditioned on class labels, one of which stands for "no class": what tells the guidance branches apart."""
 
 from abc import abstractmethod
-from typing import Literal
 
 from torch import Tensor
 
@@ -18,8 +17,6 @@ def square(height: int, width: int) -> int:
 
 class Labelled(ModelAdapter):
     """``call.condition`` is (B,), integers."""
-
-    conditioned_on: Literal["labels", "prompts"] | None = "labels"
 
     @property
     @abstractmethod

@@ -1,6 +1,6 @@
 """diffusers' PixArtTransformer2DModel, of PixArt-alpha (arXiv 2310.00426) and PixArt-Sigma (arXiv 2403.04692)."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,7 +8,8 @@ import torch
 from diffusers import PixArtTransformer2DModel
 from torch import Tensor, nn
 
-from ditfastattn.errors import StepError
+from ditfastattn.condition import Condition, FromPrompts
+from ditfastattn.errors import LoadError, StepError
 from ditfastattn.layout import Layout
 from ditfastattn.models.arithmetic import arithmetic_for
 from ditfastattn.models.base import Call, Conditioning
@@ -78,15 +79,44 @@ class PixArtBlock(AdaLNBlock[PixArtState]):
         return do.add_gated(hidden, do.feed_forward(module.ff, x), state.gate_mlp)
 
 
-class PixArt(Prompted, AdaLNModel):
+class PixArt(Prompted, FromPrompts, AdaLNModel):
     """The transformer of diffusers' PixArtAlphaPipeline and PixArtSigmaPipeline. A guided batch is [uncond, cond]."""
 
     guided_layout = Layout.UNCOND_FIRST
+    usual_guidance = 4.5  # DiTFastAttn, and the pipelines' own default
+    encoders = ("text_encoder", "tokenizer")
     per_image = frozenset({"timestep", "encoder_hidden_states", "encoder_attention_mask", "added_cond_kwargs"})
 
     def __init__(self, model: PixArtTransformer2DModel) -> None:
         super().__init__(model)
         self._blocks = [PixArtBlock(block) for block in model.transformer_blocks]
+
+    @torch.no_grad()
+    def condition(self, pipe: Any, prompts: Sequence[str], negative_prompt: str) -> Condition:
+        """As the pipelines have it: as many words as they take, and the sizes that PixArt-alpha embeds at 1024 px.
+
+        Texts are not cleaned of HTML and the like: that would depend on which packages are installed.
+        """
+        lacking = [name for name in self.encoders if getattr(pipe, name, None) is None]
+        if lacking:
+            raise LoadError(
+                f"this {type(pipe).__name__} has no {' and no '.join(lacking)}, so it cannot encode prompts: load it "
+                "from a folder or hub id that has them all"
+            )
+        text, mask, negative, negative_mask = pipe.encode_prompt(
+            list(prompts), negative_prompt=negative_prompt, device=self.device, clean_caption=False
+        )  # (B, T, C), (B, T), twice
+        sizes = {"resolution": None, "aspect_ratio": None}
+        if self.model.use_additional_conditions:
+            height, width = (side * pipe.vae_scale_factor for side in self.latent_shape[1:])
+            sizes = {
+                "resolution": text.new_tensor([[height, width]] * len(prompts)),
+                "aspect_ratio": text.new_tensor([[height / width]] * len(prompts)),
+            }
+        return Condition(
+            _arguments(text, mask, sizes), _arguments(negative, negative_mask, sizes), self.guided_layout,
+            self.latent_shape,
+        )  # fmt: skip
 
     def read_call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
         given = self.arguments(args, kwargs)
@@ -145,6 +175,10 @@ class PixArt(Prompted, AdaLNModel):
     @property
     def last_projection(self) -> nn.Module:
         return self.model.proj_out
+
+
+def _arguments(text: Tensor, mask: Tensor, sizes: Mapping[str, Tensor | None]) -> dict[str, Any]:
+    return {"encoder_hidden_states": text, "encoder_attention_mask": mask, "added_cond_kwargs": sizes}
 
 
 def _refuse_extras(cross_attention_kwargs: Mapping[str, Any] | None) -> None:

@@ -1,7 +1,5 @@
 """Models conditioned on prompts: nothing in the embeddings tells the guidance branches apart."""
 
-from typing import Literal
-
 import torch
 
 from ditfastattn.models.base import Call, ModelAdapter
@@ -17,8 +15,6 @@ class Prompted(ModelAdapter):
     order of the branches nor the scale can be verified, nor can a guided batch be told from one that holds the same
     noise twice with two prompts.
     """
-
-    conditioned_on: Literal["labels", "prompts"] | None = "prompts"
 
     def is_guided(self, call: Call) -> bool:
         """Whether the batch can be cut into two branches; see the class for what is verified elsewhere."""

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from small_models import small_pipeline, small_transformer
+from small_models import label_denoiser, small_pipeline, small_transformer
 
 import ditfastattn
 from calibration.algorithm import all_full
@@ -15,7 +15,7 @@ from calibration.journal import Journal, read_trace
 from calibration.loss import LOSSES, mrae
 from calibration.settings import Settings, parse_threshold
 from ditfastattn.pieces import Pieces
-from ditfastattn.sampling import Denoiser, sample_latents
+from ditfastattn.sampling import sample_latents
 from plans import Method, TokenOrder, Window
 
 STEPS, LABELS = 6, (1, 2)
@@ -73,7 +73,7 @@ def test_the_plan_followed_by_a_session_ends_where_calibration_ended(guidance_sc
     assert any(method.windowed for row in result.plan.methods for method in row)
     with ditfastattn.apply(pipe.transformer, result.plan):
         latents = sample_latents(
-            Denoiser(pipe.transformer, LABELS, guidance_scale), pipe.scheduler, STEPS, 0, range(len(LABELS))
+            label_denoiser(pipe, LABELS, guidance_scale), pipe.scheduler, STEPS, 0, range(len(LABELS))
         )
     torch.testing.assert_close(latents, result.latents, rtol=1e-5, atol=1e-5)
     if guidance_scale == 1:
@@ -107,7 +107,7 @@ def test_the_loss_of_a_trial_is_that_of_two_whole_model_runs() -> None:
     handle = pipe.transformer.transformer_blocks[0].attn1.register_forward_hook(
         lambda m, a, out: stored.append(out.clone())
     )
-    denoiser = Denoiser(pipe.transformer, LABELS, 4.0)
+    denoiser = label_denoiser(pipe, LABELS, 4.0)
     sample_latents(denoiser, pipe.scheduler, STEPS, 0, range(2))
     handle.remove()
     reference = outputs[1]

@@ -7,6 +7,7 @@ import torch
 from small_models import random_plan, small_pipeline
 
 from calibration.drift import Images, drift, sample
+from ditfastattn.sampling import label_condition
 
 
 def test_formulas() -> None:
@@ -25,8 +26,8 @@ def test_formulas() -> None:
 
 def test_compressed_images_are_compressed_and_start_from_the_same_noise() -> None:
     pipe = small_pipeline()
-    plan = random_plan(pipe)
-    full, compressed = (sample(pipe, plan, (1, 2), 0, 0, "auto", compressed=c) for c in (False, True))
+    plan, shown = random_plan(pipe), label_condition(pipe.transformer, (1, 2))
+    full, compressed = (sample(pipe, plan, shown, 0, 0, "auto", compressed=c) for c in (False, True))
     assert 0 < drift(full, compressed).latent_rel_l2 < 1
-    assert torch.equal(full.latents, sample(pipe, plan, (1, 2), 0, 0, "auto", compressed=False).latents)
-    assert not torch.equal(full.latents, sample(pipe, plan, (1, 2), 0, 2, "auto", compressed=False).latents)
+    assert torch.equal(full.latents, sample(pipe, plan, shown, 0, 0, "auto", compressed=False).latents)
+    assert not torch.equal(full.latents, sample(pipe, plan, shown, 0, 2, "auto", compressed=False).latents)

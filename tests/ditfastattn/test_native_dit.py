@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import ditfastattn
 from calibration.errors import CalibrationError
-from calibration.labels import check_labelled
+from calibration.subjects import sampled_by
 from ditfastattn.cache import Cell, LayerCache, Rows
 from ditfastattn.errors import ApplyError, StepError
 from ditfastattn.execute import Context, run_block
@@ -234,7 +234,7 @@ def test_what_a_plan_would_bypass_is_refused(native: Any) -> None:
     with pytest.raises(ApplyError, match="sets the attention processors of diffusers' models, and DiT has none"):
         ditfastattn.use_kernel(native, "sdpa")
     with pytest.raises(CalibrationError, match=r"give --model its \.pt checkpoint"):
-        check_labelled(native)
+        sampled_by(native)
 
 
 # ------------------------------------------------------------------------------------------------------- on a GPU

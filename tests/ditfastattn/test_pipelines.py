@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDPMScheduler, DPMSolverMultistepScheduler
-from small_models import TRAINING, sample, small_pipeline
+from small_models import TRAINING, label_denoiser, sample, small_pipeline
 from test_original_dit import native_state
 
 from ditfastattn import load_pipeline
 from ditfastattn.errors import LoadError
 from ditfastattn.samplers import SAMPLERS, inference_steps, make_sampler, sampler_spec
-from ditfastattn.sampling import Denoiser, Trajectory, decode, image_generators, sample_latents
+from ditfastattn.sampling import Trajectory, decode, image_generators, sample_latents
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def test_a_folder_gives_the_pipeline_that_was_saved(folder: Path) -> None:
 def test_every_sampler_runs_and_keeps_the_training_schedule(folder: Path, name: str) -> None:
     pipe = load_pipeline(folder, sampler=name)
     assert pipe.scheduler.config.beta_end == TRAINING["beta_end"]
-    latents = sample_latents(Denoiser(pipe.transformer, (1,), 4.0), pipe.scheduler, 4, 0, range(1))
+    latents = sample_latents(label_denoiser(pipe, (1,), 4.0), pipe.scheduler, 4, 0, range(1))
     assert latents.shape == (1, 4, 8, 8) and latents.isfinite().all()
     spec = sampler_spec(pipe.scheduler, 4)
     assert inference_steps(pipe.scheduler, len(spec.timesteps)) == 4
@@ -44,7 +44,7 @@ def test_an_original_checkpoint_with_its_vae(folder: Path, tmp_path: Path) -> No
     torch.save(native_state(width=384), tmp_path / "DiT.pt")
     pipe = load_pipeline(tmp_path / "DiT.pt", vae=folder / "vae")
     assert pipe.transformer.config.num_attention_heads == 6 and pipe.transformer.config.sample_size == 8
-    latents = sample_latents(Denoiser(pipe.transformer, (1,), 4.0), pipe.scheduler, 2, 0, range(1))
+    latents = sample_latents(label_denoiser(pipe, (1,), 4.0), pipe.scheduler, 2, 0, range(1))
     assert decode(pipe.vae, latents).shape == (1, 16, 16, 3)
     with pytest.raises(LoadError, match="vae="):
         load_pipeline(tmp_path / "DiT.pt", vae=tmp_path / "nowhere")
@@ -70,9 +70,9 @@ def test_what_cannot_be_loaded_gets_one_sentence(folder: Path, tmp_path: Path) -
 def test_our_loop_is_the_pipelines_loop(folder: Path) -> None:
     pipe = load_pipeline(folder)
     pipe.set_progress_bar_config(disable=True)
-    run = Trajectory(Denoiser(pipe.transformer, (1, 2), 4.0), pipe.scheduler, 6, seed=3, indices=(0, 1))
+    run = Trajectory(label_denoiser(pipe, (1, 2), 4.0), pipe.scheduler, 6, seed=3, indices=(0, 1))
     noise = run.latents.clone()
-    ours = sample_latents(Denoiser(pipe.transformer, (1, 2), 4.0), pipe.scheduler, 6, seed=3, indices=(0, 1))
+    ours = sample_latents(label_denoiser(pipe, (1, 2), 4.0), pipe.scheduler, 6, seed=3, indices=(0, 1))
     theirs = pipe([1, 2], num_inference_steps=6, generator=image_generators(3, (0, 1)), output_type="np").images
     assert noise.shape == ours.shape
     pixels = decode(pipe.vae, ours).numpy()
@@ -83,7 +83,7 @@ def test_an_image_depends_on_its_seed_and_index_alone(folder: Path) -> None:
     pipe = load_pipeline(folder, sampler="ddpm")  # draws noise at every step
 
     def images(labels: tuple[int, ...], indices: tuple[int, ...]) -> torch.Tensor:
-        return sample_latents(Denoiser(pipe.transformer, labels, 4.0), pipe.scheduler, 5, 7, indices)
+        return sample_latents(label_denoiser(pipe, labels, 4.0), pipe.scheduler, 5, 7, indices)
 
     together = images((1, 2, 3), (10, 11, 12))
     alone = torch.cat([images((label,), (index,)) for label, index in ((1, 10), (2, 11), (3, 12))])
@@ -95,7 +95,7 @@ def test_learned_range_variance_reaches_the_sampler(folder: Path) -> None:
     """IDDPM (arXiv 2102.09672, Eq. 15): one step against the formula, float64."""
     pipe = load_pipeline(folder, sampler="iddpm")
     assert isinstance(pipe.scheduler, DDPMScheduler)
-    run = Trajectory(Denoiser(pipe.transformer, (1,), 4.0), pipe.scheduler, 10, seed=0, indices=(0,))
+    run = Trajectory(label_denoiser(pipe, (1,), 4.0), pipe.scheduler, 10, seed=0, indices=(0,))
     generator = image_generators(0, (0,))[0]
     x = torch.randn(4, 8, 8, generator=generator).double()
     z = torch.randn(4, 8, 8, generator=generator).double()

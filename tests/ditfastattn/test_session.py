@@ -5,11 +5,11 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DiTPipeline
-from small_models import everything, full_plan, random_plan, same, sample, small_pipeline
+from small_models import everything, full_plan, label_denoiser, random_plan, same, sample, small_pipeline
 
 import ditfastattn
 from ditfastattn.errors import StepError
-from ditfastattn.sampling import Denoiser, sample_latents
+from ditfastattn.sampling import sample_latents
 from plans import Method, Plan, PlanMismatch, Window
 
 STEPS = 8
@@ -96,7 +96,7 @@ def test_another_batch_size_is_another_run(pipe: DiTPipeline) -> None:
 
 def test_two_pipelines_interleaved() -> None:
     pipes = [small_pipeline(seed=0), small_pipeline(seed=1)]
-    denoisers = [Denoiser(pipe.transformer, (1, 2), 4.0) for pipe in pipes]
+    denoisers = [label_denoiser(pipe, (1, 2), 4.0) for pipe in pipes]
     plans = [random_plan(pipe, STEPS, seed=seed) for seed, pipe in enumerate(pipes)]
 
     def alone(index: int) -> torch.Tensor:

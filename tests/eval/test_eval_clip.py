@@ -65,6 +65,10 @@ def test_every_image_is_scored_with_its_own_caption(
     assert result["clip_score"] == pytest.approx(np.mean(expected), abs=1e-3)
     assert model.name in capsys.readouterr().out
 
+    recorded = write_run(tmp_path / "recorded", images, captions=["the sea", "a cat", "two dogs", "a cat"])
+    assert eval_main(["clip", str(recorded), "--clip-model", str(model), "--batch", "3"]) == 0
+    assert json.loads((recorded / "clip.json").read_text())["images"] == result["images"]
+
 
 def test_the_caption_of_an_image_matters(model: Path, captions: Path, tmp_path: Path) -> None:
     images = pictures(3)

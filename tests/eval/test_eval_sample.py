@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small_models import random_plan, small_pipeline
+from small_models import label_denoiser, random_plan, small_pipeline
 from small_pixart import small_pixart_pipeline
 
 import ditfastattn
-from ditfastattn.sampling import Denoiser, decode, sample_latents
+from ditfastattn.sampling import decode, sample_latents
 from eval import sample_files
 from eval.cli import main
 from eval.sample_batches import Batches, Labels
@@ -75,7 +75,7 @@ def test_an_image_is_its_noise_label_and_rounding(run: Run, model: Path) -> None
     out = run("run", "--latents", "--seed", "7")
     pipe = ditfastattn.load_pipeline(model)
     labels = [int(label) for label in np.load(out / "labels.npy")[2:4]]
-    latents = sample_latents(Denoiser(pipe.transformer, labels, 4.0), pipe.scheduler, STEPS, 7, (2, 3))
+    latents = sample_latents(label_denoiser(pipe, labels, 4.0), pipe.scheduler, STEPS, 7, (2, 3))
     assert np.array_equal(np.load(out / "latents" / "000003.npy"), latents[1].numpy())
     assert np.array_equal(pixels(out, 3), decode(pipe.vae, latents)[1].numpy())
 
@@ -104,7 +104,7 @@ def test_a_plan_is_followed_with_its_own_sampler_steps_and_guidance(run: Run, mo
     assert load(out / "plan.json") == plan
     labels = [int(label) for label in np.load(out / "labels.npy")[:2]]
     with ditfastattn.apply(pipe.transformer, plan):
-        latents = sample_latents(Denoiser(pipe.transformer, labels, 2.0), pipe.scheduler, 6, 0, (0, 1))
+        latents = sample_latents(label_denoiser(pipe, labels, 2.0), pipe.scheduler, 6, 0, (0, 1))
     assert np.array_equal(np.load(out / "latents" / "000001.npy"), latents[1].numpy())
 
 

@@ -52,6 +52,7 @@ def calibrations(draw: st.DrawFn) -> Calibration:
         methods=tuple(draw(st.lists(st.sampled_from(Method), unique=True))),
         labels=tuple(draw(st.lists(st.integers(0, 999), max_size=3))),
         prompts=tuple(draw(st.lists(texts, max_size=2))),
+        negative_prompt=draw(st.none() | texts),
         seed=draw(st.integers()),
         versions=draw(st.dictionaries(texts, texts, max_size=2)),
         created=draw(st.datetimes()).isoformat(),

@@ -24,7 +24,7 @@ from ditfastattn.models.base import ModelAdapter
 from ditfastattn.ranks import ALONE, Ranks
 from ditfastattn.samplers import sampler_spec
 from ditfastattn.sampling import Denoiser, Trajectory
-from plans import Calibration, GuidanceSpec, Plan, Window
+from plans import Calibration, GuidanceSpec, Plan
 
 
 @dataclass(frozen=True)
@@ -113,14 +113,18 @@ def empty_plan(adapter: ModelAdapter, scheduler: Any, settings: Settings) -> Pla
     if settings.steps > trained:
         raise CalibrationError(f"{settings.steps} steps are more than the {trained} timesteps the model was trained on")
     layout = adapter.guided_layout if settings.guided else Layout.NONE
-    window = settings.window or Window.default(model.tokens)
-    if max(window.left, window.right) > model.tokens:
-        raise CalibrationError(f"the window {window} is wider than the model's {model.tokens} tokens")
+    if settings.temporal_window is not None and model.temporal is None:
+        raise CalibrationError(f"{model.class_name} has no attention between frames: leave --temporal-window out")
+    frames = 1 if model.temporal is None else model.temporal.frames
+    for window, size, of in ((settings.window, model.tokens, "tokens"), (settings.temporal_window, frames, "frames")):
+        if window is not None and max(window.left, window.right) > size:
+            raise CalibrationError(f"the window {window} is wider than the model's {size} {of}")
     return Plan.full(
         model=model,
         sampler=sampler_spec(scheduler, settings.steps),
         guidance=GuidanceSpec(scale=float(settings.guidance_scale), layout=layout.value),
-        window=window,
+        window=settings.window,
+        temporal_window=settings.temporal_window,
         token_order=settings.token_order,
     )
 

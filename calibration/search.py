@@ -22,7 +22,7 @@ from ditfastattn.models.base import Call, ModelAdapter, Place, prepared
 from ditfastattn.order import Ordering, order_for
 from ditfastattn.pieces import compiled_pieces
 from ditfastattn.ranks import ALONE, Ranks
-from plans import Plan
+from plans import Plan, SiteName
 from plans.macs import method_macs, plan_macs
 
 
@@ -105,7 +105,7 @@ def search(
                 on_step(plan.steps, _macs_share(plan, probe.places, decision))
     names = dict.fromkeys(context.kernel.name for context in contexts.values())
     return Found(
-        plan=filled_in(plan, probe.places, decisions),
+        plan=filled_in(plan, [place.site for place in probe.places], decisions),
         decisions=tuple(decisions),
         kernel=", ".join(names),
         block_runs=probe.block_runs,
@@ -115,10 +115,17 @@ def search(
     )
 
 
-def filled_in(plan: Plan, places: Sequence[Place], decisions: Sequence[Decision]) -> Plan:
-    """The plan with the methods and losses of every step, each in the grid of its site."""
+def filled_in(plan: Plan, order: Sequence[SiteName], decisions: Sequence[Decision]) -> Plan:
+    """The plan with the methods and losses of every step, each in the grid of its site.
+
+    Args:
+        order: the site of each layer of a decision.
+
+    Raises:
+        ValueError: decisions of another shape than the plan.
+    """
     for site in plan.sites:
-        here = [layer for layer, place in enumerate(places) if place.site == site]
+        here = [layer for layer, name in enumerate(order) if name == site]
         methods = [[decision.methods[layer] for layer in here] for decision in decisions]
         losses = [[decision.losses[layer] for layer in here] for decision in decisions]
         plan = plan.with_methods(methods, losses, site=site)

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, LattePipeline, LatteTransformer3DModel
 from small_models import TRAINING, full_plan
-from small_pixart import prompts
+from small_pixart import prompts, small_text_parts
 
 from ditfastattn.samplers import make_sampler
 from plans import Method, Plan, Window
@@ -55,6 +55,14 @@ def small_latte_pipeline(sampler: str = "dpm", **config: Any) -> LattePipeline:
         scheduler=make_sampler(sampler, TRAINING),
     )
     pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def small_text_to_video() -> LattePipeline:
+    """The same pipeline with a text encoder."""
+    pipe = small_latte_pipeline()
+    tokenizer, encoder = small_text_parts()
+    pipe.register_modules(tokenizer=tokenizer, text_encoder=encoder)
     return pipe
 
 

@@ -30,7 +30,13 @@ REGISTRY = Registry(
             loaded_by="`PixArtAlphaPipeline`, `PixArtSigmaPipeline`",
             calibration="on prompts",
         ),
-        Family("`LatteTransformer3DModel`", Latte, LatteTransformer3DModel, loaded_by="`LattePipeline`"),
+        Family(
+            "`LatteTransformer3DModel`",
+            Latte,
+            LatteTransformer3DModel,
+            loaded_by="`LattePipeline`",
+            calibration="on prompts",
+        ),
         Family(
             "facebookresearch/DiT", NativeDiT, None, missing_parts, "its own `sample.py`", "of its `.pt` checkpoint"
         ),

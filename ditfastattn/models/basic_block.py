@@ -129,8 +129,8 @@ class BasicBlockModel(ModelAdapter):
         )
 
     @property
-    def latent_shape(self) -> tuple[int, int, int]:
-        """(C, h, w) of the images the model was trained on."""
+    def latent_shape(self) -> tuple[int, ...]:
+        """(C, h, w) of the images the model was trained on, (C, T, h, w) of the videos."""
         config = self.model.config
         return config.in_channels, config.sample_size, config.sample_size
 

@@ -1,12 +1,14 @@
 """diffusers' LatteTransformer3DModel (Latte, arXiv 2401.03048, variant 1): spatial and temporal blocks in turn."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Any
 
+import torch
 from diffusers import LatteTransformer3DModel
 from torch import nn
 
+from ditfastattn.condition import Condition, FromPrompts
 from ditfastattn.errors import StepError
 from ditfastattn.layout import Layout
 from ditfastattn.models.base import Call
@@ -32,7 +34,7 @@ class TemporalBlock(LatteBlock):
     site = "temporal"
 
 
-class Latte(Prompted, BasicBlockModel):
+class Latte(Prompted, FromPrompts, BasicBlockModel):
     """The transformer of diffusers' LattePipeline. A guided batch is [uncond, cond].
 
     The batch is the slowest dimension of the rows at both sites, (B T, N, C) and (B N, T, C), so that each guidance
@@ -41,6 +43,8 @@ class Latte(Prompted, BasicBlockModel):
     """
 
     guided_layout = Layout.UNCOND_FIRST
+    usual_guidance = 7.5  # the pipeline's own default
+    encoders = ("text_encoder", "tokenizer")
     # Latte calls its blocks with text, mask and timestep in places; all are the same for every token.
     per_image = frozenset({"argument 2", "argument 3", "argument 4"})
 
@@ -59,6 +63,28 @@ class Latte(Prompted, BasicBlockModel):
         config = self.model.config
         temporal = TemporalShape(layers=config.num_layers, frames=config.video_length)
         return super().spec().model_copy(update={"temporal": temporal})
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        channels, *size = super().latent_shape
+        return (channels, self.model.config.video_length, *size)
+
+    @torch.no_grad()
+    def condition(self, pipe: Any, prompts: Sequence[str], negative_prompt: str) -> Condition:
+        """As the pipeline has it for these prompts at once: of one prompt the words that it has, of several all 120
+        places, those without a word set to zero.
+
+        Texts are not cleaned of HTML and the like: that would depend on which packages are installed.
+        """
+        self.check_encoders(pipe)
+        text, negative = pipe.encode_prompt(
+            list(prompts),
+            negative_prompt=[negative_prompt] * len(prompts),
+            device=self.device,
+            clean_caption=False,
+        )  # (B, T, C) each
+        given = {"encoder_hidden_states": text}, {"encoder_hidden_states": negative}
+        return Condition(*given, self.guided_layout, self.latent_shape)
 
     def read_call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
         given = self.arguments(args, kwargs)

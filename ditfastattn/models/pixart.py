@@ -9,7 +9,7 @@ from diffusers import PixArtTransformer2DModel
 from torch import Tensor, nn
 
 from ditfastattn.condition import Condition, FromPrompts
-from ditfastattn.errors import LoadError, StepError
+from ditfastattn.errors import StepError
 from ditfastattn.layout import Layout
 from ditfastattn.models.arithmetic import arithmetic_for
 from ditfastattn.models.base import Call, Conditioning
@@ -97,12 +97,7 @@ class PixArt(Prompted, FromPrompts, AdaLNModel):
 
         Texts are not cleaned of HTML and the like: that would depend on which packages are installed.
         """
-        lacking = [name for name in self.encoders if getattr(pipe, name, None) is None]
-        if lacking:
-            raise LoadError(
-                f"this {type(pipe).__name__} has no {' and no '.join(lacking)}, so it cannot encode prompts: load it "
-                "from a folder or hub id that has them all"
-            )
+        self.check_encoders(pipe)
         text, mask, negative, negative_mask = pipe.encode_prompt(
             list(prompts), negative_prompt=negative_prompt, device=self.device, clean_caption=False
         )  # (B, T, C), (B, T), twice

@@ -14,7 +14,7 @@ matplotlib.use("Agg", force=False)
 
 
 def save_grid(path: Path, rows: Sequence[tuple[str, Images]], names: Sequence[str], title: str) -> None:
-    """One row of images per (row name, images), one column per label; written whole or not at all.
+    """One row of images per (row name, images), one column per label or prompt; written whole or not at all.
 
     Of a video its middle frame.
     """
@@ -29,7 +29,7 @@ def save_grid(path: Path, rows: Sequence[tuple[str, Images]], names: Sequence[st
             axis.set(xticks=[], yticks=[])
             axis.spines[:].set_color("#cccccc")
             if r == 0:
-                axis.set_title(_shorten(names[c]), fontsize=7)
+                axis.set_title(_shorten(names[c]), fontsize=7, parse_math=False)  # a prompt may hold $
         axes[r, 0].set_ylabel(row_name, fontsize=8, rotation=0, ha="right", va="center", labelpad=8)
     figure.suptitle(title, fontsize=9)
     figure.tight_layout(rect=(0, 0, 1, 0.97), pad=0.4)

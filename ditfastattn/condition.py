@@ -15,9 +15,8 @@ from torch import Tensor
 from ditfastattn.errors import LoadError
 from ditfastattn.layout import Layout
 
-Arguments = Mapping[
-    str, Any
-]  # of a transformer call, by name: tensors, mappings of them, and what is passed on as it is
+# Of a transformer call, by name: tensors, mappings of them, and what is passed on as it is.
+Arguments = Mapping[str, Any]
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def prompts(tmp_path: Path) -> Path:
     path = tmp_path / "prompts.txt"
-    path.write_text("a red fox  in the snow\n\n two boats \na goat\n")
+    path.write_text("a red fox  in the snow\n\n two $ boats _$ \na goat\n")
     return path
 
 
@@ -65,7 +65,7 @@ def test_a_plan_from_prompts_end_to_end(
 
     plan = load(output)
     record = plan.calibration
-    assert record is not None and record.prompts == ("a red fox in the snow", "two boats")
+    assert record is not None and record.prompts == ("a red fox in the snow", "two $ boats _$")
     assert (record.negative_prompt, record.labels, record.seed) == ("grey and blurred", (), 0)
     assert plan.guidance.scale == 4.5 and plan.guidance.layout == "uncond_first"
     assert plan.window == Window(left=2, right=2) and plan.steps == 5

@@ -13,7 +13,11 @@ from plans import Method
 
 
 class Step(Protocol):
-    """One sampler step in which methods can be tried. Earlier layers keep what they were given; later are FULL."""
+    """One sampler step in which methods can be tried. Earlier layers keep what they were given; later are FULL.
+
+    Layers are all compressed attentions in the order in which they run: in a video model those of frames and those
+    between frames in turn.
+    """
 
     layers: int
 
@@ -55,7 +59,8 @@ def choose_methods(step: Step, candidates: Sequence[Method], loss: Loss, thresho
 
     Args:
         candidates: in cost order, cheapest first, without FULL.
-        threshold: delta; the limit of layer l is delta (l + 1) / L.
+        threshold: delta; the limit of layer l is delta (l + 1) / L, l and L counting every compressed attention of the
+            model in the order in which it runs, whatever its site.
 
     Raises:
         CalibrationError: the uncompressed model output is not finite.

@@ -58,6 +58,7 @@ def calibrate_parser() -> argparse.ArgumentParser:
         help="what guidance leads away from (default: the empty prompt)",
     )
     add("--window", help="keys seen on each side: 32, or 32,16 for left,right (default: tokens // 8)")
+    add("--temporal-window", help="the same in frames, for attention between those of a video (default: frames // 8)")
     add(
         "--token-order",
         default="raster",

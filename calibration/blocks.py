@@ -6,40 +6,50 @@ import torch
 from torch import Tensor
 
 from ditfastattn.cache import Cell, LayerCache
-from ditfastattn.execute import Context, run_block
+from ditfastattn.execute import Contexts, computed_rows, run_block
 from ditfastattn.models.base import Call, ModelAdapter, PreparedModel
 from ditfastattn.pieces import Pieces
 from ditfastattn.prepared import BlockInputs, JointWeights, run_prepared_block
+from plans import Method
 
 
 class Blocks(Protocol):
-    """Runs blocks of one model at one step after another."""
+    """Runs blocks of one model at one step after another.
+
+    ``layer`` counts the blocks in the order in which their attention runs, those of a video model's sites in turn.
+    """
 
     def begin_step(self, timestep: float) -> None: ...
 
     def run(self, layer: int, cell: Cell, cache: LayerCache, hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """A block by ``cell``, (B, N, C) -> (B, N, C); the further arguments are the model's own."""
+        """A block by ``cell``, (rows, N, C) -> (rows, N, C); the further arguments are the model's own."""
 
-    def qkv(self, layer: int, rows: slice, hidden: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values (rows, N, H, D) of some rows of the block's input."""
+    def qkv(
+        self, layer: int, method: Method, hidden: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values (rows, N, H, D) of the rows that ``method`` computes, from the block's input."""
 
 
 class EagerBlocks:
     """As an eager session does."""
 
-    def __init__(self, adapter: ModelAdapter, context: Context) -> None:
-        self._adapter = adapter
-        self._context = context
+    def __init__(self, adapter: ModelAdapter, contexts: Contexts) -> None:
+        self._blocks = adapter.blocks
+        self._contexts = contexts
 
     def begin_step(self, timestep: float) -> None:
         """Nothing: the block's arguments bring the timestep."""
 
     def run(self, layer: int, cell: Cell, cache: LayerCache, hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return run_block(self._adapter.blocks[layer], cell, cache, self._context, hidden, *args, **kwargs)
+        block = self._blocks[layer]
+        return run_block(block, cell, cache, self._contexts[block.site], hidden, *args, **kwargs)
 
-    def qkv(self, layer: int, rows: slice, hidden: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor, Tensor]:
-        block = self._adapter.blocks[layer]
-        return block.qkv(block.begin(hidden, *args, skip_attention=False, **kwargs), rows)
+    def qkv(
+        self, layer: int, method: Method, hidden: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        block = self._blocks[layer]
+        state = block.begin(hidden, *args, skip_attention=False, **kwargs)
+        return block.qkv(state, computed_rows(method, state.hidden.shape[0], self._contexts[block.site].layout))
 
 
 class PieceBlocks:
@@ -49,9 +59,9 @@ class PieceBlocks:
         call: a model call of this calibration, for the batch and the condition.
     """
 
-    def __init__(self, adapter: PreparedModel, context: Context, pieces: Pieces, call: Call) -> None:
+    def __init__(self, adapter: PreparedModel, contexts: Contexts, pieces: Pieces, call: Call) -> None:
         self._adapter = adapter
-        self._context = context
+        self._context = contexts["attn"]
         self._pieces = pieces
         self._call = call
         self._shared = adapter.context(call)
@@ -69,5 +79,8 @@ class PieceBlocks:
     def run(self, layer: int, cell: Cell, cache: LayerCache, hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         return run_prepared_block(self._inputs[layer], cell, cache, self._context, self._pieces, hidden)
 
-    def qkv(self, layer: int, rows: slice, hidden: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor, Tensor]:
+    def qkv(
+        self, layer: int, method: Method, hidden: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        rows = computed_rows(method, hidden.shape[0], self._context.layout)
         return self._inputs[layer].qkv(self._pieces, hidden, rows)

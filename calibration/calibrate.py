@@ -1,4 +1,4 @@
-"""Calibrating a pipeline: Algorithm 1 step after step, on the trajectory of the plan chosen so far."""
+"""Calibrating a pipeline: what a search needs to begin, and the record of what it found."""
 
 import platform
 from collections.abc import Callable
@@ -11,29 +11,20 @@ import torch
 from torch import Tensor
 
 import ditfastattn
-from calibration.algorithm import Decision, all_full, choose_methods
-from calibration.blocks import Blocks, EagerBlocks, PieceBlocks
+from calibration.algorithm import Decision
 from calibration.errors import CalibrationError
 from calibration.journal import Journal
-from calibration.loss import over_ranks
-from calibration.plain import PlainStep
-from calibration.probe import Probe
-from calibration.replay import ReplayStep
+from calibration.search import search
 from calibration.settings import Settings
 from calibration.subjects import condition_of, sampled_by
 from ditfastattn.condition import Condition
-from ditfastattn.execute import Context
-from ditfastattn.kernels import make_kernel, settled
 from ditfastattn.layout import Layout
 from ditfastattn.models import adapt
-from ditfastattn.models.base import ModelAdapter, prepared
-from ditfastattn.order import Ordering, order_for
-from ditfastattn.pieces import compiled_pieces
+from ditfastattn.models.base import ModelAdapter
 from ditfastattn.ranks import ALONE, Ranks
 from ditfastattn.samplers import sampler_spec
 from ditfastattn.sampling import Denoiser, Trajectory
-from plans import Calibration, GuidanceSpec, Method, Plan, Window
-from plans.macs import method_macs
+from plans import Calibration, GuidanceSpec, Plan
 
 
 @dataclass(frozen=True)
@@ -95,57 +86,24 @@ def calibrate(
     images = ranks.share(settings.images)
     denoiser = Denoiser(pipe.transformer, condition.of(images), settings.guidance_scale)
     run = Trajectory(denoiser, pipe.scheduler, settings.steps, settings.seed, images)
-    candidates = settings.candidates()
-    parameter = next(pipe.transformer.parameters())
-    queries = parameter.new_empty((denoiser.rows, plan.model.tokens, plan.model.heads, plan.model.head_dim))
-    # What one rank has measured, all use.
-    kernel = ranks.broadcast(settled(settings.kernel, queries, plan.window) if ranks.first else "")
-    context = Context(make_kernel(kernel, queries, plan.window), plan.window, Layout(plan.guidance.layout))
-    ordering = Ordering(order_for(plan.token_order, candidates), plan.window, adapter.per_image)
-    ordering.fit(adapter.grid(*run.latents.shape[-2:]), run.latents.device)
-    step_class = ReplayStep if settings.search == "replay" else PlainStep
-    done = ranks.broadcast(list(journal.decisions) if journal else [])
-    loss = over_ranks(settings.loss, ranks)
-    decisions: list[Decision] = []
-    plain_runs = 0
-    blocks: Blocks = EagerBlocks(adapter, context)
-    if settings.compile:
-        rows = run.latents.new_empty((denoiser.rows, *run.latents.shape[1:]))
-        blocks = PieceBlocks(
-            prepared(adapter), context, compiled_pieces(), adapter.read_call((rows,), denoiser.arguments)
-        )
-    with Probe(adapter, context, ordering, any(method.windowed for method in candidates), blocks) as probe:
-        for index, timestep in enumerate(plan.sampler.timesteps):
-            blocks.begin_step(timestep)
-
-            def predict(index: int = index) -> Tensor:
-                return run.predict(index)
-
-            if index < len(done) or index == 0:
-                decision = done[index] if index < len(done) else all_full(probe.layers)
-                output = probe.commit(predict, decision.methods)
-                plain_runs += probe.layers
-            else:
-                step = step_class(probe, predict)
-                decision = choose_methods(step, candidates, loss, settings.threshold)
-                output = step.output()
-                plain_runs += probe.layers * (len(decision.trials) + 2)  # O, every O', and the chosen run
-            if index >= len(done) and journal:
-                journal.append(decision)
-            decisions.append(decision)
-            run.advance(index, output)
-            if on_step:
-                on_step(plan.steps, _macs_share(plan, decision))
-    record = _record(settings, parameter, context.kernel.name)
-    plan = plan.model_copy(update={"calibration": record}).with_methods(
-        [d.methods for d in decisions], [d.losses for d in decisions]
-    )
+    rows = run.latents.new_empty((denoiser.rows, *run.latents.shape[1:]))
+    call = adapter.read_call((rows,), denoiser.arguments)
+    found = search(adapter, plan, run, call, settings, journal, on_step, ranks)
+    record = _record(settings, next(pipe.transformer.parameters()), found.kernel)
     latents = (
         torch.cat([part.to(run.latents) for part in ranks.gather(run.latents.cpu())])
         if ranks.world > 1
         else run.latents
     )
-    return Result(plan, tuple(decisions), probe.block_runs, plain_runs, probe.residual_passes, len(done), latents)
+    return Result(
+        plan=found.plan.model_copy(update={"calibration": record}),
+        decisions=found.decisions,
+        block_runs=found.block_runs,
+        plain_block_runs=found.plain_block_runs,
+        residual_passes=found.residual_passes,
+        resumed_steps=found.resumed_steps,
+        latents=latents,
+    )
 
 
 def empty_plan(adapter: ModelAdapter, scheduler: Any, settings: Settings) -> Plan:
@@ -155,25 +113,20 @@ def empty_plan(adapter: ModelAdapter, scheduler: Any, settings: Settings) -> Pla
     if settings.steps > trained:
         raise CalibrationError(f"{settings.steps} steps are more than the {trained} timesteps the model was trained on")
     layout = adapter.guided_layout if settings.guided else Layout.NONE
-    window = settings.window or Window.default(model.tokens)
-    if max(window.left, window.right) > model.tokens:
-        raise CalibrationError(f"the window {window} is wider than the model's {model.tokens} tokens")
+    if settings.temporal_window is not None and model.temporal is None:
+        raise CalibrationError(f"{model.class_name} has no attention between frames: leave --temporal-window out")
+    frames = 1 if model.temporal is None else model.temporal.frames
+    for window, size, of in ((settings.window, model.tokens, "tokens"), (settings.temporal_window, frames, "frames")):
+        if window is not None and max(window.left, window.right) > size:
+            raise CalibrationError(f"the window {window} is wider than the model's {size} {of}")
     return Plan.full(
         model=model,
         sampler=sampler_spec(scheduler, settings.steps),
         guidance=GuidanceSpec(scale=float(settings.guidance_scale), layout=layout.value),
-        window=window,
+        window=settings.window,
+        temporal_window=settings.temporal_window,
         token_order=settings.token_order,
     )
-
-
-def _macs_share(plan: Plan, decision: Decision) -> float:
-    """Attention MACs of one step in units of all-FULL."""
-    macs = [
-        method_macs(method, tokens=plan.model.tokens, width=plan.model.width, window=plan.window)
-        for method in (Method.FULL, *decision.methods)
-    ]
-    return sum(macs[1:]) / (macs[0] * plan.layers)
 
 
 def _record(settings: Settings, parameter: Tensor, kernel: str) -> Calibration:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from calibration.algorithm import Decision
 from calibration.arguments import calibrate_parser, explain_parser, parse_methods, parse_window
 from calibration.calibrate import Result, calibrate, package_versions
 from calibration.drift import Drift, Images, drift, sample
@@ -20,6 +21,7 @@ from calibration.memory import keep_freed_memory
 from calibration.picture import save_grid
 from calibration.prompts import choose_prompts
 from calibration.report import describe, explain_trial, summary_row, write_summary
+from calibration.search import filled_in
 from calibration.settings import Settings, parse_threshold
 from calibration.subjects import choose_subjects, condition_of, release_encoders, sampled_by
 from ditfastattn.condition import Condition
@@ -27,12 +29,12 @@ from ditfastattn.console import run
 from ditfastattn.cost import PlanTime, predict
 from ditfastattn.layout import Layout
 from ditfastattn.models import adapt
-from ditfastattn.models.base import prepared
+from ditfastattn.models.base import PreparedModel
 from ditfastattn.pipelines import load_pipeline
 from ditfastattn.ranks import Ranks, start
 from ditfastattn.samplers import DEFAULT_STEPS
 from ditfastattn.sampling import decode
-from plans import Plan, load, save
+from plans import Plan, SiteName, load, save
 from plans.figure import picture
 from plans.macs import plan_macs
 
@@ -55,17 +57,21 @@ def _explain(options: argparse.Namespace) -> int:
     plan_path = Path(options.plan)
     plan = load(plan_path)
     header, decisions = read_trace(trace_path(plan_path))
-    if [d.methods for d in decisions] != [tuple(row) for row in plan.methods]:
+    order = header.get("sites", ["attn"] * plan.layers)
+    if not _is_trace_of(plan, order, decisions):
         raise CalibrationError(f"{trace_path(plan_path)} is not the trace of {plan_path}: their methods differ")
-    if not 0 <= options.step < plan.steps or not 0 <= options.layer < plan.layers:
-        raise CalibrationError(f"the plan has steps 0..{plan.steps - 1} and layers 0..{plan.layers - 1}")
+    layers = len(order)
+    if not 0 <= options.step < plan.steps or not 0 <= options.layer < layers:
+        raise CalibrationError(f"the plan has steps 0..{plan.steps - 1} and layers 0..{layers - 1}")
     decision = decisions[options.step]
-    method = decision.methods[options.layer]
-    print(f"step {options.step} (timestep {plan.sampler.timesteps[options.step]:g}), layer {options.layer}: {method}")
+    method, site = decision.methods[options.layer], order[options.layer]
+    where = f" ({site} {order[: options.layer].count(site)})" if len(plan.sites) > 1 else ""
+    time = f"{plan.sampler.timesteps[options.step]:g}"
+    print(f"step {options.step} (timestep {time}), layer {options.layer}{where}: {method}")
     if options.step == 0:
         print("  step 0 is FULL in every layer, by rule: nothing is stored before it")
         return 0
-    print(f"  loss {header['loss']}, threshold {header['threshold']:g}, limit threshold * (layer + 1) / {plan.layers}")
+    print(f"  loss {header['loss']}, threshold {header['threshold']:g}, limit threshold * (layer + 1) / {layers}")
     for trial in decision.trials:
         if trial.layer == options.layer:
             print(f"  {explain_trial(trial)}")
@@ -74,10 +80,18 @@ def _explain(options: argparse.Namespace) -> int:
     return 0
 
 
+def _is_trace_of(plan: Plan, order: list[SiteName], decisions: list[Decision]) -> bool:
+    try:
+        return filled_in(plan, order, decisions).sites == plan.sites
+    except (IndexError, ValueError):
+        return False
+
+
 def _calibrate(options: argparse.Namespace, arguments: list[str], ranks: Ranks) -> int:
     thresholds = [(text, parse_threshold(text)) for text in options.threshold]
     steps = DEFAULT_STEPS[options.sampler] if options.steps is None else options.steps
-    window, methods = parse_window(options.window), parse_methods(options.methods)
+    window, temporal_window = parse_window(options.window), parse_window(options.temporal_window)
+    methods = parse_methods(options.methods)
     device = ranks.device(options.device)
     paths = [_plan_path(options, steps, value, len(thresholds)) for _, value in thresholds]
     if len(set(paths)) < len(paths):
@@ -100,6 +114,7 @@ def _calibrate(options: argparse.Namespace, arguments: list[str], ranks: Ranks) 
             loss=options.loss,
             methods=methods,
             window=window,
+            temporal_window=temporal_window,
             token_order=options.token_order,
             search=options.search,
             kernel=options.kernel,
@@ -121,7 +136,7 @@ def _calibrate(options: argparse.Namespace, arguments: list[str], ranks: Ranks) 
         if not ranks.first:  # what follows a search is one process's work
             calibrate(pipe, settings, ranks=ranks, condition=condition)
             continue
-        journal = Journal(trace_path(path), _header(options, settings, device), options.resume)
+        journal = Journal(trace_path(path), _header(pipe, options, settings, device), options.resume)
         result = _search(pipe, settings, condition, journal, text, ranks)
         if not references:  # the uncompressed images are the same for every threshold
             references = [_sample(pipe, result.plan, settings, condition, unseen, False) for unseen in (False, True)]
@@ -174,7 +189,8 @@ def _predicted(pipe: Any, result: Result) -> PlanTime | None:
     record = result.plan.calibration
     assert record is not None
     rows = record.images * (1 if result.plan.guidance.layout == Layout.NONE.value else 2)
-    return predict(prepared(adapt(pipe.transformer)), result.plan, record.kernel, rows)
+    adapter = adapt(pipe.transformer)
+    return predict(adapter, result.plan, record.kernel, rows) if isinstance(adapter, PreparedModel) else None
 
 
 def _write(
@@ -209,6 +225,9 @@ def _grid_path(path: Path) -> Path:
     return path.with_suffix(".images.png")
 
 
-def _header(options: argparse.Namespace, settings: Settings, device: str) -> dict[str, Any]:
-    given = {name: getattr(options, name) for name in ("model", "sampler", "dtype")}
+def _header(pipe: Any, options: argparse.Namespace, settings: Settings, device: str) -> dict[str, Any]:
+    given: dict[str, Any] = {name: getattr(options, name) for name in ("model", "sampler", "dtype")}
+    order = [place.site for place in adapt(pipe.transformer).places]
+    if len(set(order)) > 1:
+        given["sites"] = order  # of the layers that a decision counts
     return {**given, "device": torch.device(device).type, "versions": package_versions(), **settings.as_json()}

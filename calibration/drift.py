@@ -16,7 +16,10 @@ from plans import Plan
 
 @dataclass(frozen=True)
 class Images:
-    """The end of a sampling run: latents (B, C, h, w) and decoded images (B, H, W, 3) uint8."""
+    """The end of a sampling run: latents (B, C, h, w) and decoded images (B, H, W, 3) uint8.
+
+    Of videos latents (B, C, T, h, w) and frames (B, T, H, W, 3).
+    """
 
     latents: Tensor
     pixels: Tensor
@@ -53,7 +56,8 @@ def sample(
 def drift(full: Images, compressed: Images) -> Drift:
     difference = (compressed.latents.double() - full.latents.double()).norm()
     error = (compressed.pixels.double() - full.pixels.double()).square().mean().item()
-    ours, theirs = (images.pixels.permute(0, 3, 1, 2).float() for images in (compressed, full))  # (B, 3, H, W)
+    flat = [images.pixels.flatten(0, -4) for images in (compressed, full)]  # (B, H, W, 3), of videos (B T, H, W, 3)
+    ours, theirs = (pixels.permute(0, 3, 1, 2).float() for pixels in flat)
     similarity = structural_similarity_index_measure(ours, theirs, data_range=255.0)
     assert isinstance(similarity, Tensor)
     return Drift(

@@ -14,14 +14,18 @@ matplotlib.use("Agg", force=False)
 
 
 def save_grid(path: Path, rows: Sequence[tuple[str, Images]], names: Sequence[str], title: str) -> None:
-    """One row of images per (row name, images), one column per label or prompt; written whole or not at all."""
+    """One row of images per (row name, images), one column per label or prompt; written whole or not at all.
+
+    Of a video its middle frame.
+    """
     columns = len(names)
     figure = Figure(figsize=(max(1.15 * columns + 1.3, 5.0), 1.2 * len(rows) + 0.75), dpi=130)
     axes = figure.subplots(len(rows), columns, squeeze=False)
     for r, (row_name, images) in enumerate(rows):
         for c in range(columns):
             axis = axes[r, c]
-            axis.imshow(np.asarray(images.pixels[c]), interpolation="lanczos")
+            shown = images.pixels[c]
+            axis.imshow(np.asarray(shown[len(shown) // 2] if shown.dim() == 4 else shown), interpolation="lanczos")
             axis.set(xticks=[], yticks=[])
             axis.spines[:].set_color("#cccccc")
             if r == 0:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from calibration.blocks import Blocks
 from ditfastattn.cache import Cell, LayerCache, Rows
-from ditfastattn.execute import Context, residual_to_store
+from ditfastattn.execute import Contexts
 from ditfastattn.install import Overrides
 from ditfastattn.models.base import ModelAdapter
 from ditfastattn.order import Ordering
@@ -29,13 +29,17 @@ class Probe:
 
     ``caches`` are those of the trajectory chosen so far; ``block_runs`` counts whole blocks run, ``residual_passes``
     attention cores run again for their residual alone. All that a behaviour sees stands in the order of ``ordering``.
+    Layers are counted in the order in which their attention runs, those of a video model's sites in turn.
     """
 
     def __init__(
-        self, adapter: ModelAdapter, context: Context, ordering: Ordering, residuals: bool, blocks: Blocks
+        self, adapter: ModelAdapter, contexts: Contexts, ordering: Ordering, residuals: bool, blocks: Blocks
     ) -> None:
         self.adapter = adapter
-        self.context = context
+        self.contexts = contexts
+        self.places = adapter.places
+        spatial = [layer for layer, place in enumerate(self.places) if place.site == "attn"]
+        self._first, self._last = spatial[0], spatial[-1]  # between them the tokens stand in their order
         self.blocks = blocks
         self.ordering = ordering
         self.residuals = residuals
@@ -47,21 +51,25 @@ class Probe:
 
     @property
     def layers(self) -> int:
-        return len(self.adapter.blocks)
+        return len(self.places)
 
     def __enter__(self) -> "Probe":
-        for layer, block in enumerate(self.adapter.blocks):
-            self._overrides.set(block.module, "forward", partial(self._forward, layer))
+        for module, layers in self.adapter.modules:
+            self._overrides.set(module, "forward", partial(self._forward, layers))
         return self
 
     def __exit__(self, *_: object) -> None:
         self._overrides.restore()
 
-    def _forward(self, layer: int, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def _forward(self, layers: range, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """The forward of a module that runs these layers, most often one."""
         assert self._behaviour is not None, "a block was called outside of Probe.call"
-        hidden = self.ordering.enter(hidden_states, *args, **kwargs) if layer == 0 else hidden_states
-        hidden = self._behaviour(layer, hidden, *args, **kwargs)
-        return self.ordering.leave(hidden) if layer + 1 == self.layers else hidden
+        hidden = hidden_states
+        for layer in layers:
+            hidden = self.ordering.enter(hidden, *args, **kwargs) if layer == self._first else hidden
+            hidden = self._behaviour(layer, hidden, *args, **kwargs)
+            hidden = self.ordering.leave(hidden) if layer == self._last else hidden
+        return hidden
 
     def call(self, predict: Callable[[], Tensor], behaviour: Callable[..., Tensor]) -> Tensor:
         """``predict()`` with every block call answered by ``behaviour(layer, hidden, *args, **kwargs)``."""
@@ -87,8 +95,6 @@ class Probe:
     def residual(self, layer: int, method: Method, hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The residual a FULL or ASC block would store, from the block's input alone."""
         self.residual_passes += 1
-        batch = hidden.shape[0]
-        rows = self.context.layout.conditional_rows(batch) if method.shares_guidance else slice(0, batch)
-        q, k, v = self.blocks.qkv(layer, rows, hidden, *args, **kwargs)
-        full = self.context.kernel.full(q, k, v)
-        return residual_to_store(storing(method).store_residual, q, k, v, full, batch, self.context)
+        context = self.contexts[self.places[layer].site]
+        q, k, v = self.blocks.qkv(layer, method, hidden, *args, **kwargs)
+        return context.kernel.residual(q, k, v, context.kernel.full(q, k, v), context.window)

@@ -31,7 +31,7 @@ class ReplayStep:
         self._tried_inputs: list[Tensor | None] = list(self._inputs)
         self._tried_caches: list[LayerCache] = list(self._caches)
         self._tried_output: Tensor | None = None
-        self._arguments: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
+        self._arguments: list[tuple[tuple[Any, ...], dict[str, Any]]] = [((), {})] * probe.layers  # besides the input
 
     def reference(self) -> Tensor:
         output = self._run(0, Method.FULL)
@@ -49,7 +49,7 @@ class ReplayStep:
         if method.refreshes_residual and self._probe.residuals:
             hidden = self._inputs[layer]
             assert hidden is not None
-            args, kwargs = self._arguments
+            args, kwargs = self._arguments[layer]
             kept.residual = self._probe.residual(layer, method, hidden, *args, **kwargs)
 
     def output(self) -> Tensor:
@@ -75,7 +75,7 @@ class ReplayStep:
                 assert stored is not None
                 hidden = stored
             inputs[layer] = hidden
-            self._arguments = (args, kwargs)
+            self._arguments[layer] = (args, kwargs)
             cell: Cell = storing(method if layer == first else Method.FULL, residuals=False)
             return self._probe.run_block(layer, cell, caches[layer], hidden, *args, **kwargs)
 

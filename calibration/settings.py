@@ -29,6 +29,7 @@ class Settings:
     loss: str = "mrae"
     methods: tuple[Method, ...] = CANDIDATES
     window: Window | None = None  # None: tokens // 8 on each side
+    temporal_window: Window | None = None  # of attention between frames; None: frames // 8 on each side
     token_order: TokenOrder = "raster"
     search: str = "replay"
     kernel: str = "auto"
@@ -75,7 +76,8 @@ class Settings:
 
     def as_json(self) -> dict[str, Any]:
         values = asdict(self)
-        values["window"] = None if self.window is None else str(self.window)
+        for name in ("window", "temporal_window"):
+            values[name] = None if values[name] is None else str(values[name])
         return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
 
 

@@ -11,7 +11,7 @@ from ditfastattn.errors import StepError
 from ditfastattn.layout import Layout
 from ditfastattn.models.base import Call, ModelAdapter
 from ditfastattn.watch import Watch
-from plans import Plan, PlanMismatch
+from plans import Plan, PlanMismatch, SiteName
 
 
 def timestep_value(timestep: Any) -> float:
@@ -34,9 +34,14 @@ def check_batch(plan: Plan, adapter: ModelAdapter, call: Call) -> None:
     """
     batch = call.latents.shape[0]
     height, width = call.latents.shape[-2:]
-    tokens = adapter.tokens(height, width)
+    tokens, temporal = adapter.tokens(height, width), plan.model.temporal
+    differences = []
     if tokens != plan.model.tokens:
-        raise PlanMismatch([f"tokens: the plan has {plan.model.tokens}, this run {tokens} ({height}x{width} latents)"])
+        differences.append(f"tokens: the plan has {plan.model.tokens}, this run {tokens} ({height}x{width} latents)")
+    if temporal is not None and call.latents.shape[2] != temporal.frames:
+        differences.append(f"frames: the plan has {temporal.frames}, this run {call.latents.shape[2]}")
+    if differences:
+        raise PlanMismatch(differences)
     layout = Layout(plan.guidance.layout)
     if layout is Layout.NONE:
         if adapter.mixes_branches(call):
@@ -110,9 +115,10 @@ def _judge_condition(step: int, numbers: list[float]) -> None:
         )
 
 
-def like_queries(plan: Plan, latents: Tensor, dtype: torch.dtype) -> Tensor:
-    """An empty (B, N, H, D) tensor of the queries' shape, dtype and device, for a kernel to judge."""
-    shape = (latents.shape[0], plan.model.tokens, plan.model.heads, plan.model.head_dim)
+def like_queries(plan: Plan, site: SiteName, latents: Tensor, dtype: torch.dtype) -> Tensor:
+    """An empty (rows, N, H, D) tensor of the shape, dtype and device of a site's queries, for a kernel to judge."""
+    at = plan.model.shape(site)
+    shape = (latents.shape[0] * at.rows, at.tokens, plan.model.heads, plan.model.head_dim)
     return torch.empty(shape, dtype=dtype, device=latents.device)
 
 

@@ -17,6 +17,7 @@ from ditfastattn.models.base import Call, PreparedModel
 from ditfastattn.pieces import Pieces, compiled_pieces
 from ditfastattn.program import CaptureError, Program
 from ditfastattn.runner import Run, Runner
+from plans import SiteName
 
 KEPT_SHARE = 0.25  # of the GPU's memory: programs of other shapes are kept while all together take no more
 
@@ -73,7 +74,7 @@ class ProgramRunner(Runner):
             self._prepared_for = identity
         latents, condition = run.call.latents, run.call.condition
         prompts = None if condition is None else condition.shape
-        key = (latents.shape, latents.dtype, latents.device, prompts, run.entered_at, id(run.context.kernel))
+        key = (latents.shape, latents.dtype, latents.device, prompts, run.entered_at, id(run.contexts["attn"].kernel))
         with _normal_tensors():
             if key not in self._programs:
                 self._programs[key] = self._prepared(run)
@@ -88,9 +89,8 @@ class ProgramRunner(Runner):
             self._program = self._programs[key][0]
             self._program.begin(run.call)
         self._weights = self._some_weights()
-        predicted = sum(program.predicted_bytes for program, _ in self._programs.values())
-        self.predicted_peak_bytes = max(self.predicted_peak_bytes, predicted)
-        self.peak_bytes = max(self.peak_bytes, self.cache_bytes())
+        self.predicted.see({"attn": sum(program.predicted_bytes for program, _ in self._programs.values())})
+        self.measured.see(self.cache_bytes())
 
     def forward(
         self, step: int, call: Call, original: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
@@ -118,8 +118,8 @@ class ProgramRunner(Runner):
         self._program = None
         self._programs.clear()
 
-    def cache_bytes(self) -> int:
-        return sum(program.store_bytes() for program, _ in self._programs.values())
+    def cache_bytes(self) -> dict[SiteName, int]:
+        return {"attn": sum(program.store_bytes() for program, _ in self._programs.values())}
 
     def report(self) -> list[str]:
         how = "compiled" if self._compile else "not compiled"

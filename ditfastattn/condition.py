@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ditfastattn.errors import LoadError
 from ditfastattn.layout import Layout
 
 # Of a transformer call, by name: tensors, mappings of them, and what is passed on as it is.
@@ -72,6 +73,15 @@ class FromPrompts(ABC):
 
     usual_guidance: float  # what such models are calibrated at
     encoders: tuple[str, ...]  # parts of the pipeline that only encoding needs
+
+    def check_encoders(self, pipe: Any) -> None:
+        """Raises LoadError if the pipeline lacks what encodes prompts."""
+        lacking = [name for name in self.encoders if getattr(pipe, name, None) is None]
+        if lacking:
+            raise LoadError(
+                f"this {type(pipe).__name__} has no {' and no '.join(lacking)}, so it cannot encode prompts: load it "
+                "from a folder or hub id that has them all"
+            )
 
     @abstractmethod
     def condition(self, pipe: Any, prompts: Sequence[str], negative_prompt: str) -> Condition:

@@ -1,5 +1,6 @@
 """Running one block by one method. Session and calibration both go through here."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,16 +11,19 @@ from ditfastattn.cache import Cell, LayerCache, Rows
 from ditfastattn.kernels.base import Kernel
 from ditfastattn.layout import Layout, both_halves
 from ditfastattn.models.base import BlockAdapter
-from plans import Window
+from plans import Method, SiteName, Window
 
 
 @dataclass(frozen=True)
 class Context:
-    """What is the same for every block of a run."""
+    """What is the same for every block of one site in a run."""
 
     kernel: Kernel
     window: Window
     layout: Layout
+
+
+Contexts = Mapping[SiteName, Context]
 
 
 def run_block(
@@ -37,12 +41,16 @@ def attention_output(block: BlockAdapter[Any], state: Any, cell: Cell, cache: La
         assert cache.output is not None, "AST without a stored output"
         return fit_rows(cache.output, batch, batch, context.layout)
 
-    rows = context.layout.conditional_rows(batch) if cell.method.shares_guidance else slice(0, batch)
-    q, k, v = block.qkv(state, rows)  # (rows, N, H, D)
+    q, k, v = block.qkv(state, computed_rows(cell.method, batch, context.layout))  # (rows, N, H, D)
     output = block.project(core_of(cell, q, k, v, cache, batch, context))  # (rows, N, C)
     if cell.store_output:
         cache.output = output
     return both_halves(output) if cell.method.shares_guidance else output
+
+
+def computed_rows(method: Method, batch: int, layout: Layout) -> slice:
+    """The rows of a batch that a method computes: the conditional half, or all."""
+    return layout.conditional_rows(batch) if method.shares_guidance else slice(0, batch)
 
 
 def core_of(

@@ -7,7 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, DiTPipeline, PixArtAlphaPipeline, PixArtSigmaPipeline
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    DiTPipeline,
+    LattePipeline,
+    PixArtAlphaPipeline,
+    PixArtSigmaPipeline,
+)
 from diffusers.utils import logging
 
 from ditfastattn.demo import pipeline_path
@@ -17,7 +24,8 @@ from ditfastattn.samplers import make_sampler
 
 # The VAE that the official DiT samples were made with.
 ORIGINAL_VAE = "stabilityai/sd-vae-ft-mse"
-PIPELINES: dict[str, Any] = {cls.__name__: cls for cls in (DiTPipeline, PixArtAlphaPipeline, PixArtSigmaPipeline)}
+_CLASSES: tuple[Any, ...] = (DiTPipeline, PixArtAlphaPipeline, PixArtSigmaPipeline, LattePipeline)
+PIPELINES: dict[str, Any] = {cls.__name__: cls for cls in _CLASSES}
 
 
 def load_pipeline(
@@ -28,7 +36,7 @@ def load_pipeline(
     device: str | torch.device = "cpu",
     vae: str | os.PathLike[str] | None = None,
 ) -> Any:
-    """A diffusers pipeline (DiT, PixArt-alpha, PixArt-Sigma), with a sampler chosen by name.
+    """A diffusers pipeline (DiT, PixArt-alpha, PixArt-Sigma, Latte), with a sampler chosen by name.
 
     Args:
         source: "demo", a folder in diffusers' format, a hub id such as "facebook/DiT-XL-2-512" or

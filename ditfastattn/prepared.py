@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ditfastattn.cache import Cell, LayerCache
-from ditfastattn.execute import Context, core_of
+from ditfastattn.execute import Context, computed_rows, core_of
 from ditfastattn.models.base import PreparedBlock
 from ditfastattn.pieces import Pieces
 
@@ -49,8 +49,7 @@ def run_prepared_block(
     if cell.method.reuses_output:
         assert cache.output is not None, "AST without a stored output"
         return pieces.finish(inputs.block, hidden, cache.output, inputs.modulation, inputs.shared)
-    rows = context.layout.conditional_rows(batch) if cell.method.shares_guidance else slice(0, batch)
-    q, k, v = inputs.qkv(pieces, hidden, rows)
+    q, k, v = inputs.qkv(pieces, hidden, computed_rows(cell.method, batch, context.layout))
     core = core_of(cell, q, k, v, cache, batch, context, into.residual if into else None)
     output = inputs.block.project(core, out=into.output if into and cell.store_output else None)
     if cell.store_output:

@@ -105,7 +105,7 @@ class Program:
     @property
     def predicted_bytes(self) -> int:
         """What the arena takes by the plan alone."""
-        return self.arena.nbytes(self._batch, self._run.row_bytes)
+        return self.arena.nbytes(self._batch, self._run.row_bytes("attn"))
 
     # -------------------------------------------------------------------------------------------------------- a run
 
@@ -167,7 +167,7 @@ class Program:
         output = None if places.output is None else self._view(places.output).flatten(2)
         residual = None if places.residual is None else self._view(places.residual)
         stored = LayerCache(output, residual)  # read by this step, or written to
-        return run_prepared_block(inputs, cell, stored, self._run.context, self._pieces, hidden, into=stored)
+        return run_prepared_block(inputs, cell, stored, self._run.contexts["attn"], self._pieces, hidden, into=stored)
 
     def _view(self, place: Place) -> Tensor:
         """The stored tensor at ``place``: (B or B/2, N, H, D)."""

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -10,11 +10,11 @@ from torch import Tensor
 
 from ditfastattn.cache import Cell, LayerCache, predicted_bytes
 from ditfastattn.errors import StepError
-from ditfastattn.execute import Context, run_block
+from ditfastattn.execute import Contexts, run_block
 from ditfastattn.install import Overrides
 from ditfastattn.models.base import Call, ModelAdapter
 from ditfastattn.order import Ordering
-from plans import Plan
+from plans import Plan, SiteName
 
 
 @dataclass(frozen=True)
@@ -24,10 +24,28 @@ class Run:
     plan: Plan
     call: Call  # the first
     entered_at: int  # its step
-    cells: list[tuple[Cell, ...]]  # [layer][step - entered_at]
-    context: Context
+    cells: list[tuple[Cell, ...]]  # [block][step - entered_at], all sites in the order in which they run
+    contexts: Contexts
     ordering: Ordering
-    row_bytes: int  # of one row of an attention output, N * C * itemsize
+    itemsize: int  # bytes of an element of an attention output
+
+    def row_bytes(self, site: SiteName) -> int:
+        """Bytes of one row of a site's attention output: N * C * itemsize."""
+        return self.plan.model.shape(site).tokens * self.plan.model.width * self.itemsize
+
+
+@dataclass
+class CachePeaks:
+    """The most bytes that caches held at one time, or are predicted to hold: of each site, and of all at once."""
+
+    sites: dict[SiteName, int] = field(default_factory=dict)
+    total: int = 0
+
+    def see(self, held: Mapping[SiteName, int]) -> None:
+        """``held``: bytes at one time."""
+        for site, count in held.items():
+            self.sites[site] = max(self.sites.get(site, 0), count)
+        self.total = max(self.total, sum(held.values()))
 
 
 class Runner(ABC):
@@ -37,8 +55,8 @@ class Runner(ABC):
 
     def __init__(self, adapter: ModelAdapter) -> None:
         self.adapter = adapter
-        self.peak_bytes = 0  # of the caches, measured
-        self.predicted_peak_bytes = 0
+        self.measured = CachePeaks()
+        self.predicted = CachePeaks()
 
     @abstractmethod
     def install(self, overrides: Overrides) -> None:
@@ -55,7 +73,7 @@ class Runner(ABC):
     def forward(
         self, step: int, call: Call, original: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> tuple[Tensor, Any]:
-        """The model output (B, C_out, h, w) of one step, bare and as the model's own forward would return it."""
+        """The model output of one step, like the latents in shape, bare and as the model's own forward returns it."""
 
     @abstractmethod
     def end(self) -> None:
@@ -66,8 +84,8 @@ class Runner(ABC):
         """Frees everything."""
 
     @abstractmethod
-    def cache_bytes(self) -> int:
-        """What is held now."""
+    def cache_bytes(self) -> dict[SiteName, int]:
+        """What is held now, by site."""
 
     @abstractmethod
     def report(self) -> list[str]:
@@ -82,21 +100,29 @@ class EagerRunner(Runner):
 
     def __init__(self, adapter: ModelAdapter) -> None:
         super().__init__(adapter)
-        self._caches = [LayerCache() for _ in adapter.blocks]
+        self._blocks, self._places = list(adapter.blocks), adapter.places
+        self._caches = [LayerCache() for _ in self._blocks]
+        spatial = [index for index, place in enumerate(self._places) if place.site == "attn"]
+        self._first, self._last = spatial[0], spatial[-1]  # between them the tokens stand in the plan's order
         self._run: Run | None = None
         self._step: int | None = None  # the step whose model call is running now
 
     def install(self, overrides: Overrides) -> None:
-        for layer, block in enumerate(self.adapter.blocks):
-            overrides.set(block.module, "forward", partial(self._block_forward, layer, block.module.forward))
+        for module, indices in self.adapter.modules:
+            overrides.set(module, "forward", partial(self._block_forward, indices, module.forward))
 
     def obstacles(self) -> list[str]:
         return []
 
     def begin(self, run: Run) -> None:
         self._run = run
-        predicted = max(predicted_bytes(run.cells, run.call.latents.shape[0], run.row_bytes))
-        self.predicted_peak_bytes = max(self.predicted_peak_bytes, predicted)
+        by_site = {}
+        for site in run.plan.sites:
+            cells = [column for column, place in zip(run.cells, self._places, strict=True) if place.site == site]
+            rows = run.call.latents.shape[0] * run.plan.model.shape(site).rows
+            by_site[site] = predicted_bytes(cells, rows, run.row_bytes(site))
+        for held in zip(*by_site.values(), strict=True):  # at each step
+            self.predicted.see(dict(zip(by_site, held, strict=True)))
 
     def forward(
         self, step: int, call: Call, original: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
@@ -109,29 +135,38 @@ class EagerRunner(Runner):
         self._free(step)
         return self.adapter.unwrap(output), output
 
-    def _block_forward(self, layer: int, original: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
-        """A block's forward. The tokens stand in the plan's order from the first block's input to the last's output."""
+    def _block_forward(self, indices: range, original: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+        """The forward of a module that runs the blocks of these indices, most often one."""
         if self._closed:
             return original(*args, **kwargs)
+        name = self._places[indices[0]]
         if self._step is None or self._run is None:
             raise StepError(
-                f"block {layer} was called outside of its transformer's forward, so its step is unknown: another tool "
+                f"{name} was called outside of its transformer's forward, so its step is unknown: another tool "
                 "replaced the transformer's forward after the plan was applied (CPU offload?), or a block was called "
                 "by itself; remove the plan first"
             )
         if not args and "hidden_states" not in kwargs:
-            raise StepError(f"block {layer} was called without a positional argument: pass its hidden states first")
-        hidden, *args = args or (kwargs.pop("hidden_states"),)  # type: ignore[assignment]
-        ordering, context = self._run.ordering, self._run.context
-        cell = self._run.cells[layer][self._step - self._run.entered_at]
-        hidden = ordering.enter(hidden, *args, **kwargs) if layer == 0 else hidden
-        block, cache = self.adapter.blocks[layer], self._caches[layer]
-        hidden = run_block(block, cell, cache, context, hidden, *args, **kwargs)
-        return ordering.leave(hidden) if layer + 1 == self._run.plan.layers else hidden
+            raise StepError(f"{name} was called without a positional argument: pass its hidden states first")
+        hidden, *others = args or (kwargs.pop("hidden_states"),)
+        for index in indices:
+            hidden = self._run_block(self._run, index, hidden, others, kwargs)
+        return hidden
+
+    def _run_block(self, run: Run, index: int, hidden: Tensor, others: list[Any], kwargs: dict[str, Any]) -> Tensor:
+        """One block. The tokens stand in the plan's order from the first spatial block's input to the last's output;
+        attention between frames does not mind, as it sees one place of a frame at a time."""
+        assert self._step is not None
+        cell, cache = run.cells[index][self._step - run.entered_at], self._caches[index]
+        if index == self._first:
+            hidden = run.ordering.enter(hidden, *others, **kwargs)
+        block, context = self._blocks[index], run.contexts[self._places[index].site]
+        hidden = run_block(block, cell, cache, context, hidden, *others, **kwargs)
+        return run.ordering.leave(hidden) if index == self._last else hidden
 
     def _free(self, step: int) -> None:
         assert self._run is not None
-        self.peak_bytes = max(self.peak_bytes, self.cache_bytes())
+        self.measured.see(self.cache_bytes())
         for cache, column in zip(self._caches, self._run.cells, strict=True):
             cell = column[step - self._run.entered_at]
             if cell.free_output:
@@ -149,8 +184,11 @@ class EagerRunner(Runner):
         self._closed = True
         self.end()
 
-    def cache_bytes(self) -> int:
-        return sum(cache.nbytes() for cache in self._caches)
+    def cache_bytes(self) -> dict[SiteName, int]:
+        held: dict[SiteName, int] = {}
+        for place, cache in zip(self._places, self._caches, strict=True):
+            held[place.site] = held.get(place.site, 0) + cache.nbytes()
+        return held
 
     def report(self) -> list[str]:
         return []

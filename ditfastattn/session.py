@@ -25,7 +25,7 @@ from ditfastattn.batch import (
 from ditfastattn.cache import entering_at, liveness
 from ditfastattn.clock import StepClock
 from ditfastattn.errors import ApplyError, DitFastAttnError, StepError, pydantic_reason
-from ditfastattn.execute import Context
+from ditfastattn.execute import Context, Contexts
 from ditfastattn.guidance import guidance_products, judge_guidance
 from ditfastattn.install import Overrides
 from ditfastattn.kernels import make_kernel
@@ -35,9 +35,9 @@ from ditfastattn.models.base import Call, ModelAdapter
 from ditfastattn.order import Ordering, order_for
 from ditfastattn.runner import Run, Runner
 from ditfastattn.samplers import settings_of
-from ditfastattn.summary import SessionSummary
+from ditfastattn.summary import SessionSummary, SiteSummary
 from ditfastattn.watch import Watch
-from plans import Method, Plan, PlanError, PlanMismatch
+from plans import Method, Plan, PlanError, PlanMismatch, SiteName
 from plans.schema import SamplerSpec
 
 
@@ -53,6 +53,7 @@ class Session:
     ) -> None:
         self.plan = plan
         self._adapter = adapter
+        self._places = adapter.places
         self._runner = runner
         self._kernel_name = kernel
         self._scheduler = scheduler
@@ -63,14 +64,14 @@ class Session:
         self._layout = Layout(plan.guidance.layout)
         used = order_for(plan.token_order, chain.from_iterable(plan.methods))
         self._ordering = Ordering(used, plan.window, adapter.per_image)
-        self._context: Context | None = None
+        self._contexts: Contexts = {}
         self._kernels: dict[Hashable, Kernel] = {}  # by what they were made for; a prepared step holds on to its own
         self._run: Run | None = None
         self._condition: ConditionCheck | None = None
         self._last_output: Tensor | None = None  # until the sampler steps with it
         self._stepped = False  # the sampler's step followed the last model call
         self._removed = False
-        self._used: Counter[Method] = Counter()
+        self._used: Counter[tuple[SiteName, Method]] = Counter()
         self._begun = self._finished = 0
         self._install()
 
@@ -121,15 +122,24 @@ class Session:
 
     def summary(self) -> SessionSummary:
         """What has happened so far: methods used, MACs saved, cache bytes, kernel."""
+        measured, predicted = self._runner.measured, self._runner.predicted
+        sites = {
+            site: SiteSummary(
+                methods={method: count for (where, method), count in self._used.items() if where == site},
+                peak_cache_bytes=measured.sites.get(site, 0),
+                predicted_peak_cache_bytes=predicted.sites.get(site, 0),
+                kernel=self._contexts[site].kernel.report() if site in self._contexts else None,
+            )
+            for site in self.plan.sites
+        }
         return SessionSummary(
-            methods=dict(self._used),
+            sites=sites,
             plan=self.plan,
             runs_begun=self._begun,
             runs_finished=self._finished,
-            cache_bytes=self._runner.cache_bytes(),
-            peak_cache_bytes=self._runner.peak_bytes,
-            predicted_peak_cache_bytes=self._runner.predicted_peak_bytes,
-            kernel=self._context.kernel.report() if self._context else None,
+            cache_bytes=sum(self._runner.cache_bytes().values()),
+            peak_cache_bytes=measured.total,
+            predicted_peak_cache_bytes=predicted.total,
             runtime=self._runner.report(),
         )
 
@@ -215,19 +225,23 @@ class Session:
         self._watch.forget()
         self._check_model()
         check_batch(self.plan, self._adapter, call)
-        sample = like_queries(self.plan, call.latents, self._adapter.dtype)
-        place = (sample.shape, sample.dtype, sample.device)
-        if place not in self._kernels:
-            self._kernels[place] = make_kernel(self._kernel_name, sample, self.plan.window)
-        self._context = Context(self._kernels[place], self.plan.window, self._layout)
-        cells = [liveness(entering_at(self.plan.column(layer), step)) for layer in range(self.plan.layers)]
-        _, tokens, heads, head_dim = sample.shape
-        row_bytes = tokens * heads * head_dim * sample.element_size()
+        self._contexts = {site: self._context(site, call) for site in self.plan.sites}
+        columns = [self.plan.column(layer, site) for site, layer in self._places]
+        cells = [liveness(entering_at(column, step)) for column in columns]
         self._ordering.fit(self._adapter.grid(*call.latents.shape[-2:]), call.latents.device)
-        self._run = Run(self.plan, call, step, cells, self._context, self._ordering, row_bytes)
+        itemsize = self._adapter.dtype.itemsize
+        self._run = Run(self.plan, call, step, cells, self._contexts, self._ordering, itemsize)
         self._condition = ConditionCheck(call)
         self._runner.begin(self._run)
         self._begun += 1
+
+    def _context(self, site: SiteName, call: Call) -> Context:
+        """Kernel and window of a site; the kernel is that of earlier runs of this shape."""
+        sample, window = like_queries(self.plan, site, call.latents, self._adapter.dtype), self.plan.window_of(site)
+        key = (sample.shape, sample.dtype, sample.device, window)
+        if key not in self._kernels:
+            self._kernels[key] = make_kernel(self._kernel_name, sample, window)
+        return Context(self._kernels[key], window, self._layout)
 
     def _check_model(self) -> None:
         """What was refused at apply() may have come since."""
@@ -247,7 +261,8 @@ class Session:
 
     def _finish_step(self, step: int, output: Tensor) -> None:
         assert self._run is not None
-        self._used.update(column[step - self._run.entered_at].method for column in self._run.cells)
+        for place, column in zip(self._places, self._run.cells, strict=True):
+            self._used[place.site, column[step - self._run.entered_at].method] += 1
         guided = self._layout is not Layout.NONE and self._scheduler is not None
         self._last_output = output if guided else None
         self._stepped = False

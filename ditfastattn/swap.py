@@ -12,7 +12,7 @@ from ditfastattn.errors import ApplyError, KernelError
 from ditfastattn.install import Overrides
 from ditfastattn.kernels import make_kernel
 from ditfastattn.models import adapt
-from ditfastattn.models.basic_block import AdaLNModel
+from ditfastattn.models.basic_block import BasicBlockModel
 from plans import Window
 
 
@@ -38,7 +38,7 @@ def use_kernel(target: Any, kernel: str) -> "KernelSwap":
     if transformer is None:
         raise ApplyError(f"{type(target).__name__} has no transformer; give use_kernel() a pipeline or a transformer")
     adapter = adapt(transformer)
-    if not isinstance(adapter, AdaLNModel):
+    if not isinstance(adapter, BasicBlockModel):
         raise ApplyError(
             f"use_kernel() sets the attention processors of diffusers' models, and {type(transformer).__name__} has "
             "none: choose the kernel of a plan instead, apply(model, plan, kernel=...); Plan.full compresses nothing"
@@ -46,13 +46,14 @@ def use_kernel(target: Any, kernel: str) -> "KernelSwap":
     if follows_a_plan(transformer):
         raise ApplyError("this transformer follows a plan: remove it, and choose the kernel in apply(..., kernel=...)")
     attentions: list[Any] = [block.module.attn1 for block in adapter.blocks]
-    for index, attention in enumerate(attentions):
+    for place, attention in zip(adapter.places, attentions, strict=True):
         fault = _fault(attention)
         if fault:
-            raise ApplyError(f"block {index}: {fault}")
+            raise ApplyError(f"{place}: {fault}")
     spec, parameter = adapter.spec(), attentions[0].to_q.weight
     processor = KernelProcessor(kernel)
-    processor.check(parameter.new_empty((2, spec.tokens, spec.heads, spec.head_dim)))
+    for site in spec.sites:
+        processor.check(parameter.new_empty((2, spec.shape(site).tokens, spec.heads, spec.head_dim)))
     return KernelSwap(attentions, processor)
 
 

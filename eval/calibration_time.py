@@ -22,7 +22,7 @@ from calibration.replay import ReplayStep
 from calibration.settings import CANDIDATES
 from ditfastattn.condition import FromLabels
 from ditfastattn.errors import DitFastAttnError
-from ditfastattn.execute import Context
+from ditfastattn.execute import Context, Contexts
 from ditfastattn.kernels import make_kernel
 from ditfastattn.layout import Layout
 from ditfastattn.models import adapt
@@ -64,15 +64,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     rows = denoiser.rows
     queries = run.latents.new_empty((rows, plan.model.tokens, plan.model.heads, plan.model.head_dim))
     context = Context(make_kernel(args.kernel, queries, plan.window), plan.window, Layout(plan.guidance.layout))
+    contexts: Contexts = {"attn": context}
     ordering = Ordering("raster", plan.window, adapter.per_image)
-    blocks: Blocks = EagerBlocks(adapter, context)
+    blocks: Blocks = EagerBlocks(adapter, contexts)
     if not args.eager:
         assert isinstance(adapter, PreparedModel)  # every labelled model here is
         latents = run.latents.new_empty((rows, *run.latents.shape[1:]))
-        blocks = PieceBlocks(adapter, context, compiled_pieces(), adapter.read_call((latents,), denoiser.arguments))
+        blocks = PieceBlocks(adapter, contexts, compiled_pieces(), adapter.read_call((latents,), denoiser.arguments))
     loss, trials = LOSSES["mrae"], 0
     begin = time.perf_counter()
-    with Probe(adapter, context, ordering, residuals=True, blocks=blocks) as probe:
+    with Probe(adapter, contexts, ordering, residuals=True, blocks=blocks) as probe:
         for index, timestep in enumerate(tqdm(plan.sampler.timesteps, unit="step")):
             blocks.begin_step(timestep)
             if index == 0:

@@ -128,6 +128,10 @@ def sample(options: argparse.Namespace, command: str, ranks: Ranks) -> None:
         dtype = getattr(torch, options.dtype)
         pipe = load_pipeline(options.model, sampler=sampler, dtype=dtype, device=device, vae=options.vae)
         usual = sampled_by(pipe.transformer).usual_guidance
+        if adapt(pipe.transformer).spec().temporal is not None:
+            raise SampleError(
+                f"{type(pipe.transformer).__name__} makes videos, and this draws images: apply the plan to its pipeline"
+            )
         wanted = schedule(sampler, options.steps, options.guidance, plan, usual)
         check_steps(pipe, wanted)
         subjects = subjects_of(pipe, options)

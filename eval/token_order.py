@@ -30,7 +30,7 @@ from calibration.memory import keep_freed_memory
 from calibration.probe import Probe
 from calibration.replay import ReplayStep
 from calibration.settings import Settings
-from ditfastattn.execute import Context
+from ditfastattn.execute import Context, Contexts
 from ditfastattn.kernels.base import Kernel
 from ditfastattn.kernels.sdpa import SDPA
 from ditfastattn.models import adapt
@@ -77,8 +77,8 @@ class Trial:
         ordering = Ordering(order, window, adapter.per_image)
         ordering.fit(grid, run.latents.device)
         kernel: Kernel = Nearest(grid, window) if name == NEAREST else SDPA()
-        context = Context(kernel, window, adapter.guided_layout)
-        self.probe = Probe(adapter, context, ordering, residuals=True, blocks=EagerBlocks(adapter, context))
+        contexts: Contexts = {"attn": Context(kernel, window, adapter.guided_layout)}
+        self.probe = Probe(adapter, contexts, ordering, residuals=True, blocks=EagerBlocks(adapter, contexts))
         self.run, self.name, self.window = run, name, window
         self.losses: dict[int, list[float]] = {age: [] for age in AGES}  # one a step and layer
 

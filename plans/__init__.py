@@ -4,12 +4,15 @@ This package needs pydantic only, so that a plan loads anywhere, at once, withou
 
     plan = plans.load("plan.json")
     plan.methods[10][3]        # the method of layer 3 at step 10
+    plan.sites["temporal"]     # what the attention between frames does, in a model of video that has it
     plan.differences(model=my_model_spec)
 """
 
 from plans.errors import PlanError, PlanMismatch
 from plans.method import Method, TokenOrder, Window
-from plans.schema import Calibration, GuidanceSpec, ModelSpec, Plan, SamplerSpec, Site
+from plans.model import ModelSpec, SiteName, SiteShape, TemporalShape
+from plans.schema import Calibration, GuidanceSpec, Plan, SamplerSpec
+from plans.site import Site
 from plans.store import dumps, load, loads, save
 
 __all__ = [
@@ -22,6 +25,9 @@ __all__ = [
     "PlanMismatch",
     "SamplerSpec",
     "Site",
+    "SiteName",
+    "SiteShape",
+    "TemporalShape",
     "TokenOrder",
     "Window",
     "dumps",

@@ -16,9 +16,10 @@ from typing import Any, TextIO
 
 from plans.compare import plan_differences, setting_differences
 from plans.errors import PlanError
-from plans.macs import CONVENTIONS, plan_macs, shares
+from plans.macs import CONVENTIONS, PlanMacs, plan_macs, shares, site_macs
 from plans.method import Method
-from plans.render import changes, costline, headline, terminal
+from plans.model import SiteName
+from plans.render import changes, costline, headline, siteline, terminal
 from plans.schema import Plan
 from plans.store import load, reseal
 
@@ -115,10 +116,12 @@ def _stats(arguments: argparse.Namespace) -> int:
         return 0
     print(headline(plan))
     print(costline(plan))
-    print("\nmethod      cells %")
-    for method, share in reversed(shares(plan).items()):
-        print(f"{method:<10} {share:8.1f}")
-    print("\nattention MACs per image row     module        core")
+    several = len(plan.sites) > 1
+    for site in plan.sites if several else ():
+        print(siteline(plan, site))
+    _print_shares(plan)
+    title = f"attention MACs per {'video' if several else 'image row'}"
+    print(f"\n{title:<30}   module        core")
     both = [plan_macs(plan, convention) for convention in CONVENTIONS]
     rows: list[tuple[str, list[str]]] = [
         ("all FULL, G", [f"{macs.full / 1e9:.2f}" for macs in both]),
@@ -137,6 +140,16 @@ def _stats(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _print_shares(plan: Plan) -> None:
+    """Cells of each method, of all sites and of each if there are several."""
+    columns = {"cells": shares(plan)}
+    if len(plan.sites) > 1:
+        columns |= {site: shares(plan, (site,)) for site in plan.sites}
+    print("\nmethod    " + "".join(f"{name + ' %':>11}" for name in columns))
+    for method in reversed(Method):
+        print(f"{method:<10}" + "".join(f"{share[method]:11.1f}" for share in columns.values()))
+
+
 def _diff(arguments: argparse.Namespace) -> int:
     before, after = load(arguments.before), load(arguments.after)
     found = plan_differences(before, after)
@@ -144,18 +157,21 @@ def _diff(arguments: argparse.Namespace) -> int:
         print("the plans are equal")
         return 0
     print("\n".join(found))
-    if (before.steps, before.layers) == (after.steps, after.layers) and before.methods != after.methods:
-        print("\n" + changes(before, after, **_picture_settings(sys.stdout)))
-        _print_moves(before, after)
+    for site in [name for name in before.sites if name in after.sites]:
+        old_grid, new_grid = before.sites[site].methods, after.sites[site].methods
+        shapes = {(len(grid), len(grid[0])) for grid in (old_grid, new_grid)}
+        if len(shapes) == 1 and old_grid != new_grid:
+            print("\n" + changes(before, after, site, **_picture_settings(sys.stdout)))
+            _print_moves(before, after, site)
     for convention in CONVENTIONS:
         old, new = plan_macs(before, convention).percent, plan_macs(after, convention).percent
         print(f"attention MACs ({convention}): {old:.2f} % -> {new:.2f} % of full ({new - old:+.2f})")
     return 1
 
 
-def _print_moves(before: Plan, after: Plan) -> None:
+def _print_moves(before: Plan, after: Plan, site: SiteName) -> None:
     moves: dict[tuple[Method, Method], int] = {}
-    for old_row, new_row in zip(before.methods, after.methods, strict=True):
+    for old_row, new_row in zip(before.sites[site].methods, after.sites[site].methods, strict=True):
         for move in zip(old_row, new_row, strict=True):
             if move[0] is not move[1]:
                 moves[move] = moves.get(move, 0) + 1
@@ -178,17 +194,32 @@ def _statistics(plan: Plan) -> dict[str, Any]:
         "token_order": plan.token_order,
         "shares_percent": {str(method): share for method, share in shares(plan).items()},
     }
-    for convention in CONVENTIONS:
-        macs = plan_macs(plan, convention)
-        result[convention] = {
-            "full_macs": macs.full,
-            "plan_macs": macs.total,
-            "percent": macs.percent,
-            "residual_store_macs": macs.residual_store,
-            "residual_store_percent": macs.store_percent,
-            "step_percents": list(macs.step_percents),
-        }
+    result |= {convention: _costs(plan_macs(plan, convention)) for convention in CONVENTIONS}
+    result["sites"] = {site: _site_statistics(plan, site) for site in plan.sites}
     return result
+
+
+def _site_statistics(plan: Plan, site: SiteName) -> dict[str, Any]:
+    shape, window = plan.model.shape(site), plan.window_of(site)
+    return {
+        "layers": shape.layers,
+        "tokens": shape.tokens,
+        "rows": shape.rows,
+        "window": [window.left, window.right],
+        "shares_percent": {str(method): share for method, share in shares(plan, (site,)).items()},
+        **{convention: _costs(site_macs(plan, site, convention)) for convention in CONVENTIONS},
+    }
+
+
+def _costs(macs: PlanMacs) -> dict[str, Any]:
+    return {
+        "full_macs": macs.full,
+        "plan_macs": macs.total,
+        "percent": macs.percent,
+        "residual_store_macs": macs.residual_store,
+        "residual_store_percent": macs.store_percent,
+        "step_percents": list(macs.step_percents),
+    }
 
 
 def _picture_settings(stream: TextIO) -> dict[str, Any]:

@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from plans.schema import GuidanceSpec, ModelSpec, Plan, SamplerSpec
+    from plans.model import ModelSpec, TemporalShape
+    from plans.schema import GuidanceSpec, Plan, SamplerSpec
 
 TIMESTEP_TOLERANCE = 1e-3  # in the sampler's own units; float32 timesteps near 1000 are exact to 6e-5
 
@@ -18,11 +19,24 @@ TIMESTEP_TOLERANCE = 1e-3  # in the sampler's own units; float32 timesteps near 
 def model_differences(
     plan: ModelSpec, actual: ModelSpec, ours: str = "the plan", theirs: str = "this model"
 ) -> list[str]:
-    return [
+    found = [
         f"{name}: {ours} has {getattr(plan, name)}, {theirs} {getattr(actual, name)}"
         for name in type(plan).model_fields
-        if getattr(plan, name) != getattr(actual, name)
+        if name != "temporal" and getattr(plan, name) != getattr(actual, name)
     ]
+    return found + _temporal_differences(plan.temporal, actual.temporal, ours, theirs)
+
+
+def _temporal_differences(
+    plan: TemporalShape | None, actual: TemporalShape | None, ours: str, theirs: str
+) -> list[str]:
+    if plan is None or actual is None:
+        here, there = (
+            "none" if shape is None else f"{shape.layers} layers of {shape.frames} frames" for shape in (plan, actual)
+        )
+        return [] if plan is actual else [f"temporal attention: {ours} has {here}, {theirs} {there}"]
+    pairs = {"temporal layers": (plan.layers, actual.layers), "frames": (plan.frames, actual.frames)}
+    return [f"{name}: {ours} has {a}, {theirs} {b}" for name, (a, b) in pairs.items() if a != b]
 
 
 def sampler_differences(
@@ -64,7 +78,7 @@ def plan_differences(before: Plan, after: Plan, ours: str = "the first", theirs:
         if old != new:
             found.append(f"{name}: {ours} has {_short(old)}, {theirs} {_short(new)}")
     found += _calibration_differences(before, after, ours, theirs)
-    found += _grid_differences(before, after)
+    found += _site_differences(before, after, ours, theirs)
     return found
 
 
@@ -108,18 +122,24 @@ def _calibration_differences(before: Plan, after: Plan, ours: str, theirs: str) 
     ]
 
 
-def _grid_differences(before: Plan, after: Plan) -> list[str]:
-    if (before.steps, before.layers) != (after.steps, after.layers):
-        return ["cells: the grids have different shapes, so they are not compared"]
+def _site_differences(before: Plan, after: Plan, ours: str, theirs: str) -> list[str]:
     found = []
-    for name, old_rows, new_rows in (
-        ("cells", before.methods, after.methods),
-        ("losses", before.losses, after.losses),
-    ):
-        cells = [cell for rows in zip(old_rows, new_rows, strict=True) for cell in zip(*rows, strict=True)]
-        changed = sum(old != new for old, new in cells)
-        if changed:
-            found.append(f"{name}: {changed} of {len(cells)} differ")
+    for site in [name for name in before.sites if name in after.sites]:
+        old, new = before.sites[site], after.sites[site]
+        if old.window != new.window:
+            found.append(f"{site} window: {ours} has {old.window}, {theirs} {new.window}")
+        name = "" if site == "attn" else f"{site} "
+        if (len(old.methods), len(old.methods[0])) != (len(new.methods), len(new.methods[0])):
+            found.append(f"{name}cells: the grids have different shapes, so they are not compared")
+            continue
+        for part, old_rows, new_rows in (
+            (f"{name}cells", old.methods, new.methods),
+            (f"{name}losses", old.losses, new.losses),
+        ):
+            cells = [cell for rows in zip(old_rows, new_rows, strict=True) for cell in zip(*rows, strict=True)]
+            changed = sum(a != b for a, b in cells)
+            if changed:
+                found.append(f"{part}: {changed} of {len(cells)} differ")
     return found
 
 

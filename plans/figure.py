@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from plans.errors import PlanError
 from plans.files import write_whole
 from plans.macs import plan_macs, shares
+from plans.model import SiteName
 from plans.render import COLORS, LEGEND_ORDER, costline, headline, timestep_label
 from plans.schema import Plan
 
@@ -63,53 +64,58 @@ def figure(plan: Plan) -> Figure:
     from matplotlib.figure import Figure
 
     grid_width = min(_WIDEST_GRID, max(_NARROWEST_GRID, _CELL_WIDTH * plan.steps))
-    grid_height = max(_CELL_HEIGHT * plan.layers, 0.5)
+    heights = {site: max(_CELL_HEIGHT * plan.model.shape(site).layers, 0.5) for site in plan.sites}
     width = _LEFT + grid_width + _RIGHT
-    height = _TOP + grid_height + _GAP + _STRIP + _BOTTOM
+    height = _TOP + sum(heights.values()) + _GAP * len(heights) + _STRIP + _BOTTOM
     fig = Figure(figsize=(width, height), facecolor="white")
 
     def box(bottom: float, box_height: float) -> tuple[float, float, float, float]:
         return (_LEFT / width, bottom / height, grid_width / width, box_height / height)
 
-    grid = fig.add_axes(box(_BOTTOM + _STRIP + _GAP, grid_height))
-    strip = fig.add_axes(box(_BOTTOM, _STRIP))
-    _draw_grid(grid, plan)
-    _draw_strip(strip, plan)
+    top = height - _TOP
+    for site, grid_height in heights.items():
+        _draw_grid(fig.add_axes(box(top - grid_height, grid_height)), plan, site)
+        top -= grid_height + _GAP
+    _draw_strip(fig.add_axes(box(_BOTTOM, _STRIP)), plan)
     _write_titles(fig, plan, left=_LEFT / width, height=height)
     return fig
 
 
-def _draw_grid(axes: Axes, plan: Plan) -> None:
+def _draw_grid(axes: Axes, plan: Plan, site: SiteName) -> None:
     from matplotlib.collections import PolyCollection
 
+    layers = plan.model.shape(site).layers
     boxes, colors = [], []
-    for layer in range(plan.layers):
+    for layer in range(layers):
         start = 0
-        for method, run in groupby(plan.column(layer)):  # one box per run of equal cells keeps an SVG small
+        for method, run in groupby(plan.column(layer, site)):  # one box per run of equal cells keeps an SVG small
             stop = start + len(list(run))
             boxes.append([(start, layer), (stop, layer), (stop, layer + 1), (start, layer + 1)])
             colors.append(COLORS[method])
             start = stop
     axes.add_collection(PolyCollection(boxes, facecolors=colors, linewidths=0))
     if plan.steps <= 100:  # narrower cells would show moire instead of lines
-        axes.vlines(range(1, plan.steps), 0, plan.layers, colors="white", linewidth=0.5)
-    axes.hlines(range(1, plan.layers), 0, plan.steps, colors="white", linewidth=0.5)
+        axes.vlines(range(1, plan.steps), 0, layers, colors="white", linewidth=0.5)
+    axes.hlines(range(1, layers), 0, plan.steps, colors="white", linewidth=0.5)
     axes.set_xlim(0, plan.steps)
-    axes.set_ylim(plan.layers, 0)
-    every = 1 if plan.layers <= 12 else 3 if plan.layers <= 36 else 5
-    layers = range(0, plan.layers, every)
-    axes.set_yticks([layer + 0.5 for layer in layers], [str(layer) for layer in layers])
-    axes.set_ylabel("layer")
+    axes.set_ylim(layers, 0)
+    every = 1 if layers <= 12 else 3 if layers <= 36 else 5
+    labelled = range(0, layers, every)
+    axes.set_yticks([layer + 0.5 for layer in labelled], [str(layer) for layer in labelled])
+    axes.set_ylabel("layer" if len(plan.sites) == 1 else f"{site} layer")
+    for spine in axes.spines.values():
+        spine.set_color("#888888")
+        spine.set_linewidth(0.6)
+    axes.tick_params(axis="y", length=2)
+    if site != "attn":  # the timesteps stand once, at the top
+        axes.set_xticks([])
+        return
     steps = _tick_steps(plan)
     axes.set_xticks([step + 0.5 for step in steps], [timestep_label(plan.sampler.timesteps[step]) for step in steps])
     axes.xaxis.tick_top()
     axes.xaxis.set_label_position("top")
     axes.set_xlabel("timestep", fontsize=8, color=_STEP)
     axes.tick_params(axis="x", labelsize=7.5, colors=_STEP, length=2)
-    axes.tick_params(axis="y", length=2)
-    for spine in axes.spines.values():
-        spine.set_color("#888888")
-        spine.set_linewidth(0.6)
 
 
 def _draw_strip(axes: Axes, plan: Plan) -> None:

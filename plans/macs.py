@@ -1,6 +1,7 @@
 """Attention MACs of methods and plans by formula, in pure Python integers.
 
-One *row* is one image (or frame) in one half of the guidance batch: N tokens of C channels. Two conventions:
+One *row* is N tokens of C channels that attend to each other: an image or a frame in one half of the guidance batch,
+or, between frames, one place of a video. Two conventions:
 
 - "module", the paper's: Q, K and V projections 3 N C^2, out-projection N C^2, and the core 2 P C, where P is the
   number of (query, key) pairs: N^2 in full attention, `Window.pairs` in a window. Its FLOPs columns
@@ -10,15 +11,20 @@ One *row* is one image (or frame) in one half of the guidance batch: N tokens of
 ASC computes one of the two halves, so a row costs half on average; AST costs nothing. A plan without guidance has one
 half and no ASC: its rows cost the same, so percentages compare between plans with and without guidance. The softmax,
 the scaling, the residual's addition and copies are not multiplications of matrices and count as nothing.
+
+A plan is counted by *items*: an image is one row, a video of T frames of N tokens T rows of N tokens in its spatial
+attention and N rows of T tokens in its temporal attention.
 """
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass
 from typing import Literal
 
 from plans.method import Method, Window
-from plans.schema import ModelSpec, Plan
+from plans.model import SITES, ModelSpec, SiteName
+from plans.schema import Plan
 
 Convention = Literal["module", "core"]
 CONVENTIONS: tuple[Convention, ...] = ("module", "core")
@@ -69,7 +75,7 @@ def store_macs(column: tuple[Method, ...], step: int, *, tokens: int, width: int
 
 @dataclass(frozen=True)
 class PlanMacs:
-    """Attention MACs of a plan per row, in one convention.
+    """Attention MACs of a plan, or of one of its sites, per item, in one convention.
 
     Attributes:
         full_step: one step with every layer FULL.
@@ -84,17 +90,17 @@ class PlanMacs:
 
     @property
     def total(self) -> int:
-        """MACs of one row over all steps, without `residual_store`."""
+        """MACs of one item over all steps, without `residual_store`."""
         return sum(self.steps)
 
     @property
     def residual_store(self) -> int:
-        """MACs of one row over all steps that go into storing residuals."""
+        """MACs of one item over all steps that go into storing residuals."""
         return sum(self.stores)
 
     @property
     def full(self) -> int:
-        """MACs of one row over all steps with every layer FULL."""
+        """MACs of one item over all steps with every layer FULL."""
         return self.full_step * len(self.steps)
 
     @property
@@ -114,31 +120,43 @@ class PlanMacs:
 
 
 def plan_macs(plan: Plan, convention: Convention = "module") -> PlanMacs:
-    """Attention MACs of a plan against the same run with every layer FULL."""
-    tokens, width, window = plan.model.tokens, plan.model.width, plan.window
+    """Attention MACs of a plan, all sites together, against the same run with every layer FULL."""
+    parts = [site_macs(plan, site, convention) for site in plan.sites]
+    return PlanMacs(
+        convention=convention,
+        full_step=sum(part.full_step for part in parts),
+        steps=tuple(sum(macs) for macs in zip(*(part.steps for part in parts), strict=True)),
+        stores=tuple(sum(macs) for macs in zip(*(part.stores for part in parts), strict=True)),
+    )
+
+
+def site_macs(plan: Plan, site: SiteName, convention: Convention = "module") -> PlanMacs:
+    """The part of :func:`plan_macs` that one site has."""
+    shape, width, window = plan.model.shape(site), plan.model.width, plan.window_of(site)
+    tokens, rows = shape.tokens, shape.rows
     cost = {
         method: method_macs(method, tokens=tokens, width=width, window=window, convention=convention)
         for method in Method
     }
-    columns = [plan.column(layer) for layer in range(plan.layers)]
+    columns = [plan.column(layer, site) for layer in range(shape.layers)]
     return PlanMacs(
         convention=convention,
-        full_step=full_macs(plan.model, convention) * plan.layers,
-        steps=tuple(sum(cost[method] for method in row) for row in plan.methods),
+        full_step=rows * cost[Method.FULL] * shape.layers,
+        steps=tuple(rows * sum(cost[method] for method in row) for row in plan.sites[site].methods),
         stores=tuple(
-            sum(store_macs(column, step, tokens=tokens, width=width, window=window) for column in columns)
+            rows * sum(store_macs(column, step, tokens=tokens, width=width, window=window) for column in columns)
             for step in range(plan.steps)
         ),
     )
 
 
 def full_macs(model: ModelSpec, convention: Convention = "module") -> int:
-    """MACs of one FULL layer at one step for one row."""
+    """MACs of one FULL layer of the site ``attn`` at one step for one row."""
     anything = Window(left=0, right=0)
     return method_macs(Method.FULL, tokens=model.tokens, width=model.width, window=anything, convention=convention)
 
 
-def shares(plan: Plan) -> dict[Method, float]:
-    """Percent of the plan's cells on each method, in the order of `Method`."""
-    cells = [method for row in plan.methods for method in row]
+def shares(plan: Plan, sites: Container[SiteName] = SITES) -> dict[Method, float]:
+    """Percent of the plan's cells on each method, in the order of `Method`; of the sites that are named."""
+    cells = [method for name in plan.sites if name in sites for row in plan.sites[name].methods for method in row]
     return {method: 100 * cells.count(method) / len(cells) for method in Method}

@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import groupby
 
-from plans.macs import plan_macs, shares
+from plans.macs import plan_macs, shares, site_macs
 from plans.method import Method
+from plans.model import SiteName
 from plans.schema import Plan
 
 # The darker, the more is computed. Blue against orange, and the lightness, hold for colour-blind readers and in print.
@@ -40,7 +41,11 @@ def headline(plan: Plan) -> str:
     guidance = "no guidance" if plan.guidance.layout == "none" else f"guidance {plan.guidance.scale:g}"
     order = "" if plan.token_order == "raster" else f", {plan.token_order} order"
     sampler = f"{plan.sampler.class_name}, {plan.steps} steps"
-    return f"{plan.model.class_name}, {plan.layers} layers, {sampler}, {guidance}{order}"
+    temporal = plan.model.temporal
+    layers = f"{plan.layers} layers"
+    if temporal is not None:
+        layers = f"{plan.layers} spatial and {temporal.layers} temporal layers, {temporal.frames} frames"
+    return f"{plan.model.class_name}, {layers}, {sampler}, {guidance}{order}"
 
 
 def costline(plan: Plan) -> str:
@@ -56,6 +61,18 @@ def costline(plan: Plan) -> str:
     return text
 
 
+def siteline(plan: Plan, site: SiteName) -> str:
+    """Where one site's attention is, its window, and its MACs, in one line; for plans of more than one site."""
+    shape = plan.model.shape(site)
+    where = "between the tokens of a frame" if site == "attn" else "between frames"
+    macs = site_macs(plan, site)
+    share = 100 * macs.full / plan_macs(plan).full
+    return (
+        f"{site}, {where}: {shape.rows} rows of {shape.tokens} tokens, window {plan.window_of(site)}; "
+        f"MACs {macs.percent:.1f} % of full (full is {share:.1f} % of all sites)"
+    )
+
+
 def timestep_label(timestep: float) -> str:
     """At most four characters for the usual scales, 0 to 1000 and 0 to 1."""
     return f"{timestep:.0f}" if timestep >= 10 else f"{timestep:.2g}"
@@ -69,30 +86,34 @@ def terminal(plan: Plan, *, width: int = 80, color: bool = False, unicode: bool 
         color: 24-bit ANSI colours behind the letters.
         unicode: block characters for the MACs of each step; else tenths as digits, # for all.
     """
-    heights = [percent / 100 for percent in plan_macs(plan).step_percents]
     parts = [headline(plan), costline(plan), "", *_legend(plan, color), ""]
-    for start, stop in _panels(plan.steps, width):
-        rows = [plan.methods[step] for step in range(start, stop)]
-        for layer in range(plan.layers):
-            cells = [row[layer] for row in rows]
-            parts.append(f"{_layer_label(layer)} {_cells(cells, color)}")
-        bars = "".join(_bar(height, unicode) for height in heights[start:stop])
-        parts += [f"{'MACs':>{_MARGIN - 1}} {bars}", *_axis(plan, start, stop), ""]
+    for site, grid in plan.sites.items():
+        if len(plan.sites) > 1:
+            parts += [siteline(plan, site), ""]
+        heights = [percent / 100 for percent in site_macs(plan, site).step_percents]
+        for start, stop in _panels(plan.steps, width):
+            parts += _rows(grid.methods[start:stop], color)
+            bars = "".join(_bar(height, unicode) for height in heights[start:stop])
+            parts += [f"{'MACs':>{_MARGIN - 1}} {bars}", *_axis(plan, start, stop), ""]
     return "\n".join(parts)
 
 
-def changes(before: Plan, after: Plan, *, width: int = 80, color: bool = False) -> str:
+def changes(before: Plan, after: Plan, site: SiteName = "attn", *, width: int = 80, color: bool = False) -> str:
     """Two grids of one shape as one picture: the new method where a cell changed, a dash where it did not."""
-    parts = [f"cells as in the second plan; {_UNCHANGED} is unchanged", ""]
+    where = f" of {site}" if len(after.sites) > 1 else ""
+    parts = [f"cells{where} as in the second plan; {_UNCHANGED} is unchanged", ""]
+    changed = [
+        [new if new != old else None for old, new in zip(*rows, strict=True)]
+        for rows in zip(before.sites[site].methods, after.sites[site].methods, strict=True)
+    ]
     for start, stop in _panels(after.steps, width):
-        for layer in range(after.layers):
-            cells = [
-                after.methods[step][layer] if after.methods[step][layer] != before.methods[step][layer] else None
-                for step in range(start, stop)
-            ]
-            parts.append(f"{_layer_label(layer)} {_cells(cells, color)}")
-        parts += [*_axis(after, start, stop), ""]
+        parts += [*_rows(changed[start:stop], color), *_axis(after, start, stop), ""]
     return "\n".join(parts)
+
+
+def _rows(grid: Sequence[Sequence[Method | None]], color: bool) -> list[str]:
+    """One line a layer, from one sequence of cells a step."""
+    return [f"{_layer_label(layer)} {_cells(cells, color)}" for layer, cells in enumerate(zip(*grid, strict=True))]
 
 
 def _layer_label(layer: int) -> str:

@@ -6,92 +6,20 @@ Every class is frozen and refuses unknown keys. Building one from Python raises 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from datetime import datetime
 from itertools import pairwise
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    PlainValidator,
-    SerializerFunctionWrapHandler,
-    model_serializer,
-    model_validator,
-)
+from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
 from plans.compare import guidance_differences, model_differences, sampler_differences
+from plans.fields import Frozen, Integer, Name, Number, Setting, Time
 from plans.method import Method, TokenOrder, Window
-
-Scalar = str | int | float | bool | None
-Grid = tuple[tuple[Method, ...], ...]
-Losses = tuple[tuple[float | None, ...], ...]
+from plans.model import SITES, ModelSpec, SiteName
+from plans.site import Grid, Losses, Site, check_cells, check_shape, check_window, new_site
 
 
-def _setting(value: Any) -> Scalar | tuple[Scalar, ...]:
-    if isinstance(value, list | tuple):
-        return tuple(_scalar(item) for item in value)
-    return _scalar(value)
-
-
-def _scalar(value: Any) -> Scalar:
-    if value is not None and not isinstance(value, str | int | float | bool):
-        raise ValueError(
-            f"a {type(value).__name__} is not a setting; use text, a number, true, false, null or a list of these"
-        )
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"{value} is not a finite number")
-    return value
-
-
-def _printable(text: str) -> str:
-    if not text.isprintable():  # names go to terminals, which obey control characters
-        raise ValueError(f"{text!r} has characters that cannot be printed; use plain text")
-    return text
-
-
-def _iso8601(text: str) -> str:
-    try:
-        datetime.fromisoformat(text)
-    except ValueError:
-        raise ValueError(f"{text!r} is not an ISO 8601 time like 2024-11-05T09:30:00+00:00") from None
-    return text
-
-
-Name = Annotated[str, Field(min_length=1), AfterValidator(_printable)]
-Count = Annotated[int, Field(strict=True, ge=1)]
-Integer = Annotated[int, Field(strict=True)]
-Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
-Loss = Annotated[float, Field(strict=True, allow_inf_nan=False, ge=0)]
-Setting = Annotated[Scalar | tuple[Scalar, ...], PlainValidator(_setting)]
-
-
-class _Frozen(BaseModel):
-    # class_name and model are our words, not pydantic's: give up its protected prefix instead of renaming them.
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
-
-
-class ModelSpec(_Frozen):
-    """The transformer a plan was made for. tokens: per image (or frame) in one self-attention call."""
-
-    class_name: Name
-    layers: Count
-    heads: Count
-    head_dim: Count
-    tokens: Count
-    in_channels: Count
-    out_channels: Count
-
-    @property
-    def width(self) -> int:
-        """Channels of the attention module: heads * head_dim."""
-        return self.heads * self.head_dim
-
-
-class SamplerSpec(_Frozen):
+class SamplerSpec(Frozen):
     """The sampler: its class, the settings that change its path, and the timestep of every model call.
 
     timesteps never increase; two equal ones in a row are two calls at one time, as in Heun's method.
@@ -112,7 +40,7 @@ class SamplerSpec(_Frozen):
         return self
 
 
-class GuidanceSpec(_Frozen):
+class GuidanceSpec(Frozen):
     """Classifier-free guidance: its scale, and which half of the batch is the conditional one."""
 
     scale: Annotated[float, Field(strict=True, allow_inf_nan=False, ge=1)]
@@ -128,7 +56,7 @@ class GuidanceSpec(_Frozen):
         return self
 
 
-class Calibration(_Frozen):
+class Calibration(Frozen):
     """How a plan was found (DiTFastAttn, Algorithm 1), in enough detail to find it again.
 
     labels or prompts: of the images it was calibrated on, one of them empty. negative_prompt: None where there are no
@@ -149,7 +77,7 @@ class Calibration(_Frozen):
     kernel: Name
     compiled: Annotated[bool, Field(strict=True)] = False
     versions: dict[str, str]
-    created: Annotated[str, AfterValidator(_iso8601)]
+    created: Time
 
     @property
     def images(self) -> int:
@@ -163,21 +91,12 @@ class Calibration(_Frozen):
         return {key: value for key, value in written.items() if key != "negative_prompt" or value is not None}
 
 
-class Site(_Frozen):
-    """What one kind of module does: methods[step][layer], and beside each the loss that decided it.
-
-    A loss is None where there was none to compare: FULL by rule or because every candidate was rejected.
-    """
-
-    methods: Grid
-    losses: tuple[tuple[Loss | None, ...], ...]
-
-
-class Plan(_Frozen):
+class Plan(Frozen):
     """Which method each layer uses at each sampler step, with everything that decision depends on.
 
-    token_order: how the tokens stand while the blocks run, and so what the window covers; `raster` is the paper's.
-    calibration is None for a plan made by hand or for a test.
+    window: of the site ``attn``. token_order: how the tokens of an image or frame stand while the blocks run, and so
+    what that window covers; `raster` is the paper's. sites: one for each of ``model.sites``. calibration is None for a
+    plan made by hand or for a test.
     """
 
     model: ModelSpec
@@ -185,7 +104,7 @@ class Plan(_Frozen):
     guidance: GuidanceSpec
     window: Window
     token_order: TokenOrder = "raster"
-    sites: dict[Literal["attn"], Site]
+    sites: dict[SiteName, Site]
     calibration: Calibration | None
     note: str = ""
 
@@ -196,21 +115,26 @@ class Plan(_Frozen):
 
     @property
     def layers(self) -> int:
+        """Of the site ``attn``."""
         return self.model.layers
 
     @property
     def methods(self) -> Grid:
-        """methods[step][layer] of self-attention."""
+        """methods[step][layer] of the site ``attn``."""
         return self.sites["attn"].methods
 
     @property
     def losses(self) -> Losses:
-        """losses[step][layer] of self-attention."""
+        """losses[step][layer] of the site ``attn``."""
         return self.sites["attn"].losses
 
-    def column(self, layer: int) -> tuple[Method, ...]:
-        """What one layer does, step by step."""
-        return tuple(row[layer] for row in self.methods)
+    def column(self, layer: int, site: SiteName = "attn") -> tuple[Method, ...]:
+        """What one layer of a site does, step by step."""
+        return tuple(row[layer] for row in self.sites[site].methods)
+
+    def window_of(self, site: SiteName) -> Window:
+        """The window of a site, counted in its tokens: those of a frame, or the frames."""
+        return self.sites[site].window or self.window
 
     @classmethod
     def full(
@@ -220,33 +144,54 @@ class Plan(_Frozen):
         sampler: SamplerSpec,
         guidance: GuidanceSpec,
         window: Window | None = None,
+        temporal_window: Window | None = None,
         token_order: TokenOrder = "raster",
         note: str = "",
     ) -> Plan:
-        """The plan that compresses nothing. Without a window it carries `Window.default`."""
-        grid = tuple((Method.FULL,) * model.layers for _ in sampler.timesteps)
+        """The plan that compresses nothing. A window that is not given is `Window.default` of its site's tokens.
+
+        Raises:
+            ValueError: a temporal window for a model that has no such site.
+        """
+        if temporal_window is not None and model.temporal is None:
+            raise ValueError(f"{model.class_name} has no temporal attention; leave temporal_window out")
+        sites: dict[SiteName, Site] = {}
+        for site in model.sites:
+            shape = model.shape(site)
+            grid = [[Method.FULL] * shape.layers for _ in sampler.timesteps]
+            own = None if site == "attn" else temporal_window or Window.default(shape.tokens)
+            sites[site] = new_site(grid, None, own)
         return cls(
             model=model,
             sampler=sampler,
             guidance=guidance,
             window=window or Window.default(model.tokens),
             token_order=token_order,
-            sites={"attn": _site(grid, None)},
+            sites=sites,
             calibration=None,
             note=note,
         )
 
     def with_methods(
-        self, grid: Sequence[Sequence[Method]], losses: Sequence[Sequence[float | None]] | None = None
+        self,
+        grid: Sequence[Sequence[Method]],
+        losses: Sequence[Sequence[float | None]] | None = None,
+        *,
+        site: SiteName = "attn",
     ) -> Plan:
-        """The same plan with another grid.
+        """The same plan with another grid for one site.
 
         Without losses the new cells were not decided by this plan's calibration, so it is dropped; with losses
         it is kept.
+
+        Raises:
+            ValueError: the model has no such site, or the grid breaks a rule.
         """
+        self.model.shape(site)
         fields = {name: getattr(self, name) for name in type(self).model_fields}
+        sites = self.sites | {site: new_site(grid, losses, self.sites[site].window)}
         calibration = None if losses is None else self.calibration
-        return Plan(**fields | {"sites": {"attn": _site(grid, losses)}, "calibration": calibration})
+        return Plan(**fields | {"sites": sites, "calibration": calibration})
 
     def differences(
         self,
@@ -268,52 +213,29 @@ class Plan(_Frozen):
             found += guidance_differences(self.guidance, guidance)
         return found
 
+    @field_validator("sites")
+    @classmethod
+    def _in_one_order(cls, sites: dict[SiteName, Site]) -> dict[SiteName, Site]:
+        return {name: sites[name] for name in SITES if name in sites}  # equal plans are written equally
+
     @model_validator(mode="after")
     def _parts_agree(self) -> Self:
         if "attn" not in self.sites:
             raise ValueError("sites has no 'attn'; a plan needs the grid of self-attention")
-        tokens = self.model.tokens
-        for side, size in (("left", self.window.left), ("right", self.window.right)):
-            if size > tokens:
-                raise ValueError(f"window.{side} is {size}, more than the model's {tokens} tokens; use 0 to {tokens}")
-        self._check_shape("methods", self.methods)
-        self._check_shape("losses", self.losses)
-        self._check_cells()
-        return self
-
-    def _check_shape(self, name: str, rows: Sequence[Sequence[object]]) -> None:
-        if len(rows) != self.steps:
+        if tuple(self.sites) != self.model.sites:
             raise ValueError(
-                f"sites.attn.{name} has {len(rows)} rows, but the sampler has {self.steps} timesteps; "
-                "write one row per step"
+                f"sites are {', '.join(self.sites)}, but those of the model are {', '.join(self.model.sites)}; a plan "
+                "has the site temporal exactly if model.temporal says how many layers and frames it has"
             )
-        for step, row in enumerate(rows):
-            if len(row) != self.layers:
+        for name, site in self.sites.items():
+            if (site.window is None) != (name == "attn"):
                 raise ValueError(
-                    f"sites.attn.{name}[{step}] has {len(row)} cells, but the model has {self.layers} layers; "
-                    "write one cell per layer"
+                    f"sites.{name}.window {'is missing' if site.window is None else 'is one too many'}; the site "
+                    "temporal has a window of its own, that of attn is the plan's"
                 )
-
-    def _check_cells(self) -> None:
-        for layer, method in enumerate(self.methods[0]):
-            if method is not Method.FULL:
-                raise ValueError(
-                    f"step 0 has {method} in layer {layer}, but there is nothing to reuse yet; "
-                    "step 0 is FULL in every layer"
-                )
-        if self.guidance.layout != "none":
-            return
-        for step, row in enumerate(self.methods):
-            for layer, method in enumerate(row):
-                if method.shares_guidance:
-                    raise ValueError(
-                        f"step {step} has {method} in layer {layer}, but the guidance layout is 'none'; "
-                        "without a conditional half only AST, WA_RS and FULL are possible"
-                    )
-
-
-def _site(grid: Sequence[Sequence[Method]], losses: Sequence[Sequence[float | None]] | None) -> Site:
-    methods = tuple(tuple(row) for row in grid)
-    if losses is None:
-        losses = [[None] * len(row) for row in methods]
-    return Site(methods=methods, losses=tuple(tuple(row) for row in losses))
+            shape = self.model.shape(name)
+            place, of = ("window", "tokens") if name == "attn" else (f"sites.{name}.window", "frames")
+            check_window(place, self.window_of(name), shape.tokens, of)
+            check_shape(name, site, shape, self.steps)
+            check_cells(name, site, guided=self.guidance.layout != "none")
+        return self

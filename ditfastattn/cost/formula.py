@@ -78,10 +78,15 @@ def _elements(cell: Cell, shape: LayerShape, stored: int, convention: Convention
 
 
 def plan_work(plan: Plan, batch: int, itemsize: int, convention: Convention = "module") -> Work:
-    """All self-attention of one run of a plan on ``batch`` rows, stored residuals included."""
-    shape = LayerShape(batch, plan.model.tokens, plan.model.heads, plan.model.head_dim)
-    total = Work(0, 0)
-    for layer in range(plan.layers):
-        for cell in liveness(plan.column(layer)):
-            total += layer_work(cell, shape, plan.window, itemsize, convention)
+    """All self-attention of one run of a plan on ``batch`` images or videos, both guidance branches counted.
+
+    Of every site, stored residuals included.
+    """
+    total, model = Work(0, 0), plan.model
+    for site in plan.sites:
+        at, window = model.shape(site), plan.window_of(site)
+        shape = LayerShape(batch * at.rows, at.tokens, model.heads, model.head_dim)
+        for layer in range(at.layers):
+            for cell in liveness(plan.column(layer, site)):
+                total += layer_work(cell, shape, window, itemsize, convention)
     return total

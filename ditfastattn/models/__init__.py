@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
 
-from diffusers import DiTTransformer2DModel, PixArtTransformer2DModel
+from diffusers import DiTTransformer2DModel, LatteTransformer3DModel, PixArtTransformer2DModel
 from torch import Tensor, nn
 
 from ditfastattn.errors import ApplyError
@@ -12,6 +12,7 @@ from ditfastattn.layout import Layout
 from ditfastattn.models.base import Call, ModelAdapter
 from ditfastattn.models.described import DescribedModel, Description
 from ditfastattn.models.dit import DiT
+from ditfastattn.models.latte import Latte
 from ditfastattn.models.native_dit import NativeDiT, missing_parts
 from ditfastattn.models.pixart import PixArt
 from ditfastattn.models.registry import Family, Registry
@@ -27,6 +28,13 @@ REGISTRY = Registry(
             PixArt,
             PixArtTransformer2DModel,
             loaded_by="`PixArtAlphaPipeline`, `PixArtSigmaPipeline`",
+            calibration="on prompts",
+        ),
+        Family(
+            "`LatteTransformer3DModel`",
+            Latte,
+            LatteTransformer3DModel,
+            loaded_by="`LattePipeline`",
             calibration="on prompts",
         ),
         Family(

@@ -1,29 +1,37 @@
 """What the runtime needs to know of an architecture."""
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from itertools import groupby
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from ditfastattn.errors import ApplyError
 from ditfastattn.layout import Layout
-from plans import ModelSpec, TokenOrder
+from plans import ModelSpec, SiteName, TokenOrder
 
 State = TypeVar("State")
 
 
 class BlockAdapter(ABC, Generic[State]):
-    """One transformer block, cut at its self-attention so that a method can skip or halve what feeds it."""
+    """One transformer block, cut at its self-attention so that a method can skip or halve what feeds it.
+
+    A block with attention at two sites is two of these, one after the other: both have its ``module`` and are given
+    the arguments that it was called with, the second as hidden states what the first one's :meth:`finish` returned.
+    """
 
     module: nn.Module
+    site: ClassVar[SiteName] = "attn"
 
     @abstractmethod
     def begin(self, *args: Any, skip_attention: bool, **kwargs: Any) -> State:
         """What does not depend on the method, from the arguments the block was called with.
 
+        The state's ``hidden`` is (rows, N, C), the rows of this site, in which each guidance branch is one half.
         ``skip_attention``: the attention input will not be asked for, so its modulation need not be computed.
         """
 
@@ -39,7 +47,8 @@ class BlockAdapter(ABC, Generic[State]):
     def finish(self, state: State, attention_output: Tensor) -> Tensor:
         """The rest of the block: gate and residual of the attention output, then the MLP.
 
-        ``attention_output`` is (B, N, C), in a prepared step also (B/2, N, C) for both guidance branches.
+        ``attention_output`` is (B, N, C), in a prepared step also (B/2, N, C) for both guidance branches. Of a block
+        with several sites: what follows up to the next site, and hidden states as the block is given them.
         """
 
 
@@ -68,7 +77,7 @@ class PreparedBlock(BlockAdapter[State]):
 class Call:
     """One call of a transformer, its arguments by meaning."""
 
-    latents: Tensor  # (B, C, h, w)
+    latents: Tensor  # (B, C, h, w), of a video (B, C, frames, h, w)
     timestep: Any  # number or tensor, as the caller gave it
     condition: Tensor | None  # what tells the two guidance branches apart: labels (B,), prompt embeddings (B, T, C)
     mask: Tensor | None = None  # which words of the prompts count, (B, T), or added to the scores, (B, 1, T)
@@ -87,19 +96,47 @@ class Conditioning:
     head: Tensor  # (S, B, K', C)
 
 
+class Place(NamedTuple):
+    """Where a block's cells stand in a plan."""
+
+    site: SiteName
+    layer: int  # of the site
+
+    def __str__(self) -> str:
+        return f"block {self.layer}" if self.site == "attn" else f"{self.site} block {self.layer}"
+
+
 class ModelAdapter(ABC):
     """A transformer: its blocks, its call and its guidance layout."""
 
     guided_layout: Layout  # the order of the branches in a guided batch
     per_image: frozenset[str] = frozenset()  # the blocks' inputs, by name or "argument 1", that hold nothing per token
     guided_entry: str | None = None  # a method of the model that adds up the branches itself, given the scale
+    why_eager = "its steps cannot be prepared yet"  # of what is no PreparedModel
 
     def __init__(self, model: nn.Module) -> None:
         self.model: Any = model
 
     @property
     @abstractmethod
-    def blocks(self) -> Sequence[BlockAdapter[Any]]: ...
+    def blocks(self) -> Sequence[BlockAdapter[Any]]:
+        """In the order in which their attention runs, the sites of a video model in turn."""
+
+    @property
+    def places(self) -> list[Place]:
+        """The place of each block, in the order of :attr:`blocks`."""
+        found, counted = [], Counter[SiteName]()
+        for block in self.blocks:
+            found.append(Place(block.site, counted[block.site]))
+            counted[block.site] += 1
+        return found
+
+    @property
+    def modules(self) -> list[tuple[nn.Module, range]]:
+        """Every module whose forward is a block's, with the indices of the blocks that it runs."""
+        runs = groupby(enumerate(self.blocks), key=lambda item: id(item[1].module))
+        indices = [[index for index, _ in run] for _, run in runs]
+        return [(self.blocks[run[0]].module, range(run[0], run[-1] + 1)) for run in indices]
 
     @property
     def dtype(self) -> torch.dtype:
@@ -154,7 +191,7 @@ class ModelAdapter(ABC):
         raise NotImplementedError
 
     def unwrap(self, output: Any) -> Tensor:
-        """The bare output (B, C_out, h, w) of the model's own forward."""
+        """The bare output of the model's own forward, of the latents' dimensions."""
         bare: Tensor = output if isinstance(output, Tensor) else output[0]
         return bare
 
@@ -168,7 +205,10 @@ class ModelAdapter(ABC):
 
 
 class PreparedModel(ModelAdapter):
-    """A transformer whose steps can be prepared before the first runs: ``compile=True``, ``graphs=True``."""
+    """A transformer whose steps can be prepared before the first runs: ``compile=True``, ``graphs=True``.
+
+    Its blocks are all of the site ``attn``.
+    """
 
     @property
     @abstractmethod
@@ -208,8 +248,8 @@ def prepared(adapter: ModelAdapter) -> PreparedModel:
     if isinstance(adapter, PreparedModel):
         return adapter
     raise ApplyError(
-        f"{type(adapter.model).__name__} was registered by its attention alone, and compile=True and graphs=True need "
-        "the whole block: apply the plan without them (or subclass ditfastattn.models.base.PreparedModel)"
+        f"{type(adapter.model).__name__} cannot be run with compile=True or graphs=True, as {adapter.why_eager}: apply "
+        "the plan without them (or subclass ditfastattn.models.base.PreparedModel)"
     )
 
 

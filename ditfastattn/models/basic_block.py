@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ditfastattn.errors import StepError
 from ditfastattn.models.arithmetic import PLAIN, Plain, is_plain, project
-from ditfastattn.models.base import PreparedBlock, PreparedModel, bypassed, common_obstacles
+from ditfastattn.models.base import ModelAdapter, PreparedBlock, PreparedModel, bypassed, common_obstacles
 from plans import ModelSpec
 
 
@@ -94,10 +94,10 @@ def refuse_mask(attention_mask: Tensor | None) -> None:
         raise StepError("self-attention masks are not supported by a plan: call the transformer without attention_mask")
 
 
-class AdaLNModel(PreparedModel):
-    """A transformer of such blocks over the patches of a square latent image."""
+class BasicBlockModel(ModelAdapter):
+    """A transformer of diffusers made of such blocks, over the patches of latents."""
 
-    _blocks: list[Any]  # AdaLNBlock of one kind
+    _blocks: list[Any]  # AdaLNBlock, in the order in which they run
 
     def __init__(self, model: Any) -> None:
         super().__init__(model)
@@ -106,6 +106,10 @@ class AdaLNModel(PreparedModel):
     @property
     def blocks(self) -> list[PreparedBlock[Any]]:
         return list(self._blocks)
+
+    def listed_blocks(self) -> list[nn.Module]:
+        """The model's own blocks, in the order in which it runs them."""
+        return list(self.model.transformer_blocks)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -125,8 +129,8 @@ class AdaLNModel(PreparedModel):
         )
 
     @property
-    def latent_shape(self) -> tuple[int, int, int]:
-        """(C, h, w) of the images the model was trained on."""
+    def latent_shape(self) -> tuple[int, ...]:
+        """(C, h, w) of the images the model was trained on, (C, T, h, w) of the videos."""
         config = self.model.config
         return config.in_channels, config.sample_size, config.sample_size
 
@@ -135,17 +139,22 @@ class AdaLNModel(PreparedModel):
         return height // patch, width // patch
 
     def obstacles(self) -> list[str]:
-        found = [f"block {i}: {reason}" for i, block in enumerate(self._blocks) for reason in block.obstacles()]
+        placed = zip(self.places, self._blocks, strict=True)
+        found = [f"{place}: {reason}" for place, block in placed for reason in block.obstacles()]
         found += common_obstacles(self.model)
         if self.model.training or self.model.gradient_checkpointing:
             found.append("it is set up for training; call eval() and disable_gradient_checkpointing()")
-        if [block.module for block in self._blocks] != list(self.model.transformer_blocks):
+        if [block.module for block in self._blocks] != self.listed_blocks():
             found.append("its blocks are not those that the plan was applied to; apply the plan anew")
         return found
 
     def arguments(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """The arguments of a call of ``model.forward``, by name."""
         return dict(self._signature.bind(self.model, *args, **kwargs).arguments)
+
+
+class AdaLNModel(BasicBlockModel, PreparedModel):
+    """One whose steps can be prepared: an image at a time, embedded and put together as in DiT."""
 
     def example(self, batch: int, tokens: int) -> dict[str, Any]:
         config, parameter = self.model.config, next(self.model.parameters())

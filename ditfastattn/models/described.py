@@ -103,6 +103,8 @@ class DescribedAttention(BlockAdapter[AttentionCall]):
 class DescribedModel(ModelAdapter):
     """A registered transformer. Its plans can be followed in eager mode, the tokens in raster order."""
 
+    why_eager = "it was registered by its attention alone, and they need the whole block"
+
     def __init__(self, description: Description, model: nn.Module) -> None:
         super().__init__(model)
         self.description = description
@@ -124,7 +126,7 @@ class DescribedModel(ModelAdapter):
         return found
 
     def _described_spec(self) -> ModelSpec:
-        name, given = type(self.model).__name__, dict(self.description.shape(self.model))
+        name, given = type(self.model).__name__, dict[str, Any](self.description.shape(self.model))
         try:
             return ModelSpec(class_name=name, layers=len(self._blocks), **given)
         except (ValidationError, TypeError) as error:

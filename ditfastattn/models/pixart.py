@@ -9,11 +9,12 @@ from diffusers import PixArtTransformer2DModel
 from torch import Tensor, nn
 
 from ditfastattn.condition import Condition, FromPrompts
-from ditfastattn.errors import LoadError, StepError
+from ditfastattn.errors import StepError
 from ditfastattn.layout import Layout
 from ditfastattn.models.arithmetic import arithmetic_for
 from ditfastattn.models.base import Call, Conditioning
 from ditfastattn.models.basic_block import AdaLNBlock, AdaLNModel, AdaLNState, refuse_mask
+from ditfastattn.models.prompted import Prompted
 
 WORDS = 300  # of a prompt, in PixArt-Sigma's pipeline
 
@@ -78,16 +79,8 @@ class PixArtBlock(AdaLNBlock[PixArtState]):
         return do.add_gated(hidden, do.feed_forward(module.ff, x), state.gate_mlp)
 
 
-class PixArt(FromPrompts, AdaLNModel):
-    """The transformer of diffusers' PixArtAlphaPipeline and PixArtSigmaPipeline. A guided batch is [uncond, cond].
-
-    A label tells the branches of DiT apart; prompt embeddings don't: any text may be the negative prompt of any image.
-    Verified when a run begins: an even batch with one prompt a row, whose halves hold equal latents. Verified when the
-    plan is applied to a pipeline (or with ``scheduler=``), after each step: the sampler was handed
-    uncond + s (cond - uncond) of these halves in this order. On a bare transformer without its sampler neither the
-    order of the branches nor the scale can be verified, nor can a guided batch be told from one that holds the same
-    noise twice with two prompts.
-    """
+class PixArt(Prompted, FromPrompts, AdaLNModel):
+    """The transformer of diffusers' PixArtAlphaPipeline and PixArtSigmaPipeline. A guided batch is [uncond, cond]."""
 
     guided_layout = Layout.UNCOND_FIRST
     usual_guidance = 4.5  # DiTFastAttn, and the pipelines' own default
@@ -104,12 +97,7 @@ class PixArt(FromPrompts, AdaLNModel):
 
         Texts are not cleaned of HTML and the like: that would depend on which packages are installed.
         """
-        lacking = [name for name in self.encoders if getattr(pipe, name, None) is None]
-        if lacking:
-            raise LoadError(
-                f"this {type(pipe).__name__} has no {' and no '.join(lacking)}, so it cannot encode prompts: load it "
-                "from a folder or hub id that has them all"
-            )
+        self.check_encoders(pipe)
         text, mask, negative, negative_mask = pipe.encode_prompt(
             list(prompts), negative_prompt=negative_prompt, device=self.device, clean_caption=False
         )  # (B, T, C), (B, T), twice
@@ -147,18 +135,6 @@ class PixArt(FromPrompts, AdaLNModel):
             "encoder_attention_mask": (words < shown).to(latents.dtype),
             "added_cond_kwargs": sizes,
         }
-
-    def is_guided(self, call: Call) -> bool:
-        """Whether the batch can be cut into two branches; see the class for what is verified elsewhere."""
-        batch = call.latents.shape[0]
-        return batch % 2 == 0 and call.condition is not None and call.condition.shape[0] == batch
-
-    def mixes_branches(self, call: Call) -> bool:
-        """Whether both halves have the same noise and other prompts: two branches, or so alike that none can tell."""
-        if not self.is_guided(call):
-            return False
-        (noise, same_noise), (prompts, others) = call.latents.chunk(2), _halves(call.condition)
-        return torch.equal(noise, same_noise) and not torch.equal(prompts, others)
 
     def conditioning(self, timesteps: Tensor, call: Call) -> Conditioning:
         model = self.model
@@ -203,8 +179,3 @@ def _arguments(text: Tensor, mask: Tensor, sizes: Mapping[str, Tensor | None]) -
 def _refuse_extras(cross_attention_kwargs: Mapping[str, Any] | None) -> None:
     if cross_attention_kwargs:
         raise StepError("cross_attention_kwargs are not supported by a plan: call the transformer without them")
-
-
-def _halves(prompts: Tensor | None) -> tuple[Tensor, ...]:
-    assert prompts is not None
-    return prompts.chunk(2)

@@ -125,7 +125,7 @@ def test_interrupted_and_resumed_from_the_command_line(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(base(folder, tmp_path / "whole.json", "--threshold", "0.3")) == 0
-    from calibration import calibrate as module
+    from calibration import search as module
 
     choose, calls = module.choose_methods, iter(range(100))
 

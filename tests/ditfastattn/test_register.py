@@ -166,7 +166,7 @@ def test_plans_of_other_models_and_orders_are_refused(mine: dict[str, Any]) -> N
     with pytest.raises(ApplyError, match="the tokens in hilbert order, which needs whole blocks"):
         ditfastattn.apply(model, plan_for(model, rows, token_order="hilbert"))
     for wish in ("compile", "graphs"):
-        with pytest.raises(ApplyError, match="compile=True and graphs=True need the whole block") as error:
+        with pytest.raises(ApplyError, match="by its attention alone, and they need the whole block") as error:
             ditfastattn.apply(model, plan_for(model), **{wish: True})
         assert "\n" not in str(error.value)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from plans import Calibration, GuidanceSpec, Method, ModelSpec, Plan, SamplerSpec, Window
+from plans import Calibration, GuidanceSpec, Method, ModelSpec, Plan, SamplerSpec, TemporalShape, Window
 
 DIT_12 = ModelSpec(
     class_name="DiTTransformer2DModel",
@@ -25,6 +25,16 @@ DIT_28 = ModelSpec(
     out_channels=8,
 )
 STDIT_28 = ModelSpec(class_name="STDiT2", layers=28, heads=16, head_dim=72, tokens=405, in_channels=4, out_channels=8)
+LATTE_28 = ModelSpec(
+    class_name="LatteTransformer3DModel",
+    layers=28,
+    heads=16,
+    head_dim=72,
+    tokens=1024,
+    in_channels=4,
+    out_channels=8,
+    temporal=TemporalShape(layers=28, frames=16),
+)
 
 COND_FIRST = GuidanceSpec(scale=4.0, layout="cond_first")
 UNCOND_FIRST = GuidanceSpec(scale=4.5, layout="uncond_first")
@@ -83,25 +93,35 @@ def synthetic(
         eagerness: larger compresses more.
     """
     methods = [method for method in Method if guidance.layout != "none" or not method.shares_guidance]
-    steps = len(sampler.timesteps)
-    grid, losses = [], []
-    for step in range(steps):
-        row, row_losses = [], []
-        for layer in range(model.layers):
-            wobble = random.Random(step * 1000 + layer).random()
-            middle = 4 * (step / steps) * (1 - step / steps)
-            ease = eagerness * (0.65 * middle + 0.35 * layer / model.layers) + 0.5 * (wobble - 0.5)
-            rank = len(methods) - 1 - int(max(0.0, min(0.999, ease)) * len(methods)) if step else len(methods) - 1
-            method = methods[rank]
-            row.append(method)
-            row_losses.append(None if method is Method.FULL else round(0.05 * (layer + 1) / model.layers * wobble, 6))
-        grid.append(row)
-        losses.append(row_losses)
     full = Plan.full(model=model, sampler=sampler, guidance=guidance, note=note)
     fields = {name: getattr(full, name) for name in Plan.model_fields} | {
         "calibration": calibration(methods=tuple(methods))
     }
-    return Plan(**fields).with_methods(grid, losses)
+    plan = Plan(**fields)
+    for number, site in enumerate(model.sites):
+        grid, losses = _grid(methods, len(sampler.timesteps), model.shape(site).layers, eagerness, number)
+        plan = plan.with_methods(grid, losses, site=site)
+    return plan
+
+
+def _grid(
+    methods: list[Method], steps: int, layers: int, eagerness: float, seed: int
+) -> tuple[list[list[Method]], list[list[float | None]]]:
+    """Methods and losses of one site."""
+    grid, losses = [], []
+    for step in range(steps):
+        row, row_losses = [], []
+        for layer in range(layers):
+            wobble = random.Random(seed * 10**6 + step * 1000 + layer).random()
+            middle = 4 * (step / steps) * (1 - step / steps)
+            ease = eagerness * (0.65 * middle + 0.35 * layer / layers) + 0.5 * (wobble - 0.5)
+            rank = len(methods) - 1 - int(max(0.0, min(0.999, ease)) * len(methods)) if step else len(methods) - 1
+            method = methods[rank]
+            row.append(method)
+            row_losses.append(None if method is Method.FULL else round(0.05 * (layer + 1) / layers * wobble, 6))
+        grid.append(row)
+        losses.append(row_losses)
+    return grid, losses
 
 
 def golden() -> dict[str, Plan]:
@@ -110,6 +130,7 @@ def golden() -> dict[str, Plan]:
     return {
         "dit-12x50": synthetic(DIT_12, dpm_solver(50), COND_FIRST),
         "stdit-28x200": synthetic(STDIT_28, dpm_solver(200), COND_FIRST, eagerness=0.8),
+        "latte-28x20": synthetic(LATTE_28, dpm_solver(20), UNCOND_FIRST),
         "heun-12x19": synthetic(DIT_12, heun(10), UNCOND_FIRST, note="Heun: two calls at one time"),
         "no-guidance-12x20": no_guidance,
         "full-12x4": Plan.full(

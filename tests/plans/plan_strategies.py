@@ -6,7 +6,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from plans import Calibration, GuidanceSpec, Method, ModelSpec, Plan, SamplerSpec, Site, Window
+from plans import Calibration, GuidanceSpec, Method, ModelSpec, Plan, SamplerSpec, Site, TemporalShape, Window
 from plans.method import TOKEN_ORDERS
 
 # An alphabet, not a filter: names are drawn often, and rejected draws would trip Hypothesis' health checks.
@@ -24,7 +24,9 @@ def models(draw: st.DrawFn) -> ModelSpec:
         name: draw(st.integers(1, limit))
         for name, limit in [("layers", 4), ("heads", 4), ("head_dim", 8), ("tokens", 40)]
     }
-    return ModelSpec(class_name=draw(printable), in_channels=draw(st.integers(1, 9)), out_channels=4, **counts)
+    temporal = draw(st.none() | st.builds(TemporalShape, layers=st.integers(1, 3), frames=st.integers(1, 9)))
+    channels = {"in_channels": draw(st.integers(1, 9)), "out_channels": 4}
+    return ModelSpec(class_name=draw(printable), temporal=temporal, **channels, **counts)
 
 
 @st.composite
@@ -62,19 +64,27 @@ def calibrations(draw: st.DrawFn) -> Calibration:
 def plans(draw: st.DrawFn) -> Plan:
     model, sampler, guidance = draw(models()), draw(samplers()), draw(guidances())
     allowed = [method for method in Method if guidance.layout != "none" or not method.shares_guidance]
-    steps, layers = len(sampler.timesteps), model.layers
+    steps = len(sampler.timesteps)
 
-    def rows(cells: st.SearchStrategy[Any], count: int) -> list[list[Any]]:
+    def window(tokens: int) -> Window:
+        return Window(left=draw(st.integers(0, tokens)), right=draw(st.integers(0, tokens)))
+
+    def rows(cells: st.SearchStrategy[Any], layers: int, count: int) -> list[list[Any]]:
         return draw(st.lists(st.lists(cells, min_size=layers, max_size=layers), min_size=count, max_size=count))
 
-    grid = [[Method.FULL] * layers, *rows(st.sampled_from(allowed), steps - 1)]
+    sites = {}
+    for name in model.sites:
+        shape = model.shape(name)
+        grid = [[Method.FULL] * shape.layers, *rows(st.sampled_from(allowed), shape.layers, steps - 1)]
+        own = window(shape.tokens) if name == "temporal" else None
+        sites[name] = Site(methods=grid, losses=rows(losses, shape.layers, steps), window=own)
     return Plan(
         model=model,
         sampler=sampler,
         guidance=guidance,
-        window=Window(left=draw(st.integers(0, model.tokens)), right=draw(st.integers(0, model.tokens))),
+        window=window(model.tokens),
         token_order=draw(st.sampled_from(TOKEN_ORDERS)),
-        sites={"attn": Site(methods=grid, losses=rows(losses, steps))},
+        sites=sites,
         calibration=draw(st.none() | calibrations()),
         note=draw(texts),
     )

@@ -21,10 +21,11 @@ _SHOWN = 3  # names in a message
 
 
 def is_stdit2(source: str) -> bool:
-    """Whether ``source`` is a hub id of Open-Sora 1.1, or a folder whose ``config.json`` says that it holds a STDiT2."""
+    """Whether ``source`` is a hub id of Open-Sora 1.1, or a folder, or a file in one, whose ``config.json`` says so."""
     if source in PUBLISHED:
         return True
-    config = Path(source) / "config.json"
+    path = Path(source)
+    config = (path.parent if path.is_file() else path) / "config.json"
     if not config.is_file():
         return False
     try:
@@ -54,8 +55,8 @@ def load_stdit2(source: str | os.PathLike[str], dtype: torch.dtype = torch.float
         raise LoadError(f"the settings of {config_file} give no STDiT2: {error}") from error
     state = _state(weights)
     _check(name, model.state_dict(), state)
-    model.load_state_dict(state, assign=True)
-    return model.to(dtype).eval()
+    model.load_state_dict({key: tensor.to(dtype) for key, tensor in state.items()}, assign=True)
+    return model.eval()
 
 
 def _files(name: str) -> tuple[Path | None, Path]:
@@ -64,8 +65,7 @@ def _files(name: str) -> tuple[Path | None, Path]:
     if path.is_file():
         if path.suffix not in _SUFFIXES:
             raise LoadError(f"{name} is no {', '.join(_SUFFIXES)} file; name a checkpoint, its folder or a hub id")
-        config = path.parent / "config.json"
-        return config if is_stdit2(str(path.parent)) else None, path
+        return path.parent / "config.json" if is_stdit2(name) else None, path
     if path.is_dir():
         if not is_stdit2(name):
             raise LoadError(f"{name} has no config.json of model_type STDiT2, so it is no folder of Open-Sora 1.1")

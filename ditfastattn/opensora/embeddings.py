@@ -75,7 +75,8 @@ class NumberEmbedder(nn.Module):
 
     def forward(self, values: Tensor) -> Tensor:
         """(B, K) numbers, K of each row -> (B, K * width)."""
-        embedded = self.mlp(sinusoids(values.flatten()).to(self.mlp[0].weight.dtype))
+        dtype = next(self.parameters()).dtype
+        embedded = self.mlp(sinusoids(values.flatten()).to(dtype))
         return embedded.reshape(values.shape[0], -1)
 
 

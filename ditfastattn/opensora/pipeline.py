@@ -191,7 +191,8 @@ class OpenSoraPipeline(DiffusionPipeline):
             raise ValueError(f"a video has a frame at least, of {factor} x {factor} pixels at least")
 
     def _step_arguments(self, generator: Any) -> dict[str, Any]:
-        takes = "generator" in inspect.signature(self.scheduler.step).parameters
+        # Of the class: what a session puts in place of the method takes anything.
+        takes = "generator" in inspect.signature(type(self.scheduler).step).parameters
         return {"generator": generator} if takes else {}
 
     def _frames(self, latents: Tensor, output_type: str) -> Any:

@@ -1,7 +1,7 @@
 """STDiT2, the transformer of Open-Sora 1.1, with the parameter names of its published checkpoints.
 
-Written from hpcaitech/Open-Sora (opensora/models/stdit/stdit2.py, opensora/models/layers/blocks.py). No package carries
-it. Its 768,271,300 stored numbers at XL/2 are those that the hub counts in hpcai-tech/OpenSora-STDiT-v2-stage3.
+Written from hpcaitech/Open-Sora (opensora/models/stdit/stdit2.py, opensora/models/layers/blocks.py); no package carries
+it. An XL/2 stores 768,271,300 numbers, the count that the hub gives for hpcai-tech/OpenSora-STDiT-v2-stage3.
 """
 
 import math

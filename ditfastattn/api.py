@@ -82,7 +82,7 @@ def apply(
         obstacles.append("the forward of its blocks was already replaced by another tool; undo that first")
     _refuse(obstacles)
 
-    differences = plan.differences(model=adapter.spec())
+    differences = plan.differences(model=adapter.spec_for(plan.model))
     if scheduler is not None:
         differences += plan.differences(sampler=_actual_sampler(scheduler, plan))
     if plan.guidance.layout not in (Layout.NONE.value, adapter.guided_layout.value):

@@ -19,32 +19,40 @@ from diffusers.utils import logging
 
 from ditfastattn.demo import pipeline_path
 from ditfastattn.errors import LoadError
+from ditfastattn.opensora.checkpoint import is_stdit2
+from ditfastattn.opensora.loading import load_opensora_pipeline
+from ditfastattn.opensora.pipeline import OpenSoraPipeline
 from ditfastattn.original_dit import load_original_dit
 from ditfastattn.samplers import make_sampler
 
 # The VAE that the official DiT samples were made with.
 ORIGINAL_VAE = "stabilityai/sd-vae-ft-mse"
-_CLASSES: tuple[Any, ...] = (DiTPipeline, PixArtAlphaPipeline, PixArtSigmaPipeline, LattePipeline)
+_CLASSES: tuple[Any, ...] = (DiTPipeline, PixArtAlphaPipeline, PixArtSigmaPipeline, LattePipeline, OpenSoraPipeline)
 PIPELINES: dict[str, Any] = {cls.__name__: cls for cls in _CLASSES}
 
 
 def load_pipeline(
     source: str | os.PathLike[str] = "demo",
     *,
-    sampler: str = "dpm",
+    sampler: str | None = None,
     dtype: torch.dtype | None = None,
     device: str | torch.device = "cpu",
     vae: str | os.PathLike[str] | None = None,
+    text_encoder: str | os.PathLike[str] | None = None,
 ) -> Any:
-    """A diffusers pipeline (DiT, PixArt-alpha, PixArt-Sigma, Latte), with a sampler chosen by name.
+    """A diffusers pipeline (DiT, PixArt-alpha, PixArt-Sigma, Latte) or Open-Sora's, with a sampler chosen by name.
 
     Args:
         source: "demo", a folder in diffusers' format, a hub id such as "facebook/DiT-XL-2-512" or
-            "PixArt-alpha/PixArt-Sigma-XL-2-1024-MS", or a ``.pt`` checkpoint of facebookresearch/DiT.
-        sampler: "dpm" (DPM-Solver++ 2M, the default), "ddim", "ddpm", "iddpm" or "heun".
+            "PixArt-alpha/PixArt-Sigma-XL-2-1024-MS", a ``.pt`` checkpoint of facebookresearch/DiT, or Open-Sora 1.1:
+            "hpcai-tech/OpenSora-STDiT-v2-stage3" or a folder with its ``config.json`` and weights.
+        sampler: "dpm" (DPM-Solver++ 2M), "ddim", "ddpm", "iddpm" or "heun". None: "iddpm" for Open-Sora, else "dpm".
         dtype: the parameters' dtype; None keeps float32.
         device: where the pipeline is moved.
-        vae: for a ``.pt`` checkpoint, which holds none: a folder or hub id (default: stabilityai/sd-vae-ft-mse).
+        vae: for checkpoints that hold none, a folder or hub id (default for DiT's ``.pt``: stabilityai/sd-vae-ft-mse,
+            for Open-Sora: stabilityai/sd-vae-ft-ema).
+        text_encoder: for Open-Sora, a folder or hub id of a T5 encoder with its tokenizer (default:
+            DeepFloyd/t5-v1_1-xxl).
 
     Raises:
         LoadError: nothing loadable there; one sentence says what was tried.
@@ -56,13 +64,19 @@ def load_pipeline(
             name = os.fspath(pipeline_path())
         except FileNotFoundError as error:
             raise LoadError(str(error)) from error
-    if vae is not None and not name.endswith((".pt", ".pth")):
-        raise LoadError(f"vae= goes with a .pt checkpoint; {name!r} brings a VAE of its own")
-    if name.endswith((".pt", ".pth")):
+    opensora = is_stdit2(name)
+    if vae is not None and not opensora and not name.endswith((".pt", ".pth")):
+        raise LoadError(f"vae= goes with a checkpoint that holds none; {name!r} brings a VAE of its own")
+    if text_encoder is not None and not opensora:
+        raise LoadError(f"text_encoder= goes with Open-Sora's checkpoints, and {name!r} is none")
+    if opensora:
+        pipe = load_opensora_pipeline(name, dtype, vae, text_encoder)
+    elif name.endswith((".pt", ".pth")):
         pipe = _original_pipeline(name, vae or ORIGINAL_VAE, dtype)
     else:
         pipe = _diffusers_pipeline(name, dtype)
-    pipe.scheduler = make_sampler(sampler, pipe.scheduler.config)
+    default = "iddpm" if isinstance(pipe, OpenSoraPipeline) else "dpm"
+    pipe.scheduler = make_sampler(sampler or default, pipe.scheduler.config)
     pipe.set_progress_bar_config(leave=False)
     return pipe.to(device)
 

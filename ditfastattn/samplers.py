@@ -11,6 +11,7 @@ from diffusers import (
     DDPMScheduler,
     DPMSolverMultistepScheduler,
     HeunDiscreteScheduler,
+    SchedulerMixin,  # from_pretrained looks for it in this module, to load the sampler of a saved pipeline
 )
 
 from ditfastattn.errors import LoadError
@@ -32,7 +33,7 @@ class IDDPMScheduler(DDPMScheduler):
 
 
 # What each name means beyond the class's defaults. The training betas always come from the pipeline's own config.
-SAMPLERS: dict[str, tuple[Any, dict[str, Any]]] = {
+SAMPLERS: dict[str, tuple[type[SchedulerMixin], dict[str, Any]]] = {
     "dpm": (DPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver++", "solver_order": 2}),
     "ddim": (DDIMScheduler, {"clip_sample": False, "set_alpha_to_one": False}),
     "ddpm": (DDPMScheduler, {"clip_sample": False, "variance_type": "fixed_small"}),

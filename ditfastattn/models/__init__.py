@@ -14,8 +14,10 @@ from ditfastattn.models.described import DescribedModel, Description
 from ditfastattn.models.dit import DiT
 from ditfastattn.models.latte import Latte
 from ditfastattn.models.native_dit import NativeDiT, missing_parts
+from ditfastattn.models.opensora import OpenSora
 from ditfastattn.models.pixart import PixArt
 from ditfastattn.models.registry import Family, Registry
+from ditfastattn.opensora.stdit2 import STDiT2
 from plans import ModelSpec
 
 REGISTRY = Registry(
@@ -37,6 +39,7 @@ REGISTRY = Registry(
             loaded_by="`LattePipeline`",
             calibration="on prompts",
         ),
+        Family("Open-Sora 1.1's `STDiT2`", OpenSora, STDiT2, loaded_by="`ditfastattn.load_pipeline`"),
         Family(
             "facebookresearch/DiT", NativeDiT, None, missing_parts, "its own `sample.py`", "of its `.pt` checkpoint"
         ),

@@ -153,6 +153,10 @@ class ModelAdapter(ABC):
     def spec(self) -> ModelSpec:
         """Class and shape, as a plan records them."""
 
+    def spec_for(self, planned: ModelSpec) -> ModelSpec:
+        """What a plan's model is compared with: :meth:`spec`, with the plan's sizes where only a call tells them."""
+        return self.spec()
+
     @abstractmethod
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """(rows, columns) of the tokens of latents of that size, which enter the blocks row by row.

@@ -1,0 +1,178 @@
+"""STDiT2 of Open-Sora 1.1: attention between the tokens of a frame and between frames, both in one block."""
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from ditfastattn.errors import StepError
+from ditfastattn.layout import Layout
+from ditfastattn.models.base import BlockAdapter, Call, bypassed, common_obstacles
+from ditfastattn.models.prompted import Prompted
+from ditfastattn.opensora.blocks import SelfAttention, STDiT2Block
+from ditfastattn.opensora.stdit2 import STDiT2
+from plans import ModelSpec, TemporalShape, TokenOrder
+
+PUBLISHED_SIZE = (16, 30, 53)  # frames, height and width of latents: 16 frames of 240 x 426 pixels
+SIZES = ("num_frames", "height", "width", "ar", "fps")
+
+
+@dataclass
+class STDiT2State:
+    """A block in progress, at one of its sites."""
+
+    hidden: Tensor  # (rows, N, C), rows of the site: its shape alone, so that nothing is copied where nothing is read
+    block_hidden: Tensor  # (B, T * S, C)
+    modulation: Tensor  # (B, 9, C)
+    text: Tensor
+    mask: Tensor | None
+    rotation: Tensor  # (2, T, D / 2)
+
+    @property
+    def frames(self) -> int:
+        return self.rotation.shape[1]
+
+    def videos(self, rows: slice) -> slice:
+        """The rows of the batch that some rows of the site belong to: a branch, or all."""
+        each = self.hidden.shape[0] // self.block_hidden.shape[0]
+        start, stop, _ = rows.indices(self.hidden.shape[0])
+        return slice(start // each, stop // each)
+
+
+class _Part(BlockAdapter[STDiT2State]):
+    """One of the two sites of a block."""
+
+    module: STDiT2Block
+
+    def __init__(self, module: STDiT2Block) -> None:
+        self.module = module
+
+    @property
+    def attention(self) -> SelfAttention:
+        return self.module.attn if self.site == "attn" else self.module.attn_temp
+
+    def begin(  # type: ignore[override]
+        self,
+        hidden: Tensor,
+        text: Tensor,
+        mask: Tensor | None,
+        spatial: Tensor,
+        temporal: Tensor,
+        rotation: Tensor,
+        *,
+        skip_attention: bool,
+    ) -> STDiT2State:
+        batch, tokens, width = hidden.shape
+        frames = rotation.shape[1]
+        places = tokens // frames
+        shape = (batch * frames, places) if self.site == "attn" else (batch * places, frames)
+        rows = hidden.new_empty(1).expand(*shape, width)
+        return STDiT2State(rows, hidden, self.module.modulation(spatial, temporal), text, mask, rotation)
+
+    def project(self, core: Tensor, out: Tensor | None = None) -> Tensor:
+        return self.attention.project(core)
+
+
+class SpatialPart(_Part):
+    """The block up to the end of its spatial attention: rows (B * T, S, C)."""
+
+    def qkv(self, state: STDiT2State, rows: slice) -> tuple[Tensor, Tensor, Tensor]:
+        videos = state.videos(rows)
+        x = self.module.spatial_input(state.block_hidden[videos], state.modulation[videos], state.frames)
+        return self.attention.queries_keys_values(x)
+
+    def finish(self, state: STDiT2State, attention_output: Tensor) -> Tensor:
+        return self.module.add_spatial(state.block_hidden, attention_output, state.modulation)
+
+
+class TemporalPart(_Part):
+    """Temporal attention, rows (B * S, T, C), and what follows it."""
+
+    site = "temporal"
+
+    def qkv(self, state: STDiT2State, rows: slice) -> tuple[Tensor, Tensor, Tensor]:
+        videos = state.videos(rows)
+        x = self.module.temporal_input(state.block_hidden[videos], state.modulation[videos], state.frames)
+        return self.attention.queries_keys_values(x, state.rotation)
+
+    def finish(self, state: STDiT2State, attention_output: Tensor) -> Tensor:
+        hidden = self.module.add_temporal(state.block_hidden, attention_output, state.modulation)
+        hidden = self.module.add_text(hidden, state.text, state.mask)
+        return self.module.add_feed_forward(hidden, state.modulation)
+
+
+class OpenSora(Prompted):
+    """The transformer of :class:`ditfastattn.opensora.OpenSoraPipeline`. A guided batch is [cond, uncond].
+
+    Videos may be of any size, which only a call tells: a plan brings its own, and the first call of each run is
+    compared with it.
+    """
+
+    guided_layout = Layout.COND_FIRST
+
+    def __init__(self, model: STDiT2) -> None:
+        super().__init__(model)
+        self._signature = inspect.signature(type(model).forward)
+        self._blocks: list[_Part] = [part(block) for block in self.model.blocks for part in (SpatialPart, TemporalPart)]
+
+    @property
+    def blocks(self) -> list[BlockAdapter[Any]]:
+        return list(self._blocks)
+
+    def spec(self) -> ModelSpec:
+        """At the published size."""
+        return self.spec_of(*PUBLISHED_SIZE)
+
+    def spec_of(self, frames: int, height: int, width: int) -> ModelSpec:
+        """For latents of that size."""
+        config = self.model.config
+        grid = self.model.x_embedder.grid(frames, height, width)
+        return ModelSpec(
+            class_name=type(self.model).__name__,
+            layers=config.depth,
+            heads=config.num_heads,
+            head_dim=config.hidden_size // config.num_heads,
+            tokens=grid[1] * grid[2],
+            in_channels=config.in_channels,
+            out_channels=self.model.out_channels,
+            temporal=TemporalShape(layers=config.depth, frames=grid[0]),
+        )
+
+    def spec_for(self, planned: ModelSpec) -> ModelSpec:
+        own = self.spec()
+        if planned.temporal is None or own.temporal is None:
+            return own
+        temporal = own.temporal.model_copy(update={"frames": planned.temporal.frames})
+        return own.model_copy(update={"tokens": planned.tokens, "temporal": temporal})
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        _, rows, columns = self.model.x_embedder.grid(1, height, width)
+        return rows, columns
+
+    def obstacles(self) -> list[str]:
+        found = common_obstacles(self.model)
+        if self.model.training:
+            found.append("it is set up for training; call eval()")
+        if [block.module for block in self._blocks[::2]] != list(self.model.blocks):
+            found.append("its blocks are not those that the plan was applied to; apply the plan anew")
+        if self.model.patch_size[0] != 1:
+            found.append("its patches span several frames, and a plan counts the frames of the latents")
+        for place, block in zip(self.places, self._blocks, strict=True):
+            name = "attn" if place.site == "attn" else "attn_temp"
+            found += [f"{place}: {reason}" for reason in bypassed(name, block.attention)]
+        return found
+
+    def order_obstacles(self, order: TokenOrder) -> list[str]:
+        if order == "raster":
+            return []
+        return [f"the plan puts the tokens in {order} order, but STDiT2's blocks hold those of all frames in one row"]
+
+    def read_call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
+        given = dict(self._signature.bind(self.model, *args, **kwargs).arguments)
+        latents = given["x"]
+        if latents.dim() != 5:
+            raise StepError(f"STDiT2 takes latents (B, C, frames, h, w), got {tuple(latents.shape)}")
+        sizes = {name: given[name] for name in SIZES}
+        return Call(latents, given["timestep"], given["y"], given.get("mask"), sizes)

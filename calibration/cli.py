@@ -27,13 +27,13 @@ from calibration.subjects import choose_subjects, condition_of, release_encoders
 from ditfastattn.condition import Condition
 from ditfastattn.console import run
 from ditfastattn.cost import PlanTime, predict
+from ditfastattn.decode import decode
 from ditfastattn.layout import Layout
 from ditfastattn.models import adapt
 from ditfastattn.models.base import PreparedModel
 from ditfastattn.pipelines import load_pipeline
 from ditfastattn.ranks import Ranks, start
 from ditfastattn.samplers import DEFAULT_STEPS
-from ditfastattn.sampling import decode
 from plans import Plan, SiteName, load, save
 from plans.figure import picture
 from plans.macs import plan_macs

@@ -9,8 +9,9 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 
 import ditfastattn
 from ditfastattn.condition import Condition
+from ditfastattn.decode import decode
 from ditfastattn.samplers import inference_steps
-from ditfastattn.sampling import Denoiser, decode, sample_latents
+from ditfastattn.sampling import Denoiser, sample_latents
 from plans import Plan
 
 

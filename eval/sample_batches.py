@@ -16,7 +16,8 @@ from torch import Tensor
 
 from calibration.labels import names_of
 from ditfastattn.condition import Condition
-from ditfastattn.sampling import Denoiser, decode, sample_latents
+from ditfastattn.decode import decode
+from ditfastattn.sampling import Denoiser, sample_latents
 
 LABELS = ("random", "balanced")
 _LABEL, _ORDER = 1, 2  # set these random numbers apart from the noise, which is seeded with (seed, index)

@@ -17,8 +17,8 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, T5EncoderModel
 
+from ditfastattn.decode import decode
 from ditfastattn.opensora.stdit2 import STDiT2
-from ditfastattn.sampling import decode
 
 GUIDED_CHANNELS = 3  # of the latents' four; the fourth is the conditional branch's
 OUTPUT_TYPES = ("np", "pil", "latent")

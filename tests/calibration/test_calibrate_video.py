@@ -15,8 +15,9 @@ from calibration.errors import CalibrationError
 from calibration.settings import Settings
 from calibration.subjects import condition_of
 from ditfastattn import load_pipeline
+from ditfastattn.decode import decode
 from ditfastattn.errors import LoadError
-from ditfastattn.sampling import Denoiser, decode, sample_latents
+from ditfastattn.sampling import Denoiser, sample_latents
 from eval.cli import main as evaluate
 from plans import Method, Window, load
 

@@ -10,9 +10,10 @@ from small_models import TRAINING, label_denoiser, sample, small_pipeline
 from test_original_dit import native_state
 
 from ditfastattn import load_pipeline
+from ditfastattn.decode import decode
 from ditfastattn.errors import LoadError
 from ditfastattn.samplers import SAMPLERS, inference_steps, make_sampler, sampler_spec
-from ditfastattn.sampling import Trajectory, decode, image_generators, sample_latents
+from ditfastattn.sampling import Trajectory, image_generators, sample_latents
 
 
 @pytest.fixture(scope="module")

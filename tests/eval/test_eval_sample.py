@@ -14,7 +14,8 @@ from small_models import label_denoiser, random_plan, small_pipeline
 from small_pixart import small_pixart_pipeline
 
 import ditfastattn
-from ditfastattn.sampling import decode, sample_latents
+from ditfastattn.decode import decode
+from ditfastattn.sampling import sample_latents
 from eval import sample_files
 from eval.cli import main
 from eval.sample_batches import Batches, Labels

@@ -13,8 +13,9 @@ from thread_ranks import on_ranks
 
 import ditfastattn
 from ditfastattn.condition import FromPrompts
+from ditfastattn.decode import decode
 from ditfastattn.models import adapt
-from ditfastattn.sampling import Denoiser, decode, sample_latents
+from ditfastattn.sampling import Denoiser, sample_latents
 from eval import sample
 from eval.cli import main
 from eval.clip import captions_of

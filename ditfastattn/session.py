@@ -153,8 +153,8 @@ class Session:
             self._overrides.set(model, entry, partial(self._guided_forward, getattr(model, entry)))
         if self._scheduler is not None:
             scheduler = self._scheduler
-            self._overrides.set(scheduler, "set_timesteps", partial(self._set_timesteps, scheduler.set_timesteps))
-            self._overrides.set(scheduler, "step", partial(self._scheduler_step, scheduler.step))
+            self._overrides.set(scheduler, "set_timesteps", _instead(scheduler.set_timesteps, self._set_timesteps))
+            self._overrides.set(scheduler, "step", _instead(scheduler.step, self._scheduler_step))
 
     # ------------------------------------------------------------------------------------------------ a model call
 
@@ -334,3 +334,10 @@ class Session:
         self._watch.post(guidance_products(cond, uncond, guided[:half]), partial(judge_guidance, scale, eps))
         if not self._clock.goes_on:
             self._watch.drain()
+
+
+def _instead(original: Callable[..., Any], ours: Callable[..., Any]) -> Callable[..., Any]:
+    """``ours``, given ``original`` first. Pipelines ask by the signature whether a sampler takes their generator."""
+    stand_in = partial(ours, original)
+    stand_in.__signature__ = inspect.signature(original)  # type: ignore[attr-defined]
+    return stand_in

@@ -156,6 +156,14 @@ def test_an_all_full_plan_changes_no_bit(sigma: bool, scale: float) -> None:
     assert session.summary().methods == {Method.FULL: 4 * STEPS}
 
 
+def test_a_stochastic_sampler_keeps_its_generator() -> None:
+    """PixArt's pipelines ask by the signature of ``scheduler.step`` whether to hand it over."""
+    pipe = small_pixart_pipeline(sampler="ddpm")
+    before = sample_pixart(pipe, STEPS)
+    with ditfastattn.apply(pipe, full_plan(pipe, STEPS)):
+        assert torch.equal(sample_pixart(pipe, STEPS), before)
+
+
 def test_sizes_of_the_image_pass_through() -> None:
     """PixArt-alpha at 1024 px also embeds resolution and aspect ratio."""
     pipe = small_pixart_pipeline(use_additional_conditions=True, caption_channels=None, cross_attention_dim=WIDTH)

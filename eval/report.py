@@ -178,7 +178,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     elif options.reference is not None:
         raise MetricError(f"--reference needs a --network to measure {METRICS[0]} with; leave one of them out")
     perceptual = load_perceptual(options.lpips, options.device)
-    how = Measuring(network, options.reference, perceptual, options.size, batch=options.batch)
+    how = Measuring(network, options.reference, perceptual, options.size, options.batch, options.device)
     measure_rows(rows, how, options.out / "measured")
     latency = add_latency(rows, options.latency)
     model = Path(str(rows[0].run.record.get("model", "a model"))).name

@@ -103,6 +103,7 @@ class Measuring:
     perceptual: Perceptual | None
     size: int | None = None  # ADM's centre crop of a reference folder
     batch: int = 64
+    device: str = "cpu"
 
     @property
     def metrics(self) -> list[str]:
@@ -144,7 +145,9 @@ def measure_rows(rows: Sequence[Row], how: Measuring, kept: Path) -> None:
             file = kept / f"{row.name}.similarity.json"
             row.similarity = _read(file, key)
             if row.similarity is None:
-                row.similarity = as_json(row.run, full.run, compare(row.run, full.run, how.perceptual))
+                row.similarity = as_json(
+                    row.run, full.run, compare(row.run, full.run, how.perceptual, how.batch, how.device)
+                )
                 _keep(file, key, row.similarity)
 
 

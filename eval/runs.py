@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from ditfastattn.errors import DitFastAttnError
 from eval import npz
+from eval.sources import THREADS
 
 # Two runs that differ in one of these are of other noise, or of other things.
 NOISE_KEYS = ("n", "seed", "labels", "prompts", "negative_prompt", "sampler", "steps")
@@ -131,7 +133,8 @@ class Run:
             yield indices, torch.tensor(images).permute(0, 3, 1, 2)  # copied: rows of an archive are read-only
 
     def _stacked(self, indices: range) -> np.ndarray:
-        images = [self.image(index) for index in indices]
+        with ThreadPoolExecutor(THREADS) as pool:
+            images = list(pool.map(self.image, indices))
         shapes = {image.shape[:2] for image in images}
         if len(shapes) > 1:
             raise RunError(f"{self.path} mixes images of the sizes {sorted(shapes)}; sample again")

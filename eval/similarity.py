@@ -74,11 +74,12 @@ def spread(values: np.ndarray) -> dict[str, float | None]:
     return {name: float(value) if math.isfinite(value) else None for name, value in found.items()}
 
 
-def compare(a: Run, b: Run, perceptual: Perceptual | None = None, batch: int = 32) -> Similarity:
+def compare(a: Run, b: Run, perceptual: Perceptual | None = None, batch: int = 32, device: str = "cpu") -> Similarity:
     """Every image of ``a`` with the image of the same index of ``b``.
 
     Args:
         perceptual: measures LPIPS on its own device; None leaves it out.
+        device: where SSIM is computed.
 
     Raises:
         RunError: the runs differ in what decides the noise (all differences listed), or in the size of their images.
@@ -99,10 +100,10 @@ def compare(a: Run, b: Run, perceptual: Perceptual | None = None, batch: int = 3
             sizes = " and ".join("x".join(map(str, images.shape[-2:])) for images in (ours, theirs))
             raise RunError(f"{a.path} and {b.path} have images of {sizes} pixels; compare runs of one size")
         found["psnr"].append(psnr(ours, theirs))
-        found["ssim"].append(ssim(ours, theirs))
+        found["ssim"].append(ssim(ours.to(device), theirs.to(device)).cpu())
         if perceptual is not None:
-            device = perceptual.shift.device
-            found["lpips"].append(perceptual(ours.to(device), theirs.to(device)).cpu())
+            there = perceptual.shift.device
+            found["lpips"].append(perceptual(ours.to(there), theirs.to(there)).cpu())
     values = {name: torch.cat(parts).double().numpy() for name, parts in found.items()}
     result = Similarity(values, None if perceptual is None else perceptual.name)
     latents = [(a.latent(index), b.latent(index)) for index in range(a.n)] if a.has_latents and b.has_latents else []
@@ -120,8 +121,11 @@ def psnr(a: Tensor, b: Tensor) -> Tensor:
 
 
 def ssim(a: Tensor, b: Tensor) -> Tensor:
-    """Structural similarity of each pair (torchmetrics, Gaussian window of 11): (B, 3, H, W) uint8 to (B,)."""
-    found = structural_similarity_index_measure(a.float(), b.float(), data_range=255.0, reduction="none")
+    """Structural similarity of each pair (torchmetrics, Gaussian window of 11): (B, 3, H, W) uint8 to (B,) float64.
+
+    In float64, since a variance as a difference of squares cancels in float32, and more so in TF32.
+    """
+    found = structural_similarity_index_measure(a.double(), b.double(), data_range=255.0, reduction="none")
     assert isinstance(found, Tensor)
     return found.reshape(-1)
 
@@ -185,7 +189,7 @@ def parser() -> argparse.ArgumentParser:
                    help="auto: ST-LPIPS of the package stlpips_pytorch where it is installed; or a file of "
                    "torchvision's AlexNet or VGG16 weights for LPIPS (default: auto)")  # fmt: skip
     p.add_argument("--batch", type=int, default=32)
-    p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="for LPIPS")
+    p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="for SSIM and LPIPS")
     p.add_argument("--out", type=Path, help="folder for similarity.json and similarity.png (default: A)")
     return p
 
@@ -199,7 +203,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     perceptual = load_perceptual(options.lpips, options.device)
     if perceptual is None and options.lpips == "auto":
         print(f"LPIPS is left out, as its weights are not here: {HOW}")
-    found = compare(a, b, perceptual, options.batch)
+    found = compare(a, b, perceptual, options.batch, options.device)
     print(f"{a.n} pairs, {options.a} against {options.b}\n{table(found)}")
     out = options.out or options.a
     result = {

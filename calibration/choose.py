@@ -23,7 +23,7 @@ def least_error(layers: Sequence[Sequence[Schedule]], cost: float) -> list[Sched
     least = sum(min(schedule.cost for schedule in menu) for menu in layers)
     if least > cost:
         raise CalibrationError(
-            f"what was asked for costs at most {cost:.4g}, and the cheapest plan {least:.4g}: ask for a smaller speedup, "
+            f"a plan may cost {cost:.4g}, and the cheapest costs {least:.4g}: ask for a smaller speedup, "
             "fewer steps, or allow more methods"
         )
     return _chosen(layers, [s.error for menu in layers for s in menu], [s.cost for menu in layers for s in menu], cost)

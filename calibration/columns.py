@@ -2,8 +2,9 @@
 
 What a cell costs and how far off it is depend on the cells before it in its own layer: reuse on the age of what is
 reused, a window on the residual that was stored for it. So a layer's schedule is a path through states, and for a price
-of time the cheapest path is found by dynamic programming (Bellman 1957), of all layers of a site and all prices at once. Going through prices
-gives the lower convex hull of (cost, error); which layer takes which of its schedules is chosen by ``calibration.choose``.
+of time the cheapest path is found by dynamic programming (Bellman 1957), of all layers of a site and all prices at
+once. Going through prices gives the lower convex hull of (cost, error); which layer takes which of its schedules is
+chosen by ``calibration.choose``.
 """
 
 from __future__ import annotations
@@ -39,9 +40,11 @@ Costs = Mapping[Choice, float]
 """Of every choice that may be taken; one that is missing is never taken."""
 
 Errors = Callable[[int, Method, int, int], np.ndarray]
-"""Of every layer, (L,) float64, at (step, method, age, gap): ``age`` counts steps back to what is reused (the output that a reusing method takes up, or
-the residual of a window; 0 for the others), ``gap`` those from there to the computed output before it (0 for none).
-Infinity forbids a cell."""
+"""Of every layer, (L,) float64, at (step, method, age, gap).
+
+``age`` counts steps back to what is reused (the output that a reusing method takes up, or the residual of a window; 0
+for the others), ``gap`` those from there to the computed output before it (0 for none). Infinity forbids a cell.
+"""
 
 
 class _State(NamedTuple):

@@ -103,7 +103,9 @@ def _diffusers_pipeline(name: str, dtype: torch.dtype) -> Any:
         with _quiet_diffusers():
             # The class is looked up here, not imported by name: a folder may name code of its own.
             cls = _pipeline_class(name, DiTPipeline.load_config(name, local_files_only=local.exists()))
-            pipe = cls.from_pretrained(name, dtype=dtype, local_files_only=local.exists())
+            wide = {"default": dtype, "text_encoder": torch.float32}  # Open-Sora's T5, as in load_opensora_pipeline
+            given = wide if cls is OpenSoraPipeline else dtype
+            pipe = cls.from_pretrained(name, dtype=given, local_files_only=local.exists())
     except LoadError:
         raise
     except Exception as error:  # diffusers, the hub client and safetensors raise many kinds

@@ -1,5 +1,6 @@
 """Calibration of Open-Sora, in Python and from the command line: both sites of every block, videos of any size."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -230,6 +231,31 @@ def test_a_checkpoint_brings_its_parts_from_elsewhere(folder: Path, tmp_path: Pa
     assert cli.main(command) == 0
     record = load(tmp_path / "out" / "bare-iddpm2-mrae-0.3.json").calibration
     assert record is not None and len(record.prompts) == 4 and record.video == (2, 8, 8)
+
+
+def test_in_half_precision_the_text_encoder_stays_wide(folder: Path) -> None:
+    pipe = load_pipeline(folder, dtype=torch.bfloat16)
+    assert (pipe.transformer.dtype, pipe.vae.dtype, pipe.text_encoder.dtype) == (
+        torch.bfloat16, torch.bfloat16, torch.float32
+    )  # fmt: skip
+
+
+def test_the_readmes_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it stands there, but for the model, and fewer steps of smaller videos."""
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    code = next(text for text in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "calibrate(" in text)
+    shorter = [
+        ("steps=200, guidance_scale=7.0)", "steps=3, guidance_scale=7.0, video=SIZE)"),
+        ("prompt_mask=mask)", "prompt_mask=mask, num_frames=4, height=12, width=17, num_inference_steps=3)"),
+    ]
+    for before, after in shorter:
+        assert before in code
+        code = code.replace(before, after)
+    monkeypatch.setattr(ditfastattn, "load_pipeline", lambda *_, **__: small_opensora())
+    monkeypatch.chdir(tmp_path)
+    exec(code, {"SIZE": SIZE})
+    with Image.open("boats.gif") as gif:
+        assert gif.size == (16, 12)
 
 
 def test_what_does_not_fit_gets_one_sentence(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,5 +1,6 @@
 """A pipeline from the bundled demo, a folder, a hub id or an original DiT checkpoint."""
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,16 +20,26 @@ from diffusers.utils import logging
 
 from ditfastattn.demo import pipeline_path
 from ditfastattn.errors import LoadError
-from ditfastattn.opensora.checkpoint import is_stdit2
+from ditfastattn.opensora.checkpoint import PUBLISHED, is_stdit2
 from ditfastattn.opensora.loading import load_opensora_pipeline
 from ditfastattn.opensora.pipeline import OpenSoraPipeline
 from ditfastattn.original_dit import load_original_dit
-from ditfastattn.samplers import make_sampler
+from ditfastattn.samplers import DEFAULT_STEPS, make_sampler
 
 # The VAE that the official DiT samples were made with.
 ORIGINAL_VAE = "stabilityai/sd-vae-ft-mse"
 _CLASSES: tuple[Any, ...] = (DiTPipeline, PixArtAlphaPipeline, PixArtSigmaPipeline, LattePipeline, OpenSoraPipeline)
 PIPELINES: dict[str, Any] = {cls.__name__: cls for cls in _CLASSES}
+HUB_IDS = {"opensora": PUBLISHED[1]}  # short names
+OPENSORA_STEPS = 200  # of iddpm, as its authors sample it
+
+
+def usual_schedule(source: str | os.PathLike[str], sampler: str | None = None) -> tuple[str, int]:
+    """The sampler that :func:`load_pipeline` takes if None is asked for, or ``sampler``, and its usual steps."""
+    name = os.fspath(source)
+    opensora = name in HUB_IDS or is_stdit2(name) or _is_opensora_folder(name)
+    sampler = sampler or ("iddpm" if opensora else "dpm")
+    return sampler, OPENSORA_STEPS if opensora and sampler == "iddpm" else DEFAULT_STEPS[sampler]
 
 
 def load_pipeline(
@@ -45,7 +56,7 @@ def load_pipeline(
     Args:
         source: "demo", a folder in diffusers' format, a hub id such as "facebook/DiT-XL-2-512" or
             "PixArt-alpha/PixArt-Sigma-XL-2-1024-MS", a ``.pt`` checkpoint of facebookresearch/DiT, or Open-Sora 1.1:
-            "hpcai-tech/OpenSora-STDiT-v2-stage3" or a folder with its ``config.json`` and weights.
+            "opensora" for "hpcai-tech/OpenSora-STDiT-v2-stage3", or a folder with its ``config.json`` and weights.
         sampler: "dpm" (DPM-Solver++ 2M), "ddim", "ddpm", "iddpm" or "heun". None: "iddpm" for Open-Sora, else "dpm".
         dtype: the parameters' dtype; None keeps float32.
         device: where the pipeline is moved.
@@ -64,6 +75,8 @@ def load_pipeline(
             name = os.fspath(pipeline_path())
         except FileNotFoundError as error:
             raise LoadError(str(error)) from error
+    default, _ = usual_schedule(name)
+    name = HUB_IDS.get(name, name)
     opensora = is_stdit2(name)
     if vae is not None and not opensora and not name.endswith((".pt", ".pth")):
         raise LoadError(f"vae= goes with a checkpoint that holds none; {name!r} brings a VAE of its own")
@@ -75,7 +88,6 @@ def load_pipeline(
         pipe = _original_pipeline(name, vae or ORIGINAL_VAE, dtype)
     else:
         pipe = _diffusers_pipeline(name, dtype)
-    default = "iddpm" if isinstance(pipe, OpenSoraPipeline) else "dpm"
     pipe.scheduler = make_sampler(sampler or default, pipe.scheduler.config)
     pipe.set_progress_bar_config(leave=False)
     return pipe.to(device)
@@ -108,6 +120,14 @@ def _pipeline_class(name: str, index: Any) -> Any:
     if cls is None:
         raise LoadError(f"{name!r} is a pipeline of class {given!r}; this version loads {', '.join(PIPELINES)}")
     return cls
+
+
+def _is_opensora_folder(name: str) -> bool:
+    try:
+        index = json.loads((Path(name) / "model_index.json").read_text())
+    except (OSError, ValueError):
+        return False
+    return isinstance(index, dict) and index.get("_class_name") == OpenSoraPipeline.__name__
 
 
 @contextmanager

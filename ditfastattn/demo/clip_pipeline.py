@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
@@ -67,7 +68,7 @@ def build_stdit2(
 
 
 @torch.no_grad()
-def initialise(model: STDiT2) -> None:
+def initialise(model: Any) -> None:
     """As Open-Sora 1.1 begins: Xavier for linear layers, N(0, 0.02) for what embeds numbers and words and for what
     modulates, zero for what temporal and cross-attention add and for the last layer, so that the output is zero."""
     for module in model.modules():
@@ -106,7 +107,8 @@ def build_pipeline(
 def export(folder: Path, pipe: OpenSoraPipeline) -> int:
     """Write the pipeline in float16, with the captions it knows, and return the size of all in bytes. ``pipe`` is left
     as it is."""
-    halves = [copy.deepcopy(part).to("cpu", torch.float16) for part in (pipe.transformer, pipe.vae, pipe.text_encoder)]
+    parts: tuple[Any, ...] = (pipe.transformer, pipe.vae, pipe.text_encoder)
+    halves = [copy.deepcopy(part).to("cpu", torch.float16) for part in parts]
     transformer, vae, encoder = halves
     build_pipeline(transformer, vae, pipe.tokenizer, encoder).save_pretrained(folder, safe_serialization=True)
     (folder / PROMPTS).write_text("\n".join(CAPTIONS) + "\n")

@@ -18,7 +18,7 @@ from ditfastattn.demo.clip_pipeline import WORDS, build_stdit2, build_text_encod
 from ditfastattn.demo.clips import CAPTIONS, SUBJECTS, Stills
 from ditfastattn.demo.loop import Recipe, Run
 from ditfastattn.demo.train_clips import ClipLatents, Texts
-from eval import demo_clips
+from eval import demo_clips, readme
 from plans import load
 
 SMALL = "--device cpu --clips 6 --frames 2 --iterations 3 --batch 2 --warmup 2 --width 24 --depth 1 --heads 2"
@@ -156,6 +156,8 @@ def test_its_plans_measured(trained: Path, tmp_path: Path) -> None:
         assert set(row["sites"]) == {"attn", "temporal"} == set(plan.sites)
         assert 100 / 3 - 0.01 <= row["attention_macs"] <= 100 and np.isfinite(row["latent_rel_l2"])
         assert (plan.model.tokens, plan.model.temporal.frames) == (256, 2)
+    table = readme.demo_clips(str(tmp_path / "new" / "demo_clips.json"))
+    assert f"| 0.02 | {report['rows'][0]['attention_macs']:.1f} % |" in table and report["command"] in table
     with Image.open(tmp_path / "new" / "demo_clips.png") as sheet:
         assert sheet.size == (96 + 2 * 64, 2 * (3 * 64 + 10) - 10)
     assert (tmp_path / "new" / "demo_clips_curve.png").stat().st_size

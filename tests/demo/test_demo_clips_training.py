@@ -126,6 +126,9 @@ def test_training_writes_a_pipeline_that_loads_and_samples(trained: Path) -> Non
     assert report["finished"] and report["iteration"] == 3 and (trained / "curve.png").stat().st_size
     assert report["bytes"] == sum(f.stat().st_size for f in (trained / "pipeline").rglob("*") if f.is_file())
     pipe = load_pipeline(trained / "pipeline")
+    average = torch.load(trained / "stdit2.pt", weights_only=True)["ema"]
+    for name, tensor in pipe.transformer.state_dict().items():
+        assert torch.equal(tensor, average[name].half().float()), name
     frames = pipe(CAPTIONS[0], num_frames=2, height=64, width=64, num_inference_steps=2).frames
     assert frames.shape == (1, 2, 64, 64, 3) and np.isfinite(frames).all()
 

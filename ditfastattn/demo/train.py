@@ -22,8 +22,9 @@ from ditfastattn.demo import data as demo_data
 from ditfastattn.demo import figures
 from ditfastattn.demo.classes import CLASSES, NO_FLIP
 from ditfastattn.demo.export import export
+from ditfastattn.demo.loop import Recipe, Run
 from ditfastattn.demo.model import build_transformer
-from ditfastattn.demo.train_dit import Latents, Recipe, Run, encode_training, train_dit
+from ditfastattn.demo.train_dit import Latents, encode_training, train_dit
 from ditfastattn.demo.vae import build_vae, encode, psnr, reconstruct, standardise, train_vae
 
 

@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 
 from ditfastattn.demo import train, vae
 from ditfastattn.demo.classes import CLASSES
+from ditfastattn.demo.loop import Recipe
 from ditfastattn.demo.model import NULL_CLASS, build_transformer
-from ditfastattn.demo.train_dit import Recipe
 
 SMALL = "--device cpu --drawings 1 --vae-iterations 3 --vae-width 16 --iterations 4 --batch 4 --warmup 2"
 SMALL += " --layers 1 --heads 1 --head-dim 16 --save-every 100 --sample-steps 1"

@@ -22,7 +22,7 @@ from calibration.calibrate import package_versions
 from ditfastattn.kernels import NAMES as KERNEL_NAMES
 from ditfastattn.models import adapt
 from ditfastattn.ranks import ALONE
-from eval.geometry import NAMES, SIZES, TRANSFORMERS, Geometry, build
+from eval.geometry import NAMES, TRANSFORMERS, VIDEOS, Geometry, build
 from eval.latency import PAPER_SHARES, SHARES, Clock, read_results
 from eval.record import command_line
 from eval.synthetic import synthetic_plan
@@ -30,7 +30,7 @@ from plans import SiteName
 from plans.files import write_text
 from plans.macs import plan_macs, site_macs
 
-FAMILIES = ("dit-xl-2-512", "pixart-sigma-1k", "pixart-sigma-2k", *SIZES)
+FAMILIES = ("dit-xl-2-512", "pixart-sigma-1k", "pixart-sigma-2k", *VIDEOS)
 FILE = "families.json"
 
 
@@ -178,6 +178,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         result: dict[str, Any] = {
             "model": Path(name).name,
             "batch": args.batch,
+            "kernel": args.kernel,
             "what": f"{note}; medians of {args.repeats} runs; B images or videos are a batch of 2 B",
             "command": command_line("families", argv),
             "device": device,
@@ -188,7 +189,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             "rows": [asdict(row) for row in measure(name, args)],
         }
         file = args.out / FILE
-        kept = [old for old in read_results(file) if (old["model"], old["batch"]) != (result["model"], args.batch)]
+        key = ("model", "batch", "kernel")
+        kept = [old for old in read_results(file) if any(old[part] != result[part] for part in key)]
         write_text(file, json.dumps([*kept, result], indent=1) + "\n")
         print(f"written: {file}", flush=True)
         gc.collect()  # hooks hold on to the pipeline that they are on

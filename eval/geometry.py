@@ -182,13 +182,10 @@ TRANSFORMERS: dict[str, Callable[[], Any]] = {
     "open-sora-1.1-16x240p": STDiT2,
     "open-sora-1.1-16x480p": STDiT2,
 }
-SIZES = {
-    "latte-1-16x512": {"video_length": FRAMES, "height": 512, "width": 512},
-    "open-sora-1.1-16x240p": {"num_frames": FRAMES, "height": 240, "width": 426},
-    "open-sora-1.1-16x480p": {"num_frames": FRAMES, "height": 480, "width": 854},
-}
+SIZES = {"open-sora-1.1-16x240p": (240, 426), "open-sora-1.1-16x480p": (480, 854)}  # pixels, height and width
+VIDEOS = ("latte-1-16x512", *SIZES)
 NAMES = (*TRANSFORMERS, DEMO)
-IMAGES = tuple(name for name in NAMES if name not in SIZES)  # of them, those whose steps can be prepared
+IMAGES = tuple(name for name in NAMES if name not in VIDEOS)  # of them, those whose steps can be prepared
 
 
 def build(name: str, device: str, dtype: torch.dtype, seed: int = 0) -> Geometry:
@@ -205,11 +202,22 @@ def build(name: str, device: str, dtype: torch.dtype, seed: int = 0) -> Geometry
             if not parameter.any():  # adaLN-Zero begins as the identity: nothing would depend on attention
                 torch.nn.init.normal_(parameter, std=0.02)
         pipe = _pipeline(transformer.eval(), vae.eval()).to(device=device, dtype=dtype)
-        pipe.set_progress_bar_config(disable=True)
-        return Geometry(name, pipe, random_weights=True, size=SIZES.get(name, {}))
-    pipe = load_pipeline(name, dtype=dtype, device=device)
+    else:
+        pipe = load_pipeline(name, dtype=dtype, device=device)
     pipe.set_progress_bar_config(disable=True)
-    return Geometry(name, pipe, random_weights=False)
+    return Geometry(name, pipe, random_weights=name in TRANSFORMERS, size=_size(name, pipe))
+
+
+def _size(name: str, pipe: Any) -> dict[str, int]:
+    """What a video pipeline is told of the size; Open-Sora's is the published one where the name says no other."""
+    if isinstance(pipe, LattePipeline):
+        config = pipe.transformer.config
+        side = config.sample_size * pipe.vae_scale_factor
+        return {"video_length": config.video_length, "height": side, "width": side}
+    if isinstance(pipe, OpenSoraPipeline):
+        height, width = SIZES.get(name, SIZES["open-sora-1.1-16x240p"])
+        return {"num_frames": FRAMES, "height": height, "width": width}
+    return {}
 
 
 def _pipeline(transformer: Any, vae: AutoencoderKL) -> Any:

@@ -140,7 +140,8 @@ def families() -> str:
     lines = []
     for result in results:
         lines += [
-            f"**{result['model']}**, batch {result['batch']}, {result['what']}:",
+            f"**{result['model']}**, batch {result['batch']}, kernel `{result['kernel']}`, {result['dtype']}, "
+            f"{result['steps']} steps; {result['what']}:",
             "",
             "| | attention MACs | ms a step | speed-up | windows by | caches, predicted | measured | peak |",
             "|---" * 8 + "|",

@@ -227,7 +227,7 @@ def test_measurements_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 SHAPES = [(2, 256, 3, 64), (1, 333, 2, 72), (2, 1024, 2, 72), (1, 513, 3, 80), (1, 400, 2, 96), (2, 640, 2, 128),
           (1, 129, 1, 8), (1, 77, 2, 40), (1, 300, 1, 160), (1, 257, 2, 256), (1, 1, 1, 72),
           (1, 2100, 16, 72),
-          (4200, 16, 16, 72), (300, 17, 3, 72), (200, 5, 2, 16)]  # fmt: skip
+          (4200, 16, 16, 16), (300, 17, 3, 72), (200, 5, 2, 72)]  # fmt: skip
 # The frames of a video: more programs than 65,535, the limit of a grid's second dimension; and lengths beside 16.
 WINDOWS = [(0, 0), (1 / 16, 1 / 16), (1 / 8, 1 / 8), (0, 0.3), (0.4, 0.01), (1, 1)]
 

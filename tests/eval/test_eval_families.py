@@ -100,11 +100,10 @@ def test_open_soras_size_is_the_pipelines() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", list(MAKE))
-def test_caches_take_what_was_predicted(name: str, dtype: str, tmp_path: Path) -> None:
+def test_caches_take_what_was_predicted(name: str, tmp_path: Path) -> None:
     """As the allocator counts it, beside what an all-FULL run holds at the same step."""
-    (result,) = run([name], tmp_path, "--device", "cuda", "--dtype", dtype, "--kernel", "triton", "--batch", "2")
+    (result,) = run([name], tmp_path, "--device", "cuda", "--dtype", "float32", "--kernel", "triton", "--batch", "2")
     for row in result["rows"][1:]:
         assert row["cache_measured"] == row["cache_predicted"], row
         assert row["peak_bytes"] >= row["cache_measured"]

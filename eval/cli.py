@@ -24,6 +24,7 @@ COMMANDS = {
     "demo": "Frechet distances of the bundled demo's samples (EfficientNet-Lite0 features)",
     "demo-clips": "attention MACs and drift of a small Open-Sora trained on clips, at five thresholds",
     "kernels": "time every attention kernel that runs here, over the shapes of DiT, PixArt and a video model (GPU)",
+    "families": "time and memory of eager sampling for every family, images and videos, with plans and without",
     "latency": "time sampling with plans and without: eager, compiled, captured",
     "xformers": "DiT-XL by materialised softmax, SDPA and xFormers, equivalence checked first (GPU)",
     "token-order": "losses of a window step and calibrated MACs in each token order, on the bundled demo",

@@ -146,6 +146,47 @@ def latency() -> str:
     return "\n".join([*lines, "", *sources])
 
 
+def families() -> str:
+    """One table for each family: an eager transformer call's time, and the memory of caches beside its prediction."""
+    file = "eval/results/families.json"
+    if not (ROOT / file).exists():
+        return "Not measured yet: `python -m eval families`."
+    results = json.loads((ROOT / file).read_text())
+    lines = []
+    for result in results:
+        lines += [
+            f"**{result['model']}**, batch {result['batch']}, kernel `{result['kernel']}`, {result['dtype']}, "
+            f"{result['steps']} steps; {result['what']}:",
+            "",
+            "| | attention MACs | ms a step | speed-up | windows by | caches, predicted | measured | peak |",
+            "|---" * 8 + "|",
+        ]
+        base = result["rows"][0]["ms_per_step"]
+        for row in result["rows"]:
+            sites = row["site_macs"] if len(row["site_macs"]) > 1 else {}
+            shares = ", ".join(f"{site} {share:.0f}" for site, share in sites.items())
+            planned = row["variant"] == "plan"
+            lines.append(
+                f"| {row['variant']} | {row['attention_macs']:.0f} %{f' ({shares})' if planned and shares else ''} "
+                f"| {row['ms_per_step']:.1f} | {base / row['ms_per_step']:.2f} x "
+                f"| {_kernels(row['kernels']) if planned else ''} "
+                f"| {_mebibytes(row['cache_predicted'] if planned else None)} "
+                f"| {_mebibytes(row['cache_measured'] if planned else None)} | {_mebibytes(row['peak_bytes'])} |"
+            )
+        lines.append("")
+    return "\n".join([*lines, *dict.fromkeys(source_line(result, file) for result in results)])
+
+
+def _kernels(reports: dict[str, str]) -> str:
+    """Their names, by site where there are several; a report begins with the name."""
+    names = {site: report.split()[0] for site, report in reports.items()}
+    return ", ".join(f"{site} {name}" if len(names) > 1 else name for site, name in names.items())
+
+
+def _mebibytes(count: int | None) -> str:
+    return "" if count is None else f"{count / 2**20:,.1f} MiB"
+
+
 def token_order() -> str:
     """Loss of a WA-RS step with the last step's residual, by window, and MACs of calibrated plans, by threshold."""
     file = "eval/results/token_order.json"
@@ -185,6 +226,7 @@ TABLES = {
     "models": models,
     "kernels": kernels,
     "latency": latency,
+    "families": families,
     "agreement": agreement,
     "xformers": xformers,
     "token_order": token_order,

@@ -53,7 +53,8 @@ def encode_training(vae: AutoencoderKL, images: Tensor) -> Tensor:
 @dataclass
 class Recipe:
     """The numbers of a run. `iterations` may change between a run and its continuation: the rate stays
-    level until the last `decay` share of it, so only the end depends on the total."""
+    level until the last `decay` share of it, so only the end depends on the total. A run with a deadline is as
+    long as the time it has, and its rate falls in the last `decay` share of that."""
 
     iterations: int = 20_000
     batch: int = 512
@@ -65,10 +66,12 @@ class Recipe:
     drop_label: float = 0.1
     seed: int = 0
 
-    def rate(self, i: int) -> float:
-        """Learning rate of iteration i: warm-up, level, then a straight line to zero."""
+    def rate(self, i: int, time_left: float = 1.0) -> float:
+        """Learning rate of iteration i: warm-up, level, then a straight line to zero, by iterations or by
+        `time_left`, a share of the run, whichever is further on."""
         tail = max(1.0, self.decay * self.iterations)
-        return self.lr * min(1.0, (i + 1) / max(1, self.warmup), max(0.0, (self.iterations - i) / tail))
+        end = min((self.iterations - i) / tail, time_left / self.decay)
+        return self.lr * min(1.0, (i + 1) / max(1, self.warmup), max(0.0, end))
 
 
 @dataclass
@@ -120,8 +123,9 @@ def held_out_loss(model: DiTTransformer2DModel, z: Tensor, labels: Tensor, seed:
 
 def train_dit(run: Run, data: Latents, recipe: Recipe, checkpoint: Path | None = None, save_every: int = 2000,
               held_out: tuple[Tensor, Tensor] | None = None, seconds: float | None = None,
-              compile_model: bool = False) -> bool:  # fmt: skip
-    """Train up to `recipe.iterations` or for `seconds`, and say whether the end was reached.
+              deadline: float | None = None, compile_model: bool = False) -> bool:  # fmt: skip
+    """Train up to `recipe.iterations` or until `deadline`, a time of `time.monotonic`, where the rate has fallen to
+    zero; or pause after `seconds`. Say whether the end was reached.
 
     Each iteration seeds its own random numbers, so a continued run draws what an uninterrupted one would.
     """
@@ -132,11 +136,17 @@ def train_dit(run: Run, data: Latents, recipe: Recipe, checkpoint: Path | None =
             block.compile()  # one block at a time: the blocks are alike, so one compilation serves all
     ema, params = list(run.ema.parameters()), list(run.model.parameters())
     sums, counted, started = torch.zeros(2, device=device), 0, time.monotonic()
+
+    def time_left() -> float:
+        return 1.0 if deadline is None else (deadline - time.monotonic()) / max(deadline - started, 1e-9)
+
     bar = tqdm(total=recipe.iterations, initial=run.iteration, desc="transformer", unit="it", mininterval=5)
-    while run.iteration < recipe.iterations:
+    left = time_left()
+    ended = run.iteration >= recipe.iterations or left <= 0
+    while not ended:
         i = run.iteration
         for group in run.optimiser.param_groups:
-            group["lr"] = recipe.rate(i)
+            group["lr"] = recipe.rate(i, left)
         generator.manual_seed(recipe.seed * 1_000_003 + i)
         x0, labels = data.batch(recipe.batch, generator)
         noise = torch.randn(x0.shape, generator=generator, device=device)
@@ -155,19 +165,20 @@ def train_dit(run: Run, data: Latents, recipe: Recipe, checkpoint: Path | None =
         sums += torch.stack([simple.detach(), bound.detach()])
         counted, run.iteration = counted + 1, i + 1
         bar.update()
-        last = run.iteration == recipe.iterations
-        if run.iteration % 100 == 0 or last:
+        left = time_left()
+        ended = run.iteration >= recipe.iterations or left <= 0
+        if run.iteration % 100 == 0 or ended:
             simple_mean, bound_mean = (sums / counted).tolist()
             sums, counted = torch.zeros_like(sums), 0
             point = {"iteration": float(run.iteration), "simple": simple_mean, "bound": bound_mean}
-            if held_out is not None and (run.iteration % 1000 == 0 or last):
+            if held_out is not None and (run.iteration % 1000 == 0 or ended):
                 point["held_out"] = held_out_loss(run.ema, *held_out)
             run.curve.append(point)
             bar.set_postfix(simple=f"{simple_mean:.4f}", bound=f"{bound_mean:.4f}")
         out_of_time = seconds is not None and time.monotonic() - started > seconds
-        if checkpoint is not None and (last or out_of_time or run.iteration % save_every == 0):
+        if checkpoint is not None and (ended or out_of_time or run.iteration % save_every == 0):
             run.save(checkpoint)
         if out_of_time:
             break
     bar.close()
-    return run.iteration >= recipe.iterations
+    return ended

@@ -14,6 +14,7 @@ from plans.method import TOKEN_ORDERS
 
 EXAMPLES = """examples:
   python -m calibration --threshold 0.05                      the bundled demo, 50 DPM-Solver++ steps
+  python -m calibration --model demo-long --threshold 0.05    the one of 1,024 tokens, where attention dominates
   python -m calibration --threshold D1 D3 D6 --output runs    three plans and a summary in runs/
   python -m calibration --model facebook/DiT-XL-2-512 --threshold D2 --device cuda --dtype float16
   python -m calibration --threshold 0.05 --methods AST,ASC --labels 3,7,11,19
@@ -42,7 +43,11 @@ def calibrate_parser() -> argparse.ArgumentParser:
     names = ", ".join(f"{name} = {value}" for name, value in THRESHOLDS.items())
     add = parser.add_argument
     add("--threshold", nargs="+", required=True, metavar="T", help=f"one or more numbers or names ({names})")
-    add("--model", default="demo", help='"demo", a folder, a hub id, or a facebookresearch/DiT .pt (default: demo)')
+    add(
+        "--model",
+        default="demo",
+        help='"demo", "demo-long", a folder, a hub id, or a .pt of facebookresearch/DiT (default: demo)',
+    )
     add("--vae", help="folder or hub id of the VAE that goes with a .pt checkpoint")
     add("--steps", type=int, help="sampler steps (default: 50; ddpm and iddpm 250, heun 25)")
     add("--sampler", default="dpm", choices=list(SAMPLERS), help="default: dpm (DPM-Solver++ 2M)")

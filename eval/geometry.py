@@ -1,4 +1,4 @@
-"""Models to time: published geometries with random weights, the bundled demo, or a pipeline folder of one's own."""
+"""Models to time: published geometries with random weights, the bundled demos, or a pipeline folder of one's own."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,6 +13,7 @@ from diffusers import (
     PixArtTransformer2DModel,
 )
 
+from ditfastattn.demo import TRANSFORMERS as DEMOS
 from ditfastattn.models import adapt
 from ditfastattn.pipelines import load_pipeline
 from ditfastattn.samplers import make_sampler, sampler_spec
@@ -108,7 +109,7 @@ TRANSFORMERS: dict[str, Callable[[], Any]] = {
     "pixart-sigma-1k": lambda: pixart_sigma_xl(128),
     "pixart-sigma-2k": lambda: pixart_sigma_xl(256),
 }
-NAMES = (*TRANSFORMERS, DEMO)
+NAMES = (*TRANSFORMERS, *DEMOS)
 
 
 def build(name: str, device: str, dtype: torch.dtype, seed: int = 0) -> Geometry:

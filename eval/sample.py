@@ -70,7 +70,11 @@ def parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add = p.add_argument
-    add("--model", default="demo", help='"demo", a folder, a hub id, or a facebookresearch/DiT .pt (default: demo)')
+    add(
+        "--model",
+        default="demo",
+        help='"demo", "demo-long", a folder, a hub id, or a .pt of facebookresearch/DiT (default: demo)',
+    )
     add("--vae", help="folder or hub id of the VAE that goes with a .pt checkpoint")
     add("--plan", type=Path, help="a plan file to follow (default: uncompressed)")
     # torchrun of Python 3.11 and 3.12 takes an argument --n for an abbreviation of its own, wherever it stands.

@@ -15,6 +15,7 @@ from plans.method import TOKEN_ORDERS
 
 EXAMPLES = """examples:
   python -m calibration --threshold 0.05                      the bundled demo, 50 DPM-Solver++ steps
+  python -m calibration --model demo-long --threshold 0.05    the one of 1,024 tokens, where attention dominates
   python -m calibration --threshold D1 D3 D6 --output runs    three plans and a summary in runs/
   python -m calibration --model facebook/DiT-XL-2-512 --threshold D2 --device cuda --dtype float16
   python -m calibration --threshold 0.05 --methods AST,ASC --labels 3,7,11,19
@@ -95,8 +96,8 @@ def explain_parser() -> argparse.ArgumentParser:
 def add_parts(parser: argparse.ArgumentParser) -> None:
     """The options that say which model, and where the parts are that its checkpoint lacks."""
     add = parser.add_argument
-    add("--model", default="demo", help='"demo", "opensora", a folder, a hub id, or a facebookresearch/DiT .pt '
-        "(default: demo)")  # fmt: skip
+    add("--model", default="demo", help='"demo", "demo-long", "opensora", a folder, a hub id, or a .pt of '
+        "facebookresearch/DiT (default: demo)")  # fmt: skip
     add("--vae", help="folder or hub id of the VAE, for a .pt checkpoint or one of Open-Sora")
     add("--text-encoder", metavar="T5", help="folder or hub id of T5 and its tokenizer, for a checkpoint of Open-Sora")
 

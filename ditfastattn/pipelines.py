@@ -1,4 +1,4 @@
-"""A pipeline from the bundled demo, a folder, a hub id or an original DiT checkpoint."""
+"""A pipeline from the bundled demos, a folder, a hub id or an original DiT checkpoint."""
 
 import json
 import os
@@ -12,13 +12,14 @@ from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
     DiTPipeline,
+    DiTTransformer2DModel,
     LattePipeline,
     PixArtAlphaPipeline,
     PixArtSigmaPipeline,
 )
 from diffusers.utils import logging
 
-from ditfastattn.demo import pipeline_path
+from ditfastattn.demo import TRANSFORMERS, pipeline_path, transformer_path
 from ditfastattn.errors import LoadError
 from ditfastattn.opensora.checkpoint import PUBLISHED, is_stdit2
 from ditfastattn.opensora.loading import load_opensora_pipeline
@@ -54,9 +55,10 @@ def load_pipeline(
     """A diffusers pipeline (DiT, PixArt-alpha, PixArt-Sigma, Latte) or Open-Sora's, with a sampler chosen by name.
 
     Args:
-        source: "demo", a folder in diffusers' format, a hub id such as "facebook/DiT-XL-2-512" or
-            "PixArt-alpha/PixArt-Sigma-XL-2-1024-MS", a ``.pt`` checkpoint of facebookresearch/DiT, or Open-Sora 1.1:
-            "opensora" for "hpcai-tech/OpenSora-STDiT-v2-stage3", or a folder with its ``config.json`` and weights.
+        source: "demo", "demo-long" (1,024 tokens, where the first has 256), a folder in diffusers' format, a hub id
+            such as "facebook/DiT-XL-2-512" or "PixArt-alpha/PixArt-Sigma-XL-2-1024-MS", a ``.pt`` checkpoint of
+            facebookresearch/DiT, or Open-Sora 1.1: "opensora" for "hpcai-tech/OpenSora-STDiT-v2-stage3", or a folder
+            with its ``config.json`` and weights.
         sampler: "dpm" (DPM-Solver++ 2M), "ddim", "ddpm", "iddpm" or "heun". None: "iddpm" for Open-Sora, else "dpm".
         dtype: the parameters' dtype; None keeps float32.
         device: where the pipeline is moved.
@@ -70,9 +72,10 @@ def load_pipeline(
     """
     dtype = dtype or torch.float32
     name = os.fspath(source)
-    if name == "demo":
+    transformer = None
+    if name in TRANSFORMERS:
         try:
-            name = os.fspath(pipeline_path())
+            name, transformer = os.fspath(pipeline_path()), transformer_path(name)
         except FileNotFoundError as error:
             raise LoadError(str(error)) from error
     default, _ = usual_schedule(name)
@@ -87,13 +90,14 @@ def load_pipeline(
     elif name.endswith((".pt", ".pth")):
         pipe = _original_pipeline(name, vae or ORIGINAL_VAE, dtype)
     else:
-        pipe = _diffusers_pipeline(name, dtype)
+        pipe = _diffusers_pipeline(name, dtype, transformer)
     pipe.scheduler = make_sampler(sampler or default, pipe.scheduler.config)
     pipe.set_progress_bar_config(leave=False)
     return pipe.to(device)
 
 
-def _diffusers_pipeline(name: str, dtype: torch.dtype) -> Any:
+def _diffusers_pipeline(name: str, dtype: torch.dtype, transformer: Path | None = None) -> Any:
+    """The pipeline of a folder or hub id; with the transformer of another folder, where one is given."""
     local = Path(name)
     if not local.exists() and name.startswith((".", "/", "~")):
         raise LoadError(f"{name} does not exist; name a folder in diffusers' format, a hub id or a .pt checkpoint")
@@ -103,9 +107,10 @@ def _diffusers_pipeline(name: str, dtype: torch.dtype) -> Any:
         with _quiet_diffusers():
             # The class is looked up here, not imported by name: a folder may name code of its own.
             cls = _pipeline_class(name, DiTPipeline.load_config(name, local_files_only=local.exists()))
+            parts = {} if transformer is None else {"transformer": _dit(transformer, dtype)}
             wide = {"default": dtype, "text_encoder": torch.float32}  # Open-Sora's T5, as in load_opensora_pipeline
             given = wide if cls is OpenSoraPipeline else dtype
-            pipe = cls.from_pretrained(name, dtype=given, local_files_only=local.exists())
+            pipe = cls.from_pretrained(name, dtype=given, local_files_only=local.exists(), **parts)
     except LoadError:
         raise
     except Exception as error:  # diffusers, the hub client and safetensors raise many kinds
@@ -113,6 +118,10 @@ def _diffusers_pipeline(name: str, dtype: torch.dtype) -> Any:
         kind = "folder" if local.exists() else "hub id (is there a network, and does the name exist?)"
         raise LoadError(f"cannot load {name!r} as a pipeline {kind}: {type(error).__name__}: {reason}") from error
     return pipe
+
+
+def _dit(folder: Path, dtype: torch.dtype) -> DiTTransformer2DModel:
+    return DiTTransformer2DModel.from_pretrained(folder, dtype=dtype, local_files_only=True)
 
 
 def _pipeline_class(name: str, index: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Models to time: published geometries with random weights, the bundled demo, or a pipeline folder of one's own."""
+"""Models to time: published geometries with random weights, the bundled demos, or a pipeline folder of one's own."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -15,6 +15,7 @@ from diffusers import (
     PixArtTransformer2DModel,
 )
 
+from ditfastattn.demo import TRANSFORMERS as DEMOS
 from ditfastattn.models import adapt
 from ditfastattn.models.opensora import OpenSora
 from ditfastattn.opensora import OpenSoraPipeline, STDiT2
@@ -184,7 +185,7 @@ TRANSFORMERS: dict[str, Callable[[], Any]] = {
 }
 SIZES = {"open-sora-1.1-16x240p": (240, 426), "open-sora-1.1-16x480p": (480, 854)}  # pixels, height and width
 VIDEOS = ("latte-1-16x512", *SIZES)
-NAMES = (*TRANSFORMERS, DEMO)
+NAMES = (*TRANSFORMERS, *DEMOS)
 IMAGES = tuple(name for name in NAMES if name not in VIDEOS)  # of them, those whose steps can be prepared
 
 

@@ -23,7 +23,7 @@ class Recipe:
     """The numbers of a run. `iterations` may change between a run and its continuation: the rate stays
     level until the last `decay` share of it, so only the end depends on the total.
 
-    With `seconds` the rate falls by whichever of iterations and training time is further on, and the run ends
+    With `seconds`, or a deadline, the rate falls by whichever of iterations and time is further on, and the run ends
     there: the length of a run on a GPU of unknown speed."""
 
     iterations: int = 20_000
@@ -37,18 +37,16 @@ class Recipe:
     seed: int = 0
     seconds: float | None = None
 
-    def rate(self, i: int, elapsed: float = 0.0) -> float:
-        """Learning rate of iteration i, begun after `elapsed` seconds: warm-up, level, then a straight line to
-        zero."""
+    def rate(self, i: int, spent: float = 0.0) -> float:
+        """Learning rate of iteration i, with a share of the run's time `spent`: warm-up, level, then a straight line
+        to zero."""
         tail = max(1.0, self.decay * self.iterations)
-        level = min(1.0, (i + 1) / max(1, self.warmup), max(0.0, (self.iterations - i) / tail))
-        if self.seconds is not None:
-            level = min(level, max(0.0, (1 - elapsed / self.seconds) / self.decay))
-        return self.lr * level
+        end = min((self.iterations - i) / tail, (1 - spent) / self.decay)
+        return self.lr * min(1.0, (i + 1) / max(1, self.warmup), max(0.0, end))
 
-    def ended(self, i: int, elapsed: float) -> bool:
-        """Whether a run is over after i iterations and `elapsed` seconds."""
-        return i >= self.iterations or (self.seconds is not None and elapsed >= self.seconds)
+    def ended(self, i: int, spent: float) -> bool:
+        """Whether a run is over after i iterations and this share of its time."""
+        return i >= self.iterations or spent >= 1
 
 
 @dataclass
@@ -93,7 +91,7 @@ def mixed_precision(device: torch.device) -> torch.autocast:
 
 def train(run: Run, recipe: Recipe, losses: Losses, checkpoint: Path | None = None, save_every: int = 2000,
           measure: Callable[[nn.Module], float] | None = None, measure_every: int = 1000,
-          seconds: float | None = None) -> bool:  # fmt: skip
+          seconds: float | None = None, deadline: float | None = None) -> bool:  # fmt: skip
     """Train to the recipe's end or for `seconds`, and say whether that end was reached.
 
     Each iteration seeds its own random numbers, so a continued run draws what an uninterrupted one would.
@@ -101,6 +99,7 @@ def train(run: Run, recipe: Recipe, losses: Losses, checkpoint: Path | None = No
     Args:
         measure: the held-out loss of the moving average, for the curve.
         seconds: pause after this time; another call goes on.
+        deadline: a time of `time.monotonic` by which the run is over, in the place of the recipe's `seconds`.
     """
     params, ema = list(run.model.parameters()), list(run.ema.parameters())
     device = params[0].device
@@ -109,10 +108,17 @@ def train(run: Run, recipe: Recipe, losses: Losses, checkpoint: Path | None = No
     started = resumed = time.monotonic()
     first, before = run.iteration, run.elapsed
     bar = tqdm(total=recipe.iterations, initial=run.iteration, desc="transformer", unit="it", mininterval=5)
-    while not recipe.ended(run.iteration, run.elapsed):
+
+    def spent() -> float:
+        if deadline is not None:
+            return (time.monotonic() - started) / max(deadline - started, 1e-9)
+        return 0.0 if recipe.seconds is None else run.elapsed / recipe.seconds
+
+    share = spent() if deadline is None or deadline > started else 1.0
+    while not recipe.ended(run.iteration, share):
         i = run.iteration
         for group in run.optimiser.param_groups:
-            group["lr"] = recipe.rate(i, run.elapsed)
+            group["lr"] = recipe.rate(i, share)
         generator.manual_seed(recipe.seed * 1_000_003 + i)
         simple, bound = (term.mean() for term in losses(run.model, generator))
         run.optimiser.zero_grad(set_to_none=True)
@@ -127,7 +133,8 @@ def train(run: Run, recipe: Recipe, losses: Losses, checkpoint: Path | None = No
         if run.iteration == first + 1:
             resumed = time.monotonic()
         run.elapsed = before + time.monotonic() - resumed
-        last = recipe.ended(run.iteration, run.elapsed)
+        share = spent()
+        last = recipe.ended(run.iteration, share)
         if run.iteration % 100 == 0 or last:
             simple_mean, bound_mean = (sums / counted).tolist()
             sums, counted = torch.zeros_like(sums), 0
@@ -142,4 +149,4 @@ def train(run: Run, recipe: Recipe, losses: Losses, checkpoint: Path | None = No
         if out_of_time:
             break
     bar.close()
-    return recipe.ended(run.iteration, run.elapsed)
+    return recipe.ended(run.iteration, share)

@@ -63,7 +63,7 @@ def held_out_loss(model: DiTTransformer2DModel, z: Tensor, labels: Tensor, seed:
 
 def train_dit(run: Run, data: Latents, recipe: Recipe, checkpoint: Path | None = None, save_every: int = 2000,
               held_out: tuple[Tensor, Tensor] | None = None, seconds: float | None = None,
-              compile_model: bool = False) -> bool:  # fmt: skip
+              deadline: float | None = None, compile_model: bool = False) -> bool:  # fmt: skip
     """Train as `loop.train` does, on DiT's loss; `held_out` are latents (N, 4, h, w) and labels (N,)."""
     device = data.z.device
     diffusion = Diffusion(device)
@@ -82,4 +82,5 @@ def train_dit(run: Run, data: Latents, recipe: Recipe, checkpoint: Path | None =
         return diffusion.loss(output.float(), x0, noise, t)
 
     measure = None if held_out is None else lambda ema: held_out_loss(ema, *held_out)
-    return train(run, recipe, losses, checkpoint, save_every, measure, seconds=seconds)
+
+    return train(run, recipe, losses, checkpoint, save_every, measure, seconds=seconds, deadline=deadline)

@@ -110,15 +110,15 @@ def test_every_caption_has_words_of_its_own() -> None:
 
 
 def test_a_run_of_given_time_slows_down_and_ends_by_it() -> None:
-    recipe = Recipe(iterations=1000, lr=1.0, warmup=1, decay=0.5, seconds=10)
-    assert [recipe.rate(i, elapsed) for i, elapsed in ((10, 0), (10, 5), (10, 7.5), (750, 0), (10, 11))] == [
+    recipe = Recipe(iterations=1000, lr=1.0, warmup=1, decay=0.5)
+    assert [recipe.rate(i, spent) for i, spent in ((10, 0), (10, 0.5), (10, 0.75), (750, 0), (10, 1.1))] == [
         1,
         1,
         pytest.approx(0.5),
         pytest.approx(0.5),
         0,
     ]
-    assert recipe.ended(10, 10) and recipe.ended(1000, 0) and not recipe.ended(999, 9.9)
+    assert recipe.ended(10, 1) and recipe.ended(1000, 0) and not recipe.ended(999, 0.99)
 
 
 def test_training_writes_a_pipeline_that_loads_and_samples(trained: Path) -> None:

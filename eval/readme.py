@@ -147,34 +147,31 @@ def latency() -> str:
 
 
 def families() -> str:
-    """One table for each family: an eager transformer call's time, and the memory of caches beside its prediction."""
+    """A line for each family: an eager transformer call's time, and the memory of caches beside its prediction."""
     file = "eval/results/families.json"
     if not (ROOT / file).exists():
         return "Not measured yet: `python -m eval families`."
     results = json.loads((ROOT / file).read_text())
-    lines = []
+    lines = [
+        "| model | batch | no plan | all FULL | plans, at their share of attention MACs | windows by "
+        "| caches, predicted and measured |",
+        "|---" * 7 + "|",
+    ]
     for result in results:
-        lines += [
-            f"**{result['model']}**, batch {result['batch']}, kernel `{result['kernel']}`, {result['dtype']}, "
-            f"{result['steps']} steps; {result['what']}:",
-            "",
-            "| | attention MACs | ms a step | speed-up | windows by | caches, predicted | measured | peak |",
-            "|---" * 8 + "|",
-        ]
-        base = result["rows"][0]["ms_per_step"]
-        for row in result["rows"]:
-            sites = row["site_macs"] if len(row["site_macs"]) > 1 else {}
-            shares = ", ".join(f"{site} {share:.0f}" for site, share in sites.items())
-            planned = row["variant"] == "plan"
-            lines.append(
-                f"| {row['variant']} | {row['attention_macs']:.0f} %{f' ({shares})' if planned and shares else ''} "
-                f"| {row['ms_per_step']:.1f} | {base / row['ms_per_step']:.2f} x "
-                f"| {_kernels(row['kernels']) if planned else ''} "
-                f"| {_mebibytes(row['cache_predicted'] if planned else None)} "
-                f"| {_mebibytes(row['cache_measured'] if planned else None)} | {_mebibytes(row['peak_bytes'])} |"
-            )
-        lines.append("")
-    return "\n".join([*lines, *dict.fromkeys(source_line(result, file) for result in results)])
+        base, full, *planned = result["rows"]
+        slow = base["ms_per_step"]
+        times = ", ".join(
+            f"{row['attention_macs']:.0f} %: {row['ms_per_step']:.1f} ({slow / row['ms_per_step']:.2f} x)"
+            for row in planned
+        )
+        last = planned[-1]
+        lines.append(
+            f"| {result['model']} | {result['batch']} | {slow:.1f} ms | {full['ms_per_step']:.1f} | {times} "
+            f"| {_kernels(last['kernels'])} | {_mebibytes(last['cache_predicted'])}, "
+            f"{_mebibytes(last['cache_measured'])} |"
+        )
+    lines += ["", f"Milliseconds a step, {results[0]['dtype']}; {results[0]['what']}. The caches are the last plan's."]
+    return "\n".join([*lines, source_line(results[-1], file)])
 
 
 def _kernels(reports: dict[str, str]) -> str:

@@ -7,6 +7,7 @@ from calibration.errors import CalibrationError
 from calibration.loss import LOSSES
 from calibration.prompts import clean
 from calibration.settings import CANDIDATES, SEARCHES, THRESHOLDS
+from ditfastattn.condition import VideoSize
 from ditfastattn.kernels import NAMES
 from ditfastattn.samplers import SAMPLERS
 from plans import Method, Window
@@ -14,11 +15,13 @@ from plans.method import TOKEN_ORDERS
 
 EXAMPLES = """examples:
   python -m calibration --threshold 0.05                      the bundled demo, 50 DPM-Solver++ steps
+  python -m calibration --model demo-long --threshold 0.05    the one of 1,024 tokens, where attention dominates
   python -m calibration --threshold D1 D3 D6 --output runs    three plans and a summary in runs/
   python -m calibration --model facebook/DiT-XL-2-512 --threshold D2 --device cuda --dtype float16
   python -m calibration --threshold 0.05 --methods AST,ASC --labels 3,7,11,19
   python -m calibration --threshold 0.05 --resume             go on after an interruption
   python -m calibration --model PixArt-alpha/PixArt-Sigma-XL-2-1024-MS --threshold 0.05 --device cuda --dtype float16
+  python -m calibration --model opensora --threshold 0.05 --device cuda --dtype bfloat16
   torchrun --nproc-per-node 4 -m calibration --threshold D2   the images shared out over 4 processes, a GPU each
   python -m calibration explain calibrated/demo-dpm50-mrae-0.05.json --layer 3 --step 10
 """
@@ -42,13 +45,13 @@ def calibrate_parser() -> argparse.ArgumentParser:
     names = ", ".join(f"{name} = {value}" for name, value in THRESHOLDS.items())
     add = parser.add_argument
     add("--threshold", nargs="+", required=True, metavar="T", help=f"one or more numbers or names ({names})")
-    add("--model", default="demo", help='"demo", a folder, a hub id, or a facebookresearch/DiT .pt (default: demo)')
-    add("--vae", help="folder or hub id of the VAE that goes with a .pt checkpoint")
-    add("--steps", type=int, help="sampler steps (default: 50; ddpm and iddpm 250, heun 25)")
-    add("--sampler", default="dpm", choices=list(SAMPLERS), help="default: dpm (DPM-Solver++ 2M)")
-    add("--guidance", type=float, metavar="S", help="guidance scale; 1 is none (default: 4; with prompts 4.5)")
+    add_parts(parser)
+    add("--steps", type=int, help="sampler steps (default: 50; ddpm and iddpm 250, Open-Sora's iddpm 200, heun 25)")
+    add("--sampler", choices=list(SAMPLERS), help="default: dpm (DPM-Solver++ 2M), of Open-Sora iddpm")
+    add("--guidance", type=float, metavar="S", help="guidance scale; 1 is none (default: 4; with prompts 4.5, Latte "
+        "7.5, Open-Sora 7)")  # fmt: skip
     add("--n-calib", type=int, metavar="N", help="images to calibrate on (default: 4 labels on a CPU, 8 on a GPU, 6 "
-        "prompts of ours, all of --prompts)")  # fmt: skip
+        "prompts of ours, of Open-Sora 4, all of --prompts)")  # fmt: skip
     add("--labels", help="the labels themselves, by number or name, with commas (default: spread over all)")
     add("--prompts", type=Path, metavar="FILE", help="prompts, one a line (default: a varied dozen of ours)")
     add(
@@ -57,6 +60,7 @@ def calibrate_parser() -> argparse.ArgumentParser:
         metavar="TEXT",
         help="what guidance leads away from (default: the empty prompt)",
     )
+    add_video(parser)
     add("--window", help="keys seen on each side: 32, or 32,16 for left,right (default: tokens // 8)")
     add("--temporal-window", help="the same in frames, for attention between those of a video (default: frames // 8)")
     add(
@@ -87,6 +91,31 @@ def explain_parser() -> argparse.ArgumentParser:
     parser.add_argument("--layer", type=int, required=True)
     parser.add_argument("--step", type=int, required=True)
     return parser
+
+
+def add_parts(parser: argparse.ArgumentParser) -> None:
+    """The options that say which model, and where the parts are that its checkpoint lacks."""
+    add = parser.add_argument
+    add("--model", default="demo", help='"demo", "demo-long", "opensora", a folder, a hub id, or a .pt of '
+        "facebookresearch/DiT (default: demo)")  # fmt: skip
+    add("--vae", help="folder or hub id of the VAE, for a .pt checkpoint or one of Open-Sora")
+    add("--text-encoder", metavar="T5", help="folder or hub id of T5 and its tokenizer, for a checkpoint of Open-Sora")
+
+
+def add_video(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--video",
+        type=parse_video,
+        metavar="TxHxW",
+        help="frames, height and width in pixels, of Open-Sora, whose videos may be of any size (default: 16x240x426)",
+    )
+
+
+def parse_video(text: str) -> VideoSize:
+    try:
+        return VideoSize.parse(text)
+    except ValueError as error:
+        raise CalibrationError(f"--video: {error}") from None
 
 
 def parse_seed(text: str) -> int:

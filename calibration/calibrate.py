@@ -1,7 +1,7 @@
 """Calibrating a pipeline: what a search needs to begin, and the record of what it found."""
 
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -17,10 +17,11 @@ from calibration.journal import Journal
 from calibration.search import search
 from calibration.settings import Settings
 from calibration.subjects import condition_of, sampled_by
-from ditfastattn.condition import Condition
+from ditfastattn.condition import Condition, FromPrompts
 from ditfastattn.layout import Layout
 from ditfastattn.models import adapt
 from ditfastattn.models.base import ModelAdapter
+from ditfastattn.order import order_for
 from ditfastattn.ranks import ALONE, Ranks
 from ditfastattn.samplers import sampler_spec
 from ditfastattn.sampling import Denoiser, Trajectory
@@ -69,10 +70,9 @@ def calibrate(
     """
     sampled_by(pipe.transformer)
     adapter = adapt(pipe.transformer)
-    obstacles = adapter.obstacles()
+    obstacles = adapter.obstacles() + adapter.order_obstacles(order_for(settings.token_order, settings.candidates()))
     if obstacles:
         raise CalibrationError("this transformer cannot be calibrated as it is: " + "; ".join(obstacles))
-    plan = empty_plan(adapter, pipe.scheduler, settings)
     if ranks.world > settings.images:
         one = "label" if settings.labels else "prompt"
         raise CalibrationError(
@@ -82,14 +82,15 @@ def calibrate(
     condition = condition_of(pipe, settings) if condition is None else condition
     if len(condition) != settings.images:
         raise CalibrationError(f"the condition is of {len(condition)} images, the settings of {settings.images}")
+    plan = empty_plan(adapter, pipe.scheduler, settings, condition.latent_shape)
 
     images = ranks.share(settings.images)
     denoiser = Denoiser(pipe.transformer, condition.of(images), settings.guidance_scale)
     run = Trajectory(denoiser, pipe.scheduler, settings.steps, settings.seed, images)
     rows = run.latents.new_empty((denoiser.rows, *run.latents.shape[1:]))
-    call = adapter.read_call((rows,), denoiser.arguments)
+    call = adapter.read_call((rows,), {"timestep": run.timesteps[0], **denoiser.arguments})
     found = search(adapter, plan, run, call, settings, journal, on_step, ranks)
-    record = _record(settings, next(pipe.transformer.parameters()), found.kernel)
+    record = _record(settings, adapter, found.kernel)
     latents = (
         torch.cat([part.to(run.latents) for part in ranks.gather(run.latents.cpu())])
         if ranks.world > 1
@@ -106,9 +107,9 @@ def calibrate(
     )
 
 
-def empty_plan(adapter: ModelAdapter, scheduler: Any, settings: Settings) -> Plan:
+def empty_plan(adapter: ModelAdapter, scheduler: Any, settings: Settings, latent_shape: Sequence[int]) -> Plan:
     """The all-FULL plan of these settings; calibration fills in its cells."""
-    model = adapter.spec()
+    model = adapter.spec_at(latent_shape)
     trained = scheduler.config.num_train_timesteps
     if settings.steps > trained:
         raise CalibrationError(f"{settings.steps} steps are more than the {trained} timesteps the model was trained on")
@@ -129,7 +130,12 @@ def empty_plan(adapter: ModelAdapter, scheduler: Any, settings: Settings) -> Pla
     )
 
 
-def _record(settings: Settings, parameter: Tensor, kernel: str) -> Calibration:
+def _record(settings: Settings, adapter: ModelAdapter, kernel: str) -> Calibration:
+    parameter = next(adapter.model.parameters())
+    negative, video = None, None
+    if isinstance(adapter, FromPrompts):
+        negative = settings.negative_prompt if adapter.takes_negative else None
+        video = settings.video or adapter.usual_video
     device = torch.cuda.get_device_name(parameter.device) if parameter.is_cuda else platform.machine() + " CPU"
     return Calibration(
         loss=settings.loss,
@@ -138,7 +144,8 @@ def _record(settings: Settings, parameter: Tensor, kernel: str) -> Calibration:
         search=settings.search,
         labels=settings.labels,
         prompts=settings.prompts,
-        negative_prompt=settings.negative_prompt if settings.prompts else None,
+        negative_prompt=negative,
+        video=video,
         seed=settings.seed,
         dtype=str(parameter.dtype).removeprefix("torch."),
         device=device,

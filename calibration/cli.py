@@ -31,9 +31,8 @@ from ditfastattn.decode import decode
 from ditfastattn.layout import Layout
 from ditfastattn.models import adapt
 from ditfastattn.models.base import PreparedModel
-from ditfastattn.pipelines import load_pipeline
+from ditfastattn.pipelines import load_pipeline, usual_schedule
 from ditfastattn.ranks import Ranks, start
-from ditfastattn.samplers import DEFAULT_STEPS
 from plans import Plan, SiteName, load, save
 from plans.figure import picture
 from plans.macs import plan_macs
@@ -89,7 +88,8 @@ def _is_trace_of(plan: Plan, order: list[SiteName], decisions: list[Decision]) -
 
 def _calibrate(options: argparse.Namespace, arguments: list[str], ranks: Ranks) -> int:
     thresholds = [(text, parse_threshold(text)) for text in options.threshold]
-    steps = DEFAULT_STEPS[options.sampler] if options.steps is None else options.steps
+    options.sampler, usual_steps = usual_schedule(options.model, options.sampler)
+    steps = usual_steps if options.steps is None else options.steps
     window, temporal_window = parse_window(options.window), parse_window(options.temporal_window)
     methods = parse_methods(options.methods)
     device = ranks.device(options.device)
@@ -102,7 +102,12 @@ def _calibrate(options: argparse.Namespace, arguments: list[str], ranks: Ranks) 
         if path.exists() and not _traces(path):
             raise CalibrationError(f"{path} was not written by this command: name another --output")
     pipe = load_pipeline(
-        options.model, sampler=options.sampler, dtype=getattr(torch, options.dtype), device=device, vae=options.vae
+        options.model,
+        sampler=options.sampler,
+        dtype=getattr(torch, options.dtype),
+        device=device,
+        vae=options.vae,
+        text_encoder=options.text_encoder,
     )
     subjects = choose_subjects(pipe, options, device)
     guidance = sampled_by(pipe.transformer).usual_guidance if options.guidance is None else options.guidance

@@ -4,9 +4,9 @@ import unicodedata
 from pathlib import Path
 
 from calibration.errors import CalibrationError
+from ditfastattn.condition import FromPrompts
 
 OURS = Path(__file__).parent / "prompts.txt"
-COUNT = 6  # the authors' number for PixArt
 
 
 def read_prompts(path: Path) -> tuple[str, ...]:
@@ -42,15 +42,15 @@ def clean(text: str, source: str) -> str:
     return words
 
 
-def choose_prompts(path: Path | None, count: int | None) -> tuple[str, ...]:
-    """The first ``count`` prompts: by default all of a file that was given, six of ours.
+def choose_prompts(path: Path | None, count: int | None, usual: int = FromPrompts.usual_prompts) -> tuple[str, ...]:
+    """The first ``count`` prompts: by default all of a file that was given, ``usual`` ones of ours.
 
     Raises:
         CalibrationError: an unreadable file, or fewer prompts than ``count``.
     """
     prompts = read_prompts(path or OURS)
     if count is None:
-        return prompts if path else prompts[:COUNT]
+        return prompts if path else prompts[:usual]
     if count < 1:
         raise CalibrationError(f"--n-calib must be at least 1, got {count}")
     if count > len(prompts):

@@ -5,6 +5,7 @@ from typing import Any
 
 from calibration.errors import CalibrationError
 from calibration.loss import LOSSES
+from ditfastattn.condition import VideoSize
 from plans import Method, TokenOrder, Window
 from plans.method import TOKEN_ORDERS
 
@@ -24,6 +25,7 @@ class Settings:
     labels: tuple[int, ...] = ()
     prompts: tuple[str, ...] = ()
     negative_prompt: str = ""
+    video: VideoSize | None = None  # where videos may be of any size; None: the model's usual one
     steps: int = 50
     guidance_scale: float = 4.0
     loss: str = "mrae"
@@ -43,6 +45,8 @@ class Settings:
             raise CalibrationError("calibration needs at least one label, or at least one prompt, and not both")
         if self.negative_prompt and not (self.prompts and self.guided):
             raise CalibrationError("a negative prompt is the other branch of guidance by prompts: give both, or none")
+        if self.video is not None and not self.prompts:
+            raise CalibrationError("videos are made from prompts: give prompts, or leave the size of a video out")
         if self.steps < 1:
             raise CalibrationError(f"the sampler needs at least one step, got {self.steps}")
         if not 0 <= self.seed < 2**63:

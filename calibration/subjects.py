@@ -26,9 +26,10 @@ class Subjects:
     def __str__(self) -> str:
         if "prompts" not in self.settings:
             return f"{len(self.names)} labels: {', '.join(self.names)}"
-        negative = self.settings["negative_prompt"]
+        negative, video = self.settings["negative_prompt"], self.settings["video"]
         away = f", away from {negative!r}" if negative else ""
-        return f"{len(self.names)} prompts{away}:\n" + "\n".join(f"  {shorten(name, 100)}" for name in self.names)
+        size = f", videos of {video}" if video else ""
+        return f"{len(self.names)} prompts{away}{size}:\n" + "\n".join(f"  {shorten(name, 100)}" for name in self.names)
 
 
 def sampled_by(transformer: Any) -> FromLabels | FromPrompts:
@@ -54,18 +55,30 @@ def choose_subjects(pipe: Any, options: argparse.Namespace, device: str) -> Subj
         CalibrationError: labels for a model of prompts or the other way round, or ones that cannot be.
     """
     name = type(pipe.transformer).__name__
-    if isinstance(sampled_by(pipe.transformer), FromPrompts):
+    adapter = sampled_by(pipe.transformer)
+    if isinstance(adapter, FromPrompts):
         if options.labels is not None:
             raise CalibrationError(f"--labels goes with classes, but {name} is conditioned on prompts: give --prompts")
-        prompts = choose_prompts(options.prompts, options.n_calib)
-        return Subjects({"prompts": prompts, "negative_prompt": options.negative_prompt or ""}, prompts)
-    for option, value in (("--prompts", options.prompts), ("--negative-prompt", options.negative_prompt)):
-        if value is not None:
-            raise CalibrationError(f"{option} goes with text, but {name} is conditioned on classes: give --labels")
+        prompts = choose_prompts(options.prompts, options.n_calib, adapter.usual_prompts)
+        text = {"negative_prompt": options.negative_prompt or "", "video": options.video}
+        adapter.check_subject(pipe, *text.values())
+        return Subjects({"prompts": prompts, **text, "video": options.video or adapter.usual_video}, prompts)
+    refuse_text(options, name)
     count = options.n_calib if options.n_calib is not None else (4 if device == "cpu" else 8)
     labels = choose_labels(pipe, options.labels, count, options.seed)
     names = names_of(pipe)
     return Subjects({"labels": labels}, tuple(names.get(label, str(label)) for label in labels))
+
+
+def refuse_text(options: argparse.Namespace, name: str) -> None:
+    """Raises CalibrationError for what was asked of a model of classes, and only one of prompts can do."""
+    for option, value in (
+        ("--prompts", options.prompts),
+        ("--negative-prompt", options.negative_prompt),
+        ("--video", options.video),
+    ):
+        if value is not None:
+            raise CalibrationError(f"{option} goes with text, but {name} is conditioned on classes: leave it out")
 
 
 def condition_of(pipe: Any, settings: Settings) -> Condition:
@@ -80,7 +93,7 @@ def condition_of(pipe: Any, settings: Settings) -> Condition:
     if isinstance(adapter, FromPrompts):
         if not settings.prompts:
             raise CalibrationError(f"{name} is conditioned on prompts: calibrate it on prompts, not labels")
-        return adapter.condition(pipe, settings.prompts, settings.negative_prompt)
+        return adapter.condition(pipe, settings.prompts, settings.negative_prompt, settings.video)
     if not settings.labels:
         raise CalibrationError(f"{name} is conditioned on classes: calibrate it on labels, not prompts")
     classes = pipe.transformer.config.num_embeds_ada_norm

@@ -7,16 +7,35 @@ needs to know no more.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
-from ditfastattn.errors import LoadError
+from ditfastattn.errors import ApplyError, LoadError
 from ditfastattn.layout import Layout
 
 # Of a transformer call, by name: tensors, mappings of them, and what is passed on as it is.
 Arguments = Mapping[str, Any]
+
+
+class VideoSize(NamedTuple):
+    """Of a video: its frames, and their pixels."""
+
+    frames: int
+    height: int
+    width: int
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """ "16x240x426". Raises ValueError for anything else."""
+        parts = text.strip().lower().split("x")
+        if len(parts) != 3 or not all(part.isdecimal() and 0 < int(part) < 2**16 for part in parts):
+            raise ValueError(f"a video's size is FRAMESxHEIGHTxWIDTH in pixels, such as 16x240x426, not {text!r}")
+        return cls(*(int(part) for part in parts))
+
+    def __str__(self) -> str:
+        return "x".join(map(str, self))
 
 
 @dataclass(frozen=True)
@@ -28,12 +47,16 @@ class Condition:
             of guidance: the same names in both, tensors (B, ...), mappings of such, or anything else, passed on.
         layout: how the branches lie in a guided batch.
         latent_shape: of one image, channels first: (C, h, w), or (C, T, h, w) of a video.
+        guided_channels: how many of these channels guidance moves; the others are the conditional branch's. None: all.
+        latents_dtype: of the latents between the steps. None: that of the transformer.
     """
 
     conditional: Arguments
     unconditional: Arguments
     layout: Layout
     latent_shape: tuple[int, ...]
+    guided_channels: int | None = None
+    latents_dtype: torch.dtype | None = None
 
     def __len__(self) -> int:
         """B, the number of images."""
@@ -72,6 +95,9 @@ class FromPrompts(ABC):
     """An adapter of models that are sampled by prompts."""
 
     usual_guidance: float  # what such models are calibrated at
+    usual_prompts = 6  # how many they are calibrated on; the authors' number for PixArt
+    usual_video: VideoSize | None = None  # of a model whose videos may be of any size
+    takes_negative = True  # False: its unconditional branch reads a caption of the model's own
     encoders: tuple[str, ...]  # parts of the pipeline that only encoding needs
 
     def check_encoders(self, pipe: Any) -> None:
@@ -83,13 +109,34 @@ class FromPrompts(ABC):
                 "from a folder or hub id that has them all"
             )
 
-    @abstractmethod
-    def condition(self, pipe: Any, prompts: Sequence[str], negative_prompt: str) -> Condition:
+    @torch.no_grad()
+    def condition(
+        self, pipe: Any, prompts: Sequence[str], negative_prompt: str = "", video: VideoSize | None = None
+    ) -> Condition:
         """Images of these prompts, encoded by the pipeline; the negative prompt is the unconditional branch of all.
+
+        Args:
+            video: of a model whose videos may be of any size; None takes ``usual_video``.
 
         Raises:
             LoadError: the pipeline lacks what encodes prompts.
+            ApplyError: a size or a negative prompt for a model that takes none.
         """
+        self.check_subject(pipe, negative_prompt, video)
+        self.check_encoders(pipe)
+        return self.encoded(pipe, list(prompts), negative_prompt, video or self.usual_video)
+
+    def check_subject(self, pipe: Any, negative_prompt: str, video: VideoSize | None) -> None:
+        """Raises ApplyError for a size or a negative prompt of a model that takes none."""
+        name = type(pipe).__name__
+        if video is not None and self.usual_video is None:
+            raise ApplyError(f"{name} was made for one size: leave the size of a video ({video}) out")
+        if negative_prompt and not self.takes_negative:
+            raise ApplyError(f"{name} guides away from a caption of its own: leave the negative prompt out")
+
+    @abstractmethod
+    def encoded(self, pipe: Any, prompts: list[str], negative_prompt: str, video: VideoSize | None) -> Condition:
+        """What :meth:`condition` returns, of a pipeline that has what it needs."""
 
 
 def _each(change: Callable[..., Tensor], *trees: Arguments) -> dict[str, Any]:

@@ -1,5 +1,6 @@
-"""A pipeline from the bundled demo, a folder, a hub id or an original DiT checkpoint."""
+"""A pipeline from the bundled demos, a folder, a hub id or an original DiT checkpoint."""
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,24 +12,35 @@ from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
     DiTPipeline,
+    DiTTransformer2DModel,
     LattePipeline,
     PixArtAlphaPipeline,
     PixArtSigmaPipeline,
 )
 from diffusers.utils import logging
 
-from ditfastattn.demo import pipeline_path
+from ditfastattn.demo import TRANSFORMERS, pipeline_path, transformer_path
 from ditfastattn.errors import LoadError
-from ditfastattn.opensora.checkpoint import is_stdit2
+from ditfastattn.opensora.checkpoint import PUBLISHED, is_stdit2
 from ditfastattn.opensora.loading import load_opensora_pipeline
 from ditfastattn.opensora.pipeline import OpenSoraPipeline
 from ditfastattn.original_dit import load_original_dit
-from ditfastattn.samplers import make_sampler
+from ditfastattn.samplers import DEFAULT_STEPS, make_sampler
 
 # The VAE that the official DiT samples were made with.
 ORIGINAL_VAE = "stabilityai/sd-vae-ft-mse"
 _CLASSES: tuple[Any, ...] = (DiTPipeline, PixArtAlphaPipeline, PixArtSigmaPipeline, LattePipeline, OpenSoraPipeline)
 PIPELINES: dict[str, Any] = {cls.__name__: cls for cls in _CLASSES}
+HUB_IDS = {"opensora": PUBLISHED[1]}  # short names
+OPENSORA_STEPS = 200  # of iddpm, as its authors sample it
+
+
+def usual_schedule(source: str | os.PathLike[str], sampler: str | None = None) -> tuple[str, int]:
+    """The sampler that :func:`load_pipeline` takes if None is asked for, or ``sampler``, and its usual steps."""
+    name = os.fspath(source)
+    opensora = name in HUB_IDS or is_stdit2(name) or _is_opensora_folder(name)
+    sampler = sampler or ("iddpm" if opensora else "dpm")
+    return sampler, OPENSORA_STEPS if opensora and sampler == "iddpm" else DEFAULT_STEPS[sampler]
 
 
 def load_pipeline(
@@ -43,9 +55,10 @@ def load_pipeline(
     """A diffusers pipeline (DiT, PixArt-alpha, PixArt-Sigma, Latte) or Open-Sora's, with a sampler chosen by name.
 
     Args:
-        source: "demo", a folder in diffusers' format, a hub id such as "facebook/DiT-XL-2-512" or
-            "PixArt-alpha/PixArt-Sigma-XL-2-1024-MS", a ``.pt`` checkpoint of facebookresearch/DiT, or Open-Sora 1.1:
-            "hpcai-tech/OpenSora-STDiT-v2-stage3" or a folder with its ``config.json`` and weights.
+        source: "demo", "demo-long" (1,024 tokens, where the first has 256), a folder in diffusers' format, a hub id
+            such as "facebook/DiT-XL-2-512" or "PixArt-alpha/PixArt-Sigma-XL-2-1024-MS", a ``.pt`` checkpoint of
+            facebookresearch/DiT, or Open-Sora 1.1: "opensora" for "hpcai-tech/OpenSora-STDiT-v2-stage3", or a folder
+            with its ``config.json`` and weights.
         sampler: "dpm" (DPM-Solver++ 2M), "ddim", "ddpm", "iddpm" or "heun". None: "iddpm" for Open-Sora, else "dpm".
         dtype: the parameters' dtype; None keeps float32.
         device: where the pipeline is moved.
@@ -59,11 +72,14 @@ def load_pipeline(
     """
     dtype = dtype or torch.float32
     name = os.fspath(source)
-    if name == "demo":
+    transformer = None
+    if name in TRANSFORMERS:
         try:
-            name = os.fspath(pipeline_path())
+            name, transformer = os.fspath(pipeline_path()), transformer_path(name)
         except FileNotFoundError as error:
             raise LoadError(str(error)) from error
+    default, _ = usual_schedule(name)
+    name = HUB_IDS.get(name, name)
     opensora = is_stdit2(name)
     if vae is not None and not opensora and not name.endswith((".pt", ".pth")):
         raise LoadError(f"vae= goes with a checkpoint that holds none; {name!r} brings a VAE of its own")
@@ -74,14 +90,14 @@ def load_pipeline(
     elif name.endswith((".pt", ".pth")):
         pipe = _original_pipeline(name, vae or ORIGINAL_VAE, dtype)
     else:
-        pipe = _diffusers_pipeline(name, dtype)
-    default = "iddpm" if isinstance(pipe, OpenSoraPipeline) else "dpm"
+        pipe = _diffusers_pipeline(name, dtype, transformer)
     pipe.scheduler = make_sampler(sampler or default, pipe.scheduler.config)
     pipe.set_progress_bar_config(leave=False)
     return pipe.to(device)
 
 
-def _diffusers_pipeline(name: str, dtype: torch.dtype) -> Any:
+def _diffusers_pipeline(name: str, dtype: torch.dtype, transformer: Path | None = None) -> Any:
+    """The pipeline of a folder or hub id; with the transformer of another folder, where one is given."""
     local = Path(name)
     if not local.exists() and name.startswith((".", "/", "~")):
         raise LoadError(f"{name} does not exist; name a folder in diffusers' format, a hub id or a .pt checkpoint")
@@ -91,7 +107,10 @@ def _diffusers_pipeline(name: str, dtype: torch.dtype) -> Any:
         with _quiet_diffusers():
             # The class is looked up here, not imported by name: a folder may name code of its own.
             cls = _pipeline_class(name, DiTPipeline.load_config(name, local_files_only=local.exists()))
-            pipe = cls.from_pretrained(name, dtype=dtype, local_files_only=local.exists())
+            parts = {} if transformer is None else {"transformer": _dit(transformer, dtype)}
+            wide = {"default": dtype, "text_encoder": torch.float32}  # Open-Sora's T5, as in load_opensora_pipeline
+            given = wide if cls is OpenSoraPipeline else dtype
+            pipe = cls.from_pretrained(name, dtype=given, local_files_only=local.exists(), **parts)
     except LoadError:
         raise
     except Exception as error:  # diffusers, the hub client and safetensors raise many kinds
@@ -101,6 +120,10 @@ def _diffusers_pipeline(name: str, dtype: torch.dtype) -> Any:
     return pipe
 
 
+def _dit(folder: Path, dtype: torch.dtype) -> DiTTransformer2DModel:
+    return DiTTransformer2DModel.from_pretrained(folder, dtype=dtype, local_files_only=True)
+
+
 def _pipeline_class(name: str, index: Any) -> Any:
     """The class that a ``model_index.json`` names."""
     given = index.get("_class_name") if isinstance(index, dict) else None
@@ -108,6 +131,14 @@ def _pipeline_class(name: str, index: Any) -> Any:
     if cls is None:
         raise LoadError(f"{name!r} is a pipeline of class {given!r}; this version loads {', '.join(PIPELINES)}")
     return cls
+
+
+def _is_opensora_folder(name: str) -> bool:
+    try:
+        index = json.loads((Path(name) / "model_index.json").read_text())
+    except (OSError, ValueError):
+        return False
+    return isinstance(index, dict) and index.get("_class_name") == OpenSoraPipeline.__name__
 
 
 @contextmanager

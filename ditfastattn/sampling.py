@@ -50,7 +50,8 @@ class Denoiser:
         """The transformer's own output for (B, C, h, w) latents: (2B, out_channels, h, w) when guided."""
         batch = torch.cat([latents, latents]) if self.guided else latents
         timesteps = timestep.to(batch.device).expand(len(batch))
-        return self.transformer(batch, timestep=timesteps, **self.arguments).sample
+        output = self.transformer(batch, timestep=timesteps, **self.arguments)
+        return output if isinstance(output, Tensor) else output.sample
 
     def guide(self, output: Tensor, channels: int, with_variance: bool) -> Tensor:
         """What the sampler is given: (B, channels, h, w), or twice the channels where it wants the variance."""
@@ -58,8 +59,9 @@ class Denoiser:
             return output if with_variance else output[:, :channels]
         first, second = output.chunk(2)
         cond, uncond = (first, second) if self.layout is Layout.COND_FIRST else (second, first)
-        eps = uncond[:, :channels] + self.scale * (cond[:, :channels] - uncond[:, :channels])
-        return torch.cat([eps, cond[:, channels:]], dim=1) if with_variance else eps
+        moved = self.condition.guided_channels or channels
+        eps = uncond[:, :moved] + self.scale * (cond[:, :moved] - uncond[:, :moved])
+        return torch.cat([eps, cond[:, moved:] if with_variance else cond[:, moved:channels]], dim=1)
 
 
 class Trajectory:
@@ -91,7 +93,8 @@ class Trajectory:
         self._with_variance = learned and denoiser.transformer.out_channels == 2 * shape[0]
         self._generators = image_generators(seed, indices)
         noise = torch.stack([torch.randn(shape, generator=generator) for generator in self._generators])
-        self.latents = noise.to(parameter) * self.scheduler.init_noise_sigma
+        dtype = denoiser.condition.latents_dtype or parameter.dtype
+        self.latents = noise.to(parameter.device, dtype) * self.scheduler.init_noise_sigma
         self._takes_generator = "generator" in inspect.signature(type(self.scheduler).step).parameters
 
     def model_input(self, step: int) -> Tensor:

@@ -30,7 +30,7 @@ from ditfastattn.models.base import PreparedModel
 from ditfastattn.order import Ordering
 from ditfastattn.pieces import compiled_pieces
 from ditfastattn.sampling import Denoiser, Trajectory
-from eval.geometry import GUIDANCE_SCALE, NAMES, build
+from eval.geometry import GUIDANCE_SCALE, IMAGES, build
 from eval.record import command_line
 from eval.synthetic import synthetic_plan
 from plans import Method
@@ -39,7 +39,7 @@ from plans.files import write_text
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(prog="python -m eval calibration-time", description=__doc__.split("\n\n")[0])
-    p.add_argument("--model", default="demo", help=f"{', '.join(NAMES)}, or a pipeline folder; labels as condition")
+    p.add_argument("--model", default="demo", help=f"{', '.join(IMAGES)}, or a pipeline folder; labels as condition")
     p.add_argument("--labels", type=int, default=8, help="images calibrated on (8)")
     p.add_argument("--steps", type=int, default=50)
     p.add_argument("--percent", type=float, default=69.0, help="attention MACs of the plan found (69: the paper's D2)")

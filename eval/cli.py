@@ -21,8 +21,10 @@ COMMANDS = {
     "cost": "what each method costs one layer: MACs, bytes, and microseconds measured on the model's own block",
     "agreement": "PSNR between the demo's images by every kernel that fits and by the reference kernel",
     "calibration-time": "time a calibration's work, with the trials of a synthetic plan",
-    "demo": "Frechet distances of the bundled demo's samples (EfficientNet-Lite0 features)",
+    "demo": "Frechet distances of a bundled demo's samples (EfficientNet-Lite0 features)",
+    "demo-clips": "attention MACs and drift of a small Open-Sora trained on clips, at five thresholds",
     "kernels": "time every attention kernel that runs here, over the shapes of DiT, PixArt and a video model (GPU)",
+    "families": "time and memory of eager sampling for every family, images and videos, with plans and without",
     "latency": "time sampling with plans and without: eager, compiled, captured",
     "xformers": "DiT-XL by materialised softmax, SDPA and xFormers, equivalence checked first (GPU)",
     "token-order": "losses of a window step and calibrated MACs in each token order, on the bundled demo",
@@ -49,6 +51,7 @@ examples:
   python -m eval sample --n 64 --out runs/d2 --plan plans/library/demo-dpm50-mrae-0.05.json
   python -m eval demo --art node_modules      the packages named in ditfastattn/demo/ART.md
   python -m eval demo --help
+  python -m eval demo-clips --model build/clips/pipeline
   python -m eval agreement --kernels triton,xformers --dtype fp16
   python -m eval kernels --quick
   python -m eval xformers --quick

@@ -19,7 +19,7 @@ from ditfastattn.kernels import make_kernel
 from ditfastattn.models import adapt
 from ditfastattn.models.base import PreparedModel, prepared
 from ditfastattn.pieces import compiled_pieces
-from eval.geometry import DEMO, NAMES, build
+from eval.geometry import DEMO, IMAGES, build
 from plans import Plan, Window, load
 
 COMPILED, CAPTURED = "compiled", "compiled, CUDA graphs"
@@ -76,7 +76,7 @@ def show(adapter: PreparedModel, tables: Sequence[CostTable]) -> str:
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m eval cost", description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("--model", default=DEMO, help=f"{', '.join(NAMES)}, or a pipeline folder (default: %(default)s)")
+    add("--model", default=DEMO, help=f"{', '.join(IMAGES)}, or a pipeline folder (default: %(default)s)")
     add("--images", type=int, nargs="+", default=[1, 8], help="each takes two rows, with guidance (default: 1 8)")
     add("--kernel", default="auto", choices=KERNEL_NAMES)
     add("--window", help="keys seen on each side: 32, or 32,16 for left,right (default: tokens // 8, or the plan's)")

@@ -1,4 +1,4 @@
-"""How good the demo's pictures are: Frechet distances in EfficientNet-Lite0 features.
+"""How good a demo's pictures are: Frechet distances in EfficientNet-Lite0 features.
 
 Samples are drawn with the classes in the held-out data's shares. A Frechet distance falls as more vectors are
 seen, so each number stands with its counts, beside what real images give at the same counts.
@@ -16,12 +16,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import DiTPipeline
 from diffusers import __version__ as diffusers_version
 
 from ditfastattn.demo import data as demo_data
 from ditfastattn.demo import figures
 from ditfastattn.demo.vae import psnr, reconstruct
+from ditfastattn.pipelines import load_pipeline
 from eval.features import NAME, WIDTH, features, load_network
 from eval.frechet import Moments, frechet_distance
 from plans.files import write_text
@@ -30,8 +30,8 @@ from plans.files import write_text
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(prog="python -m eval demo", description=__doc__.split("\n\n")[0])
     p.add_argument("--art", type=Path, required=True, help="the node_modules folder with the packages of ART.md")
-    p.add_argument("--pipeline", type=Path, help="pipeline folder (the bundled one)")
-    p.add_argument("--out", type=Path, default=Path("eval/results/demo_quality.json"))
+    p.add_argument("--model", default="demo", help='"demo", "demo-long" or a pipeline folder (default: demo)')
+    p.add_argument("--out", type=Path, help="result (default: eval/results/NAME_quality.json)")
     p.add_argument("--grid", type=Path, help="also write a sheet of samples of each class here")
     p.add_argument("--samples", type=int, default=5000)
     p.add_argument("--steps", type=int, default=50)
@@ -53,16 +53,17 @@ def shares(labels: np.ndarray, count: int) -> np.ndarray:
 
 def command(args: argparse.Namespace) -> str:
     """The command line that gives this result, with the folders of this machine left out."""
+    model = [] if args.model == "demo" else ["--model", Path(args.model).name]
     numbers = ("samples", "steps", "guidance", "batch", "seed")
-    return " ".join(["python -m eval demo --art node_modules", *(f"--{n} {getattr(args, n):g}" for n in numbers)])
+    return " ".join(
+        ["python -m eval demo --art node_modules", *model, *(f"--{n} {getattr(args, n):g}" for n in numbers)]
+    )
 
 
 def main(argv: list[str] | None = None) -> None:
     args = parser().parse_args(argv)
-    if args.pipeline is None:
-        from ditfastattn.demo import pipeline_path
-
-        args.pipeline = pipeline_path()
+    name = Path(args.model).name.replace("-", "_")
+    out = args.out or Path(f"eval/results/{name}_quality.json")
     on_gpu = torch.device(args.device).type == "cuda"
     dtype = torch.float16 if on_gpu else torch.float32
     art = demo_data.prepare(args.art, drawings=1)
@@ -72,7 +73,7 @@ def main(argv: list[str] | None = None) -> None:
     def moments(images: np.ndarray) -> Moments:
         return Moments.of((batch.numpy() for batch in features(network, images)), WIDTH)
 
-    pipe = DiTPipeline.from_pretrained(args.pipeline, torch_dtype=dtype).to(args.device)
+    pipe = load_pipeline(args.model, dtype=dtype, device=args.device)
     labels = shares(art.labels[held], args.samples)
     started = time.monotonic()
     samples = figures.sample(pipe, labels.tolist(), args.steps, args.guidance, args.seed, args.batch)
@@ -121,7 +122,7 @@ def main(argv: list[str] | None = None) -> None:
         },
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
     }
-    write_text(args.out, json.dumps(report, indent=2) + "\n")
+    write_text(out, json.dumps(report, indent=2) + "\n")
     for name, value in report["distances"].items():
         print(f"{value['distance']:10.3f}  {name} ({value['count_a']} / {value['count_b']})")
     if args.grid is not None:

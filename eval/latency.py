@@ -18,10 +18,12 @@ from tqdm import tqdm
 import ditfastattn
 from calibration.calibrate import package_versions
 from ditfastattn.layout import Layout
+from ditfastattn.models import adapt
+from ditfastattn.models.base import prepared
 from ditfastattn.ranks import ALONE
 from eval.baselines import Captured, compiled
 from eval.breakdown import ATTENTION, Times, part_times, step_parts
-from eval.geometry import DEMO, NAMES, TRANSFORMERS, Geometry, build, sample
+from eval.geometry import DEMO, IMAGES, TRANSFORMERS, Geometry, build, sample
 from eval.latency_plot import plot, plot_parts
 from eval.record import command_line
 from eval.synthetic import floor_percent, synthetic_plan
@@ -32,6 +34,7 @@ from plans.macs import plan_macs
 # Attention MACs in percent that the paper reports for D1..D6 (DiTFastAttn, Tables 1 and 2).
 PAPER_SHARES = {
     "dit-xl-2-512": (85, 69, 59, 49, 41, 34),
+    "pixart-sigma-1k": (90, 74, 63, 52, 44, 37),
     "pixart-sigma-2k": (81, 60, 46, 36, 29, 24),
 }
 SHARES = (85, 69, 59, 49, 41, 34)  # for models that the paper does not time
@@ -62,7 +65,7 @@ def parser() -> argparse.ArgumentParser:
         "  python -m eval latency --model demo --plan plans/library/demo-dpm50-mrae-0.05.json",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    p.add_argument("--model", default=DEMO, help=f"{', '.join(NAMES)}, or a pipeline folder")
+    p.add_argument("--model", default=DEMO, help=f"{', '.join(IMAGES)}, or a pipeline folder")
     p.add_argument("--batch", type=int, nargs="+", default=[1, 8], help="images; each takes two rows with guidance")
     p.add_argument("--steps", type=int, default=50)
     p.add_argument("--shares", type=float, nargs="+", help="attention MACs of the synthetic plans, percent")
@@ -171,6 +174,7 @@ def measure(args: argparse.Namespace, images: int) -> list[Row]:
 
     variants: list[Variant] = []
     plain = fresh()
+    prepared(adapt(plain.pipe.transformer))  # refused now, not after the first runs
     full = plain.full_plan(args.steps)
     if not args.no_eager:
         variants.append(variant("eager", plain))

@@ -41,6 +41,21 @@ def demo_thresholds() -> str:
     return "\n".join([*lines, "", source_line(result, file)])
 
 
+def demo_clips(file: str = "eval/results/demo_clips.json") -> str:
+    """Plans of the small Open-Sora: MACs in all and at each site, distances on captions not calibrated on."""
+    result = json.loads((ROOT / file).read_text())
+    lines = [
+        "| threshold | attention MACs | between tokens | between frames | latents rel. L2 | PSNR | SSIM |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in result["rows"]:
+        lines.append(
+            f"| {row['threshold']:g} | {row['attention_macs']:.1f} % | {row['sites']['attn']:.1f} % "
+            f"| {row['sites']['temporal']:.1f} % | {row['latent_rel_l2']:.3f} | {_decibels(row)} | {row['ssim']:.3f} |"
+        )
+    return "\n".join([*lines, "", source_line(result, file)])
+
+
 def demo_quality() -> str:
     file = "eval/results/demo_quality.json"
     result = json.loads((ROOT / file).read_text())
@@ -131,6 +146,44 @@ def latency() -> str:
     return "\n".join([*lines, "", *sources])
 
 
+def families() -> str:
+    """A line for each family: an eager transformer call's time, and the memory of caches beside its prediction."""
+    file = "eval/results/families.json"
+    if not (ROOT / file).exists():
+        return "Not measured yet: `python -m eval families`."
+    results = json.loads((ROOT / file).read_text())
+    lines = [
+        "| model | batch | no plan | all FULL | plans, at their share of attention MACs | windows by "
+        "| caches, predicted and measured |",
+        "|---" * 7 + "|",
+    ]
+    for result in results:
+        base, full, *planned = result["rows"]
+        slow = base["ms_per_step"]
+        times = ", ".join(
+            f"{row['attention_macs']:.0f} %: {row['ms_per_step']:.1f} ({slow / row['ms_per_step']:.2f} x)"
+            for row in planned
+        )
+        last = planned[-1]
+        lines.append(
+            f"| {result['model']} | {result['batch']} | {slow:.1f} ms | {full['ms_per_step']:.1f} | {times} "
+            f"| {_kernels(last['kernels'])} | {_mebibytes(last['cache_predicted'])}, "
+            f"{_mebibytes(last['cache_measured'])} |"
+        )
+    lines += ["", f"Milliseconds a step, {results[0]['dtype']}; {results[0]['what']}. The caches are the last plan's."]
+    return "\n".join([*lines, source_line(results[-1], file)])
+
+
+def _kernels(reports: dict[str, str]) -> str:
+    """Their names, by site where there are several; a report begins with the name."""
+    names = {site: report.split()[0] for site, report in reports.items()}
+    return ", ".join(f"{site} {name}" if len(names) > 1 else name for site, name in names.items())
+
+
+def _mebibytes(count: int | None) -> str:
+    return "" if count is None else f"{count / 2**20:,.1f} MiB"
+
+
 def token_order() -> str:
     """Loss of a WA-RS step with the last step's residual, by window, and MACs of calibrated plans, by threshold."""
     file = "eval/results/token_order.json"
@@ -170,10 +223,12 @@ TABLES = {
     "models": models,
     "kernels": kernels,
     "latency": latency,
+    "families": families,
     "agreement": agreement,
     "xformers": xformers,
     "token_order": token_order,
     "demo_thresholds": demo_thresholds,
+    "demo_clips": demo_clips,
     "demo_quality": demo_quality,
 }
 

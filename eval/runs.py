@@ -2,7 +2,7 @@
 
 ``run.json`` says what made the images and ``labels.npy`` of which classes they are, if of any; they lie in
 ``images/000000.png ...`` or in ``samples.npz`` (``arr_0``, uint8, N,H,W,3), and the latents, where they were asked for,
-in ``latents/000000.npy ...``.
+in ``latents/000000.npy ...``. Videos lie in ``videos/000000.gif ...`` or in ``samples.npz`` (N,T,H,W,3).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from eval import npz
 from eval.sources import THREADS
 
 # Two runs that differ in one of these are of other noise, or of other things.
-NOISE_KEYS = ("n", "seed", "labels", "prompts", "negative_prompt", "sampler", "steps")
+NOISE_KEYS = ("n", "seed", "labels", "prompts", "negative_prompt", "video", "sampler", "steps")
 
 
 class RunError(DitFastAttnError):
@@ -39,8 +39,12 @@ class Run:
     record: dict[str, Any] = field(repr=False)
 
     @classmethod
-    def open(cls, path: str | Path) -> Run:
-        """Raises RunError: no run.json there, not one of ours, or the run is not finished."""
+    def open(cls, path: str | Path, videos: bool = False) -> Run:
+        """The run of a folder; ``videos``: it may be one of videos, whose frames can be read exactly.
+
+        Raises:
+            RunError: no run.json there, not one of ours, the run is not finished, or it is of videos.
+        """
         path = Path(path)
         file = path / "run.json"
         if not path.is_dir():
@@ -56,12 +60,18 @@ class Run:
         if "finished" in record and not record["finished"]:
             raise RunError(f"{path} is not finished; run the same python -m eval sample again, which goes on")
         run = cls(path, record)
+        if run.is_video:
+            run._check_video(videos)
         run._check_count()
         return run
 
     @property
     def n(self) -> int:
         return int(self.record["n"])
+
+    @property
+    def is_video(self) -> bool:
+        return is_video(self.record)
 
     @property
     def name(self) -> str:
@@ -84,11 +94,21 @@ class Run:
         throughput = self.record.get("throughput") or {}
         return throughput.get("images_per_s_after_first_batch") or throughput.get("images_per_s")
 
+    def _check_video(self, videos: bool) -> None:
+        if not videos:
+            raise RunError(f"{self.path} holds videos: python -m eval similarity compares them, this is for images")
+        if self.archive is None:
+            raise RunError(
+                f"{self.path} holds {str(self.record.get('format', 'video')).upper()} files, which lose more than two "
+                "runs may differ by; sample both with --format npz to compare them"
+            )
+
     def _check_count(self) -> None:
         if self.archive is not None:
             shape, dtype = npz.header(self.archive, "arr_0")
-            if len(shape) != 4 or shape[-1] != 3 or dtype != np.uint8:
-                raise RunError(f"{self.archive} holds {dtype} {shape}; expected uint8 (N, H, W, 3)")
+            expected = ("N", "T", "H", "W", "3") if self.is_video else ("N", "H", "W", "3")
+            if len(shape) != len(expected) or shape[-1] != 3 or dtype != np.uint8:
+                raise RunError(f"{self.archive} holds {dtype} {shape}; expected uint8 ({', '.join(expected)})")
             found = shape[0]
         else:
             found = sum(self._png(index).exists() for index in range(self.n))
@@ -102,9 +122,10 @@ class Run:
         return self.path / "images" / f"{index:06d}.png"
 
     def image(self, index: int) -> np.ndarray:
-        """(H, W, 3) uint8. Raises RunError for a file that is no image."""
+        """(H, W, 3) uint8, of a video its middle frame. Raises RunError for a file that is no image."""
         if self.archive is not None:
-            return next(npz.rows(self.archive, "arr_0", 1, index, index + 1))[0]
+            found = next(npz.rows(self.archive, "arr_0", 1, index, index + 1))[0]
+            return found[len(found) // 2] if self.is_video else found
         file = self._png(index)
         try:
             with Image.open(file) as picture:
@@ -117,7 +138,7 @@ class Run:
         return (self.path / "latents").is_dir()
 
     def latent(self, index: int) -> Tensor:
-        """(C, h, w) float64. Raises RunError where it cannot be read."""
+        """(C, h, w) float64, of a video (C, T, h, w). Raises RunError where it cannot be read."""
         file = self.path / "latents" / f"{index:06d}.npy"
         try:
             return torch.from_numpy(np.load(file, allow_pickle=False)).double()
@@ -125,12 +146,15 @@ class Run:
             raise RunError(f"{file} holds no readable latents ({str(error)[:80]}); sample again") from None
 
     def batches(self, size: int) -> Iterator[tuple[range, Tensor]]:
-        """Indices and images (B, 3, H, W) uint8. Raises RunError where the images are not all of one size."""
+        """Indices and images (B, 3, H, W) uint8, or videos (B, T, 3, H, W).
+
+        Raises RunError where the images are not all of one size.
+        """
         packed = None if self.archive is None else npz.rows(self.archive, "arr_0", size)
         for start in range(0, self.n, size):
             indices = range(start, min(start + size, self.n))
             images = self._stacked(indices) if packed is None else next(packed)
-            yield indices, torch.tensor(images).permute(0, 3, 1, 2)  # copied: rows of an archive are read-only
+            yield indices, torch.tensor(images).movedim(-1, -3)  # copied: rows of an archive are read-only
 
     def _stacked(self, indices: range) -> np.ndarray:
         with ThreadPoolExecutor(THREADS) as pool:
@@ -139,6 +163,12 @@ class Run:
         if len(shapes) > 1:
             raise RunError(f"{self.path} mixes images of the sizes {sorted(shapes)}; sample again")
         return np.stack(images)
+
+
+def is_video(record: dict[str, Any]) -> bool:
+    """Whether a run.json is of videos: their size has frames."""
+    size = record.get("size")
+    return isinstance(size, list) and len(size) == 3
 
 
 def noise_differences(a: Run, b: Run) -> list[str]:

@@ -1,5 +1,5 @@
-"""``python -m eval sample``: exactly n images, with a plan or without, on any number of processes, resumed after a
-kill; what they depend on is in ``run.json``."""
+"""``python -m eval sample``: exactly n images or videos, with a plan or without, on any number of processes, resumed
+after a kill; what they depend on is in ``run.json``."""
 
 from __future__ import annotations
 
@@ -17,11 +17,13 @@ import torch
 from tqdm import tqdm
 
 import ditfastattn
-from calibration.arguments import parse_negative, parse_seed
+from calibration.arguments import add_parts, add_video, parse_negative, parse_seed
 from calibration.subjects import sampled_by
+from ditfastattn.batch import like_queries
 from ditfastattn.kernels import CHOSEN, NAMES, settled
 from ditfastattn.models import adapt
-from ditfastattn.pipelines import load_pipeline
+from ditfastattn.models.base import prepared
+from ditfastattn.pipelines import load_pipeline, usual_schedule
 from ditfastattn.ranks import Ranks, start
 from ditfastattn.samplers import SAMPLERS
 from eval.sample_batches import LABELS, Artist
@@ -34,6 +36,7 @@ from eval.sample_settings import (
     check_steps,
     describe,
     differences,
+    file_format,
     full_plan,
     sampler_name,
     schedule,
@@ -47,11 +50,12 @@ EXAMPLES = """examples:
   python -m eval sample --n 64 --out runs/d2 --plan plans/library/demo-dpm50-mrae-0.05.json
   python -m eval sample --model facebook/DiT-XL-2-512 --n 50000 --out runs/d2 --plan d2.json --compile --dtype float16
   python -m eval sample --model PixArt-alpha/PixArt-Sigma-XL-2-1024-MS --prompts captions_val2014.json --n 30000 ...
+  python -m eval sample --model opensora --prompts FILE --n 8 --out runs/videos --dtype bfloat16
   torchrun --nproc-per-node 8 -m eval sample --images 50000 --out runs/full   the same images, by 8 processes
   torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29500 -m eval sample ...
 The same command goes on after an interruption, with any number of processes.
 """
-_BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} images [{elapsed}<{remaining}, {rate_noinv_fmt}]"
+_BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt}{unit} [{elapsed}<{remaining}, {rate_noinv_fmt}]"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -62,38 +66,40 @@ class _Parser(argparse.ArgumentParser):
 def parser() -> argparse.ArgumentParser:
     p = _Parser(
         prog="python -m eval sample",
-        description="Samples exactly n images. The noise and the label of image i depend on the seed and i alone, a "
-        "prompt on i; its pixels not on the number of processes, nor on interruptions (but in their last bits on "
-        "--batch).",
+        description="Samples exactly n images, or videos of a model that makes them. The noise and the label of image "
+        "i depend on the seed and i alone, a prompt on i; its pixels not on the number of processes, nor on "
+        "interruptions (but in their last bits on --batch).",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     add = p.add_argument
-    add("--model", default="demo", help='"demo", a folder, a hub id, or a facebookresearch/DiT .pt (default: demo)')
-    add("--vae", help="folder or hub id of the VAE that goes with a .pt checkpoint")
+    add_parts(p)
     add("--plan", type=Path, help="a plan file to follow (default: uncompressed)")
     # torchrun of Python 3.11 and 3.12 takes an argument --n for an abbreviation of its own, wherever it stands.
-    add("--n", "--images", type=int, required=True, help="number of images (under torchrun write --images)")
+    add("--n", "--images", type=int, required=True, help="how many (under torchrun write --images)")
     add("--out", type=Path, required=True, metavar="DIR", help="folder of the run; goes on with what lies there")
-    add("--sampler", choices=list(SAMPLERS), help="default: the plan's, or dpm (DPM-Solver++ 2M)")
-    add("--steps", type=int, help="sampler steps (default: the plan's, or 50; ddpm and iddpm 250, heun 25)")
+    add("--sampler", choices=list(SAMPLERS), help="default: the plan's, or dpm (DPM-Solver++ 2M), of Open-Sora iddpm")
+    add("--steps", type=int, help="sampler steps (default: the plan's, or 50; ddpm and iddpm 250, Open-Sora's iddpm "
+        "200, heun 25)")  # fmt: skip
     add(
         "--guidance",
         type=float,
         metavar="S",
-        help="guidance scale; 1 is none (default: the plan's, or 4; with prompts 4.5)",
+        help="guidance scale; 1 is none (default: the plan's, or 4; with prompts 4.5, Latte 7.5, Open-Sora 7)",
     )
     add("--labels", choices=LABELS, help="drawn independently, or equally many of each (default: random)")
     add("--prompts", type=Path, metavar="FILE", help="one a line, or COCO's captions_*.json; image i is of the i-th")
     add("--negative-prompt", type=parse_negative, metavar="TEXT", help="what guidance leads away from (default: none)")
+    add_video(p)
     add("--seed", type=parse_seed, default=0, help="of noise and labels (default: 0)")
-    add("--batch", type=int, help="images drawn together (default: 8 on a CPU, 32 on a GPU)")
+    add("--batch", type=int, help="drawn together (default: 8 on a CPU, 32 on a GPU; videos 1 and 4)")
     add("--dtype", default="float32", choices=["float32", "float16", "bfloat16"], help="default: float32")
     add("--device", help="cpu or cuda (default: cuda if there is one; each process takes a GPU of its own)")
     add("--kernel", default="auto", choices=NAMES, help="attention by (default: auto)")
     add("--compile", action="store_true", help="compile the model, and capture its steps as CUDA graphs on a GPU")
-    add("--format", default="png", choices=FORMATS, help="a PNG each, or one .npz as ADM's and DiT's tools read it")
+    add("--format", choices=FORMATS, help="a PNG each (default), or one .npz as ADM's and DiT's tools read it; videos: "
+        "a GIF each (default), an MP4, or one .npz of all, which loses nothing")  # fmt: skip
     add("--latents", action="store_true", help="keep what the VAE was given, too: latents/000000.npy ...")
     return p
 
@@ -117,7 +123,7 @@ def sample(options: argparse.Namespace, command: str, ranks: Ranks) -> None:
         if value is not None and value < 1:
             raise SampleError(f"{name} must be at least 1, got {value}")
     plan = load(options.plan) if options.plan else None
-    sampler = sampler_name(options.sampler, plan)
+    sampler, usual_steps = usual_schedule(options.model, sampler_name(options.sampler, plan))
     if options.prompts is not None:
         read_texts(options.prompts)  # whatever is wrong there is told before a model is loaded
     device = ranks.device(options.device)
@@ -126,27 +132,34 @@ def sample(options: argparse.Namespace, command: str, ranks: Ranks) -> None:
     with held(options.out) if ranks.first else contextlib.nullcontext():
         recorded = read_record(options.out) if ranks.first else None
         dtype = getattr(torch, options.dtype)
-        pipe = load_pipeline(options.model, sampler=sampler, dtype=dtype, device=device, vae=options.vae)
-        usual = sampled_by(pipe.transformer).usual_guidance
-        if adapt(pipe.transformer).spec().temporal is not None:
-            raise SampleError(
-                f"{type(pipe.transformer).__name__} makes videos, and this draws images: apply the plan to its pipeline"
-            )
-        wanted = schedule(sampler, options.steps, options.guidance, plan, usual)
+        pipe = load_pipeline(
+            options.model, sampler=sampler, dtype=dtype, device=device, vae=options.vae,
+            text_encoder=options.text_encoder,
+        )  # fmt: skip
+        usual = Schedule(sampler, usual_steps, sampled_by(pipe.transformer).usual_guidance)
+        wanted = schedule(options.steps, options.guidance, plan, usual)
         check_steps(pipe, wanted)
-        subjects = subjects_of(pipe, options)
+        video = adapt(pipe.transformer).spec().temporal is not None
+        options.format = file_format(options.format, video)
+        if options.compile:
+            prepared(adapt(pipe.transformer))
+        subjects = subjects_of(pipe, options, plan)
+        shape = subjects.latent_shape
         if plan is not None:
-            check_plan(pipe, plan, wanted)
-        batch = min(options.batch or (8 if device == "cpu" else 32), options.n)
-        kernel = ranks.broadcast(_kernel(options, pipe, plan, wanted, batch, recorded) if ranks.first else None)
+            check_plan(pipe, plan, wanted, shape)
+        usual_batch = (1 if device == "cpu" else 4) if video else (8 if device == "cpu" else 32)
+        batch = min(options.batch or usual_batch, options.n)
+        full = full_plan(pipe, wanted, shape)
+        kernel = ranks.broadcast(_kernel(options, pipe, plan, full, (batch, *shape), recorded) if ranks.first else None)
+        if plan is None and kernel and not options.compile:
+            ditfastattn.use_kernel(pipe, kernel).remove()  # whether it can is told before a folder is begun
         given = {key: getattr(options, key) for key in ("n", "seed", "dtype", "compile", "format", "latents")}
         graphs = options.compile and device != "cpu"
         settings = describe(
-            pipe, plan, wanted, device, **given, **subjects.settings, batch=batch, kernel=kernel, graphs=graphs
+            pipe, plan, wanted, shape, device, **given, **subjects.settings, batch=batch, kernel=kernel, graphs=graphs
         )
         _check_equal(ranks.gather(settings))
-        config = pipe.transformer.config
-        folder = RunFolder(options.out, settings, (config.in_channels, config.sample_size, config.sample_size))
+        folder, what = RunFolder(options.out, settings, shape), "videos" if video else "images"
         if ranks.first:
             macs = round(plan_macs(plan).percent, 3) if plan else 100.0
             notes = {"model": options.model, "command": command, "attention_macs": macs, **subjects.notes(options.n)}
@@ -155,41 +168,42 @@ def sample(options: argparse.Namespace, command: str, ranks: Ranks) -> None:
         folder.join()
         if pending or not ranks.broadcast(folder.is_finished()):
             artist = Artist(pipe, subjects.condition, wanted.steps, wanted.guidance, options.seed)
-            with _following(pipe, plan, wanted, kernel, options.compile, graphs):
-                throughput = _draw_all(artist, folder, pending, ranks)
+            with _following(pipe, plan, full, kernel, options.compile, graphs):
+                throughput = _draw_all(artist, folder, pending, ranks, what)
             if ranks.first:
                 folder.finish(throughput, patient=ranks.world > 1)
             if throughput:
                 seconds, speed = throughput["seconds"], throughput["images_per_s"]
-                print(f"{throughput['images']} images in {seconds:.1f} s, {speed:.3g} images/s")
-        print(f"{options.out} holds {options.n} images")
+                print(f"{throughput['images']} {what} in {seconds:.1f} s, {speed:.3g} {what}/s")
+        print(f"{options.out} holds {options.n} {what}")
 
 
 def _kernel(
-    options: argparse.Namespace, pipe: Any, plan: Plan | None, wanted: Schedule, batch: int, recorded: Any
+    options: argparse.Namespace, pipe: Any, plan: Plan | None, full: Plan, latents: tuple[int, ...], recorded: Any
 ) -> str | None:
     """The kernel by a name that gives every process the same one; None is the model's own attention.
 
-    ``recorded``: of an earlier command of this run; what it chose stays chosen.
+    Args:
+        latents: the shape of a batch's.
+        recorded: of an earlier command of this run; what it chose stays chosen.
     """
     if plan is None and options.kernel == "auto":
         return "sdpa" if options.compile else None
     earlier = recorded.get("kernel") if recorded and options.kernel == "auto" else None
     if isinstance(earlier, str) and (earlier == "sdpa" or earlier.startswith(CHOSEN)):
         return earlier
-    rows = batch * (2 if wanted.guidance != 1 else 1)
-    window = (plan or full_plan(pipe, wanted)).window
-    spec, parameter = adapt(pipe.transformer).spec(), next(pipe.transformer.parameters())
-    return settled(options.kernel, parameter.new_empty((rows, spec.tokens, spec.heads, spec.head_dim)), window)
+    parameter = next(pipe.transformer.parameters())
+    rows = latents[0] * (2 if full.guidance.scale != 1 else 1)
+    batch = parameter.new_empty(1).expand(rows, *latents[1:])
+    return settled(options.kernel, like_queries(full, "attn", batch, parameter.dtype), (plan or full).window)
 
 
 def _following(
-    pipe: Any, plan: Plan | None, wanted: Schedule, kernel: str | None, compile: bool, graphs: bool
+    pipe: Any, plan: Plan | None, full: Plan, kernel: str | None, compile: bool, graphs: bool
 ) -> contextlib.AbstractContextManager[Any]:
     if plan is None and not compile:
         return ditfastattn.use_kernel(pipe, kernel) if kernel else contextlib.nullcontext()
-    plan = plan or full_plan(pipe, wanted)
-    return ditfastattn.apply(pipe, plan, kernel=kernel or "auto", compile=compile, graphs=graphs)
+    return ditfastattn.apply(pipe, plan or full, kernel=kernel or "auto", compile=compile, graphs=graphs)
 
 
 def _check_equal(everyone: Sequence[dict[str, Any]]) -> None:
@@ -201,7 +215,9 @@ def _check_equal(everyone: Sequence[dict[str, Any]]) -> None:
             raise SampleError(f"rank {rank} would not draw what rank 0 draws; make the hosts alike:{listed}")
 
 
-def _draw_all(artist: Artist, folder: RunFolder, pending: Sequence[int], ranks: Ranks) -> dict[str, Any] | None:
+def _draw_all(
+    artist: Artist, folder: RunFolder, pending: Sequence[int], ranks: Ranks, what: str
+) -> dict[str, Any] | None:
     """Draws this rank's share of the pending batches; what rank 0 measured of all ranks together, if there were any."""
     ranks.barrier()
     began = time.monotonic()
@@ -209,7 +225,7 @@ def _draw_all(artist: Artist, folder: RunFolder, pending: Sequence[int], ranks: 
     first_s, mine = 0.0, 0
     done = folder.batches.n - images
     with tqdm(
-        total=folder.batches.n, initial=done, unit=" images", smoothing=0, bar_format=_BAR, disable=not ranks.first
+        total=folder.batches.n, initial=done, unit=f" {what}", smoothing=0, bar_format=_BAR, disable=not ranks.first
     ) as bar:
 
         def show(written: int) -> None:

@@ -79,7 +79,7 @@ class Artist:
         self._steps, self._guidance, self._seed = steps, guidance, seed
 
     def draw(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Latents (B, C, h, w) float32 and images (B, H, W, 3) uint8, both on the CPU."""
+        """Latents (B, C, h, w) float32 and images (B, H, W, 3) uint8, both on the CPU; of videos a T before height."""
         denoiser = Denoiser(self._pipe.transformer, self._condition(indices), self._guidance)
         scheduler = self._pipe.scheduler  # itself, not a copy: a session follows its steps
         latents = sample_latents(denoiser, scheduler, self._steps, self._seed, indices, copy=False)

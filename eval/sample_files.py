@@ -15,9 +15,11 @@ from PIL import Image
 
 from plans.files import write_whole
 
-FORMATS = ("png", "npz")
+FORMATS = ("png", "npz", "gif", "mp4")  # the last two, and npz, of videos
 _THREADS = 4  # PNG's compression runs outside of Python's lock
-_LEFT_OVER = re.compile(r"\.\d{6,}\.(png|npy)\.\d+\.tmp|\.(samples\.npz|labels\.npy|run\.json|plan\.json)\.\d+\.tmp")
+_LEFT_OVER = re.compile(
+    r"\.\d{6,}\.(png|npy|gif|mp4)\.\d+\.tmp|\.(samples\.npz|labels\.npy|run\.json|plan\.json)\.\d+\.tmp"
+)
 _PNG_BEGIN, _PNG_END = b"\x89PNG\r\n\x1a\n", b"\x00\x00\x00\x00IEND\xaeB\x60\x82"
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the same images give the same bytes, whenever they are packed
 
@@ -32,12 +34,12 @@ def png_path(folder: Path, index: int) -> Path:
 
 
 def latents_path(folder: Path, index: int) -> Path:
-    """Latents of one image, (C, h, w) float32."""
+    """Latents of one image, (C, h, w) float32, or of one video, (C, T, h, w)."""
     return folder / "latents" / f"{name(index)}.npy"
 
 
 def part_path(folder: Path, first: int) -> Path:
-    """Images of one batch, (B, H, W, 3) uint8, until all are packed into samples.npz."""
+    """Images of one batch, (B, H, W, 3) uint8, or videos, (B, T, H, W, 3), until all are packed into samples.npz."""
     return folder / "parts" / f"{name(first)}.npy"
 
 
@@ -60,7 +62,7 @@ def write_pngs(folder: Path, indices: Sequence[int], images: np.ndarray) -> None
         list(pool.map(lambda index, image: write_png(png_path(folder, index), image), indices, images))
 
 
-def is_whole_png(path: Path, size: tuple[int, int]) -> bool:
+def is_whole_png(path: Path, size: tuple[int, ...]) -> bool:
     """Whether a PNG of that (height, width) is there from its first bytes to its last: after a crash of the machine a
     file may be short or empty, though its name is final."""
     try:
@@ -81,9 +83,9 @@ def is_whole_array(path: Path, shape: tuple[int, ...]) -> bool:
         return False
 
 
-def pack(path: Path, parts: Sequence[Path], count: int, size: tuple[int, int]) -> None:
+def pack(path: Path, parts: Sequence[Path], count: int, size: tuple[int, ...]) -> None:
     """One ``samples.npz`` as ADM and DiT read it: ``arr_0``, uint8 (N, H, W, 3), uncompressed; a part in memory at a
-    time."""
+    time. Of videos (N, T, H, W, 3)."""
 
     def write(beside: Path) -> None:
         entry = zipfile.ZipInfo("arr_0.npy", _EPOCH)
@@ -99,7 +101,7 @@ def pack(path: Path, parts: Sequence[Path], count: int, size: tuple[int, int]) -
     write_whole(path, write)
 
 
-def is_whole_npz(path: Path, count: int, size: tuple[int, int]) -> bool:
+def is_whole_npz(path: Path, count: int, size: tuple[int, ...]) -> bool:
     try:
         with zipfile.ZipFile(path) as archive, archive.open("arr_0.npy") as file:
             np.lib.format.read_magic(file)
@@ -115,7 +117,7 @@ def is_left_over(file_name: str) -> bool:
 
 def sweep(folder: Path) -> None:
     """Removes what a kill left over, and nothing else."""
-    for place in (folder, folder / "images", folder / "latents", folder / "parts"):
+    for place in (folder, *(folder / name for name in ("images", "videos", "latents", "parts"))):
         for file in place.iterdir() if place.is_dir() else ():
             if is_left_over(file.name):
                 file.unlink()

@@ -4,7 +4,8 @@ DIR/run.json                what made the images, and how fast
 DIR/plan.json               the plan, if one was followed
 DIR/labels.npy              (n,) int64, of a model conditioned on classes
 DIR/images/000000.png ...   or DIR/samples.npz: arr_0, uint8 (n, H, W, 3)
-DIR/latents/000000.npy ...  if asked for: (C, h, w) float32 before the VAE
+DIR/videos/000000.gif ...   of a model of videos (or .mp4), or DIR/samples.npz: arr_0, uint8 (n, T, H, W, 3)
+DIR/latents/000000.npy ...  if asked for: (C, h, w) float32 before the VAE, of videos (C, T, h, w)
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from torch import Tensor
 from eval import sample_files as files
 from eval.sample_batches import Batches
 from eval.sample_settings import SampleError, differences
+from eval.sample_videos import ENDINGS, is_whole_video, video_path, write_videos
 from plans import Plan, save
 from plans.files import write_text
 
@@ -32,14 +34,15 @@ _SETTLING = 90.0  # seconds until every host of a network file system must see w
 
 
 class RunFolder:
-    """``settings``: of :func:`eval.sample_settings.describe`; ``latent_shape``: (C, h, w) of one image."""
+    """``settings``: of :func:`eval.sample_settings.describe`; ``latent_shape``: of one image or video."""
 
     def __init__(self, path: Path, settings: dict[str, Any], latent_shape: tuple[int, ...]) -> None:
         self.path = path
         self.settings: dict[str, Any] = json.loads(json.dumps(settings))
         self.batches = Batches(settings["n"], settings["batch"])
-        self._size: tuple[int, int] = tuple(settings["size"])
-        self._archive = settings["format"] == "npz"
+        self._size: tuple[int, ...] = tuple(settings["size"])
+        self._format: str = settings["format"]
+        self._archive = self._format == "npz"
         self._latent_shape = latent_shape if settings["latents"] else None
 
     def begin(self, notes: dict[str, Any], plan: Plan | None, labels: list[int] | None) -> None:
@@ -98,6 +101,8 @@ class RunFolder:
                 files.write_array(files.latents_path(self.path, index), one)
         if self._archive:
             files.write_array(files.part_path(self.path, kept[0]), pixels)
+        elif self._format in ENDINGS:
+            write_videos(self.path, kept, pixels, self._format)
         else:
             files.write_pngs(self.path, kept, pixels)
         return len(kept)
@@ -138,7 +143,7 @@ class RunFolder:
     def _refuse_strangers(self) -> None:
         """Images of no index below n would be counted by whoever reads the folder."""
         n = self.settings["n"]
-        for place, ending in (("images", "png"), ("latents", "npy"), ("parts", "npy")):
+        for place, ending in (("images", "png"), ("videos", self._format), ("latents", "npy"), ("parts", "npy")):
             folder = self.path / place
             names = {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
             strangers = sorted(names - {f"{files.name(index)}.{ending}" for index in range(n)})
@@ -151,6 +156,8 @@ class RunFolder:
             files.is_whole_array(files.latents_path(self.path, index), self._latent_shape) for index in kept
         ):
             return False
+        if self._format in ENDINGS:
+            return all(is_whole_video(video_path(self.path, index, self._format), self._size) for index in kept)
         if not self._archive:
             return all(files.is_whole_png(files.png_path(self.path, index), self._size) for index in kept)
         part = files.part_path(self.path, kept[0])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,8 @@ from ditfastattn.condition import FromPrompts
 from ditfastattn.errors import DitFastAttnError
 from ditfastattn.layout import Layout
 from ditfastattn.models import adapt
-from ditfastattn.samplers import DEFAULT_STEPS, SAMPLERS, inference_steps, sampler_spec
+from ditfastattn.samplers import SAMPLERS, inference_steps, sampler_spec
+from eval.sample_videos import ENDINGS, check_backend
 from plans import GuidanceSpec, Plan, PlanMismatch, dumps
 
 _PROBES = 64  # values of each tensor that go into a fingerprint
@@ -35,8 +37,8 @@ class Schedule:
     guidance: float
 
 
-def sampler_name(sampler: str | None, plan: Plan | None) -> str:
-    """The one that was given, else the plan's, else the default. Raises SampleError if we lack the plan's."""
+def sampler_name(sampler: str | None, plan: Plan | None) -> str | None:
+    """The one that was given, else the plan's. Raises SampleError if we lack the plan's."""
     if sampler is None and plan is not None:
         classes = {cls.__name__: name for name, (cls, _) in SAMPLERS.items()}
         sampler = classes.get(plan.sampler.class_name)
@@ -44,27 +46,42 @@ def sampler_name(sampler: str | None, plan: Plan | None) -> str:
             raise SampleError(
                 f"the plan was made for {plan.sampler.class_name}, which is none of {', '.join(SAMPLERS)}"
             )
-    return sampler or "dpm"
+    return sampler
 
 
-def schedule(sampler: str, steps: int | None, guidance: float | None, plan: Plan | None, usual: float) -> Schedule:
+def schedule(steps: int | None, guidance: float | None, plan: Plan | None, usual: Schedule) -> Schedule:
     """What was given, filled up.
 
     Args:
-        usual: the guidance scale that the model is sampled at unless somebody says otherwise.
+        usual: the sampler, and what the model is sampled at with it unless somebody or the plan says otherwise.
 
     Raises:
         SampleError: numbers that make no run.
     """
     if steps is None:
-        steps = DEFAULT_STEPS[sampler] if plan is None else inference_steps(SAMPLERS[sampler][0], plan.steps)
+        steps = usual.steps if plan is None else inference_steps(SAMPLERS[usual.sampler][0], plan.steps)
     if guidance is None:
-        guidance = usual if plan is None else plan.guidance.scale
+        guidance = usual.guidance if plan is None else plan.guidance.scale
     if steps < 1:
         raise SampleError(f"--steps must be at least 1, got {steps}")
     if not 1 <= guidance < float("inf"):
         raise SampleError(f"--guidance must be 1 (none) or more, got {guidance}")
-    return Schedule(sampler, steps, guidance)
+    return Schedule(usual.sampler, steps, guidance)
+
+
+def file_format(given: str | None, video: bool) -> str:
+    """How the samples are written: PNG, videos as GIF, unless somebody says otherwise.
+
+    Raises:
+        SampleError: a format of images for videos, or the other way round.
+        DitFastAttnError: nothing that writes it is installed.
+    """
+    fitting = (*ENDINGS, "npz") if video else ("png", "npz")
+    if given is not None and given not in fitting:
+        what = "videos" if video else "images"
+        raise SampleError(f"--format {given} does not go with {what}: choose one of {', '.join(fitting)}")
+    check_backend(given or fitting[0])
+    return given or fitting[0]
 
 
 def check_steps(pipe: Any, wanted: Schedule) -> None:
@@ -74,30 +91,31 @@ def check_steps(pipe: Any, wanted: Schedule) -> None:
         raise SampleError(f"{wanted.steps} steps are more than the {trained} timesteps the model was trained on")
 
 
-def full_plan(pipe: Any, wanted: Schedule) -> Plan:
-    """The plan that compresses nothing."""
+def full_plan(pipe: Any, wanted: Schedule, latent_shape: Sequence[int]) -> Plan:
+    """The plan that compresses nothing, for latents of that shape."""
     adapter = adapt(pipe.transformer)
     layout = adapter.guided_layout if wanted.guidance != 1 else Layout.NONE
     return Plan.full(
-        model=adapter.spec(),
+        model=adapter.spec_at(latent_shape),
         sampler=sampler_spec(pipe.scheduler, wanted.steps),
         guidance=GuidanceSpec(scale=float(wanted.guidance), layout=layout.value),
     )
 
 
-def check_plan(pipe: Any, plan: Plan, wanted: Schedule) -> None:
+def check_plan(pipe: Any, plan: Plan, wanted: Schedule, latent_shape: Sequence[int]) -> None:
     """Raises PlanMismatch, with every difference between the plan and the run, before a file is written."""
-    actual = full_plan(pipe, wanted)
+    actual = full_plan(pipe, wanted, latent_shape)
     sampler = sampler_spec(pipe.scheduler, wanted.steps, known_settings=plan.sampler.settings)
     differences = plan.differences(model=actual.model, sampler=sampler, guidance=actual.guidance)
     if differences:
         raise PlanMismatch(differences)
 
 
-def image_size(pipe: Any) -> tuple[int, int]:
-    """(height, width) of the images."""
-    side = pipe.transformer.config.sample_size * 2 ** (len(pipe.vae.config.block_out_channels) - 1)
-    return side, side
+def pixel_size(pipe: Any, latent_shape: Sequence[int]) -> tuple[int, ...]:
+    """(height, width) of images, (frames, height, width) of videos."""
+    factor = 2 ** (len(pipe.vae.config.block_out_channels) - 1)
+    *frames, height, width = latent_shape[1:]
+    return (*frames, height * factor, width * factor)
 
 
 def digest_of(plan: Plan) -> str:
@@ -128,7 +146,9 @@ def _encoders(pipe: Any) -> list[nn.Module]:
     return [part for part in parts if isinstance(part, nn.Module)]
 
 
-def describe(pipe: Any, plan: Plan | None, wanted: Schedule, device: str, **given: Any) -> dict[str, Any]:
+def describe(
+    pipe: Any, plan: Plan | None, wanted: Schedule, latent_shape: Sequence[int], device: str, **given: Any
+) -> dict[str, Any]:
     """What two commands of one folder must share, as ``run.json`` has it; ``given`` is the rest of it."""
     return {
         **given,
@@ -137,7 +157,7 @@ def describe(pipe: Any, plan: Plan | None, wanted: Schedule, device: str, **give
         "guidance": float(wanted.guidance),
         "plan": digest_of(plan) if plan else None,
         "weights": fingerprint(pipe.transformer, pipe.vae, *_encoders(pipe)),
-        "size": list(image_size(pipe)),
+        "size": list(pixel_size(pipe, latent_shape)),
         "device": device_name(device),
         "threads": torch.get_num_threads() if device == "cpu" else None,
         "versions": package_versions(),

@@ -10,17 +10,22 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from calibration.prompts import read_prompts
-from calibration.subjects import sampled_by
-from ditfastattn.condition import Condition, FromLabels, FromPrompts
+from calibration.subjects import refuse_text, sampled_by
+from ditfastattn.condition import Condition, FromLabels, FromPrompts, VideoSize
 from eval.clip import read_captions
 from eval.sample_batches import Labels, pool_of
 from eval.sample_settings import SampleError
+from plans import Plan
 
 
 class Subjects(Protocol):
-    """``settings``: the part of ``run.json`` that another command of the same run must share."""
+    """``settings``: the part of ``run.json`` that another command of the same run must share.
+
+    ``latent_shape``: of one image or video, channels first.
+    """
 
     settings: dict[str, Any]
+    latent_shape: tuple[int, ...]
 
     def condition(self, indices: Sequence[int]) -> Condition:
         """What the model is told of these images; an image's part of it depends on its index alone."""
@@ -38,6 +43,7 @@ class ByLabels:
     def __init__(self, adapter: FromLabels, pool: Sequence[int], mode: str, seed: int) -> None:
         self._adapter, self._labels = adapter, Labels(pool, mode, seed)
         self.settings: dict[str, Any] = {"labels": mode}
+        self.latent_shape = self.condition([0]).latent_shape
 
     def condition(self, indices: Sequence[int]) -> Condition:
         return self._adapter.condition([self._labels[index] for index in indices])
@@ -54,18 +60,32 @@ class ByPrompts:
 
     Args:
         ids: of the prompts, where they are COCO's captions.
+        video: of a model whose videos may be of any size.
+
+    Raises:
+        LoadError, ApplyError: as :meth:`FromPrompts.condition`.
     """
 
     def __init__(
-        self, adapter: FromPrompts, pipe: Any, prompts: Sequence[str], ids: Sequence[int] | None, negative: str
+        self,
+        adapter: FromPrompts,
+        pipe: Any,
+        prompts: Sequence[str],
+        ids: Sequence[int] | None,
+        negative: str,
+        video: VideoSize | None,
     ) -> None:
-        self._adapter, self._pipe, self._prompts, self._ids, self._negative = adapter, pipe, prompts, ids, negative
+        self._adapter, self._pipe, self._prompts, self._ids = adapter, pipe, prompts, ids
+        self._negative, self._video = negative, video
         digest = hashlib.sha256(json.dumps(list(prompts)).encode()).hexdigest()
         self.settings: dict[str, Any] = {"prompts": f"sha256:{digest}", "negative_prompt": negative}
+        if video is not None:
+            self.settings["video"] = list(video)
+        self.latent_shape = self.condition([0]).latent_shape  # whether it can encode is told before a folder is begun
 
     def condition(self, indices: Sequence[int]) -> Condition:
         texts = [self._prompts[index % len(self._prompts)] for index in indices]
-        return self._adapter.condition(self._pipe, texts, self._negative)
+        return self._adapter.condition(self._pipe, texts, self._negative, self._video)
 
     def notes(self, n: int) -> dict[str, Any]:
         """``captions``, and COCO's ``caption_ids``, one an image: what ``eval clip`` compares it with."""
@@ -77,8 +97,8 @@ class ByPrompts:
         return None
 
 
-def subjects_of(pipe: Any, options: argparse.Namespace) -> Subjects:
-    """What ``--labels`` or ``--prompts`` ask for.
+def subjects_of(pipe: Any, options: argparse.Namespace, plan: Plan | None) -> Subjects:
+    """What ``--labels`` or ``--prompts`` ask for; videos of any size are of the plan's unless ``--video`` says another.
 
     Raises:
         SampleError: labels of a model that takes prompts, or the other way round, or no prompts.
@@ -87,18 +107,18 @@ def subjects_of(pipe: Any, options: argparse.Namespace) -> Subjects:
     """
     adapter, name = sampled_by(pipe.transformer), type(pipe.transformer).__name__
     if isinstance(adapter, FromLabels):
-        for option, value in (("--prompts", options.prompts), ("--negative-prompt", options.negative_prompt)):
-            if value is not None:
-                raise SampleError(f"{option} goes with text, but {name} is conditioned on classes: leave it out")
+        refuse_text(options, name)
         return ByLabels(adapter, pool_of(pipe), options.labels or "random", options.seed)
     if options.prompts is None:
         raise SampleError(f"{name} is conditioned on prompts: give --prompts FILE, one prompt a line")
     if options.labels is not None:
         raise SampleError(f"--labels goes with classes, but {name} is conditioned on prompts: leave it out")
     prompts, ids = read_texts(options.prompts)
-    subjects = ByPrompts(adapter, pipe, prompts, ids, options.negative_prompt or "")
-    subjects.condition([0])  # whether the pipeline can encode at all is told before a folder is begun
-    return subjects
+    video = options.video
+    if video is None and adapter.usual_video is not None:
+        planned = plan.calibration.video if plan is not None and plan.calibration is not None else None
+        video = VideoSize(*planned) if planned else adapter.usual_video
+    return ByPrompts(adapter, pipe, prompts, ids, options.negative_prompt or "", video)
 
 
 def read_texts(path: Path) -> tuple[tuple[str, ...], tuple[int, ...] | None]:

@@ -2,6 +2,7 @@
 
 Both runs began from the same noise, so image i of one is compared with image i of the other: PSNR and SSIM of the
 pixels, LPIPS where its weights are to be had, and the relative L2 distance of the latents where both runs saved them.
+Of videos: PSNR over all pixels of all frames, the others the mean over the frames.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import json
 import math
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
@@ -94,16 +95,19 @@ def compare(a: Run, b: Run, perceptual: Perceptual | None = None, batch: int = 3
     found: dict[str, list[Tensor]] = {"psnr": [], "ssim": []}
     if perceptual is not None:
         found["lpips"] = []
+    if a.is_video != b.is_video:
+        raise RunError(f"one of {a.path} and {b.path} holds videos, the other images; compare runs of one kind")
+    if a.is_video:
+        batch = max(1, batch // int(a.record["size"][0]))
     pairs = zip(a.batches(batch), b.batches(batch), strict=True)
     for (_, ours), (_, theirs) in tqdm(pairs, total=math.ceil(a.n / batch), desc="pairs", leave=False, disable=None):
         if ours.shape != theirs.shape:
             sizes = " and ".join("x".join(map(str, images.shape[-2:])) for images in (ours, theirs))
             raise RunError(f"{a.path} and {b.path} have images of {sizes} pixels; compare runs of one size")
         found["psnr"].append(psnr(ours, theirs))
-        found["ssim"].append(ssim(ours.to(device), theirs.to(device)).cpu())
+        found["ssim"].append(by_frame(ssim, ours, theirs, device))
         if perceptual is not None:
-            there = perceptual.shift.device
-            found["lpips"].append(perceptual(ours.to(there), theirs.to(there)).cpu())
+            found["lpips"].append(by_frame(perceptual, ours, theirs, perceptual.shift.device))
     values = {name: torch.cat(parts).double().numpy() for name, parts in found.items()}
     result = Similarity(values, None if perceptual is None else perceptual.name)
     latents = [(a.latent(index), b.latent(index)) for index in range(a.n)] if a.has_latents and b.has_latents else []
@@ -115,8 +119,11 @@ def compare(a: Run, b: Run, perceptual: Perceptual | None = None, batch: int = 3
 
 
 def psnr(a: Tensor, b: Tensor) -> Tensor:
-    """10 log10(255^2 / mean squared error) of each pair: (B, 3, H, W) uint8 to (B,) float64, infinite where equal."""
-    error = (a.double() - b.double()).square().mean((1, 2, 3))
+    """10 log10(255^2 / mean squared error) of each pair, infinite where equal.
+
+    (B, 3, H, W) uint8, of videos (B, T, 3, H, W), to (B,) float64.
+    """
+    error = (a.double() - b.double()).square().mean(tuple(range(1, a.dim())))
     return 10 * torch.log10(255**2 / error)
 
 
@@ -128,6 +135,15 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
     found = structural_similarity_index_measure(a.double(), b.double(), data_range=255.0, reduction="none")
     assert isinstance(found, Tensor)
     return found.reshape(-1)
+
+
+def by_frame(
+    measure: Callable[[Tensor, Tensor], Tensor], a: Tensor, b: Tensor, device: torch.device | str = "cpu"
+) -> Tensor:
+    """A measure of (B, 3, H, W) pairs on its device; of videos (B, T, 3, H, W) its mean over their frames: (B,)."""
+    ours, theirs = (pixels.flatten(0, -4).to(device) for pixels in (a, b))
+    found = measure(ours, theirs).cpu()
+    return found.reshape(len(a), -1).mean(1) if a.dim() == 5 else found
 
 
 def table(similarity: Similarity) -> str:
@@ -179,7 +195,7 @@ def _finite(value: float) -> float | None:
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="python -m eval similarity",
-        description="Image i of one run against image i of another: PSNR, SSIM, LPIPS, relative L2 of the latents.",
+        description="Image or video i of one run against i of another: PSNR, SSIM, LPIPS, relative L2 of the latents.",
         epilog="example:\n  python -m eval similarity runs/full runs/D2 --out similarity",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -199,7 +215,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parser().parse_args(argv)
     if options.batch < 1:
         raise RunError(f"--batch must be at least 1, got {options.batch}")
-    a, b = Run.open(options.a), Run.open(options.b)
+    a, b = Run.open(options.a, videos=True), Run.open(options.b, videos=True)
     perceptual = load_perceptual(options.lpips, options.device)
     if perceptual is None and options.lpips == "auto":
         print(f"LPIPS is left out, as its weights are not here: {HOW}")

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
@@ -21,8 +21,10 @@ from PIL import Image
 from ditfastattn.errors import MetricError
 from eval import npz
 from eval.crop import centre_crop
+from eval.runs import is_video
 
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif"}
+VIDEOS = "{} holds videos, and this measures images; python -m eval similarity compares them"
 THREADS = 8  # PIL decodes outside of Python's lock
 
 
@@ -52,6 +54,8 @@ class Npz:
 
     def __post_init__(self) -> None:
         shape, dtype = npz.header(self.path, "arr_0")
+        if len(shape) == 5:
+            raise MetricError(VIDEOS.format(self.path))
         if len(shape) != 4 or shape[3] != 3 or dtype != np.uint8:
             raise MetricError(
                 f"arr_0 in {self.path} is {dtype} {shape}; expected uint8 (N, height, width, 3), RGB from 0 to 255"
@@ -172,6 +176,8 @@ def open_source(path: Path, crop: int | None = None, skip_unreadable: bool = Fal
     if not path.is_dir():
         raise MetricError(f"{path} does not exist; give a folder of images or an .npz file")
     run = path / "run.json"
+    if run.is_file() and is_video(_record(run)):
+        raise MetricError(VIDEOS.format(path))
     folder = Folder(path / "images" if (path / "images").is_dir() else path, crop, skip_unreadable)
     if run.is_file():
         _check_finished(run, folder.count)
@@ -229,11 +235,18 @@ def _decode(file: Path, crop: int | None) -> tuple[np.ndarray, str]:
         return (centre_crop(rgb, crop) if crop else np.asarray(rgb)), mode
 
 
+def _record(run: Path) -> dict[str, Any]:
+    try:
+        record = json.loads(run.read_text())
+    except ValueError:
+        record = None
+    if not isinstance(record, dict):
+        raise MetricError(f"{run} is not JSON; sample the run again")
+    return record
+
+
 def _check_finished(run: Path, count: int) -> None:
     """Refuse a run folder that says it has another number of images than there are."""
-    try:
-        said = json.loads(run.read_text()).get("n")
-    except (ValueError, AttributeError):
-        raise MetricError(f"{run} is not JSON; sample the run again") from None
+    said = _record(run).get("n")
     if isinstance(said, int) and said != count:
         raise MetricError(f"{run} is of {said} images, and there are {count}; finish or repeat the run first")

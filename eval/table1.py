@@ -38,7 +38,11 @@ def parser() -> argparse.ArgumentParser:
     )
     on_gpu = torch.cuda.is_available()
     add = p.add_argument
-    add("--model", default="facebook/DiT-XL-2-512", help='hub id, folder, .pt or "demo" (default: %(default)s)')
+    add(
+        "--model",
+        default="facebook/DiT-XL-2-512",
+        help='hub id, folder, .pt, "demo" or "demo-long" (default: %(default)s)',
+    )
     add("--imagenet", type=Path, required=True, help="real images: a folder (ADM's centre crop), an ADM .npz, or the "
         "file of python -m eval stats")  # fmt: skip
     add("--n", type=int, default=50000, help="images of each run (default: %(default)s)")

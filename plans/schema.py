@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
 from plans.compare import guidance_differences, model_differences, sampler_differences
-from plans.fields import Frozen, Integer, Name, Number, Setting, Time
+from plans.fields import Count, Frozen, Integer, Name, Number, Setting, Time
 from plans.method import Method, TokenOrder, Window
 from plans.model import SITES, ModelSpec, SiteName
 from plans.site import Grid, Losses, Site, check_cells, check_shape, check_window, new_site
@@ -60,8 +60,9 @@ class Calibration(Frozen):
     """How a plan was found (DiTFastAttn, Algorithm 1), in enough detail to find it again.
 
     labels or prompts: of the images it was calibrated on, one of them empty. negative_prompt: None where there are no
-    prompts. methods: the candidates that were tried. compiled: whether blocks ran in compiled pieces. versions:
-    package -> version. created: ISO 8601.
+    prompts, or the model has a caption of its own. video: frames, height and width in pixels of the videos, where the
+    model makes them of any size. methods: the candidates that were tried. compiled: whether blocks ran in compiled
+    pieces. versions: package -> version. created: ISO 8601.
     """
 
     loss: Name
@@ -71,6 +72,7 @@ class Calibration(Frozen):
     labels: tuple[Integer, ...]
     prompts: tuple[str, ...] = ()
     negative_prompt: str | None = None
+    video: tuple[Count, Count, Count] | None = None
     seed: Integer
     dtype: Name
     device: Name
@@ -85,10 +87,11 @@ class Calibration(Frozen):
         return len(self.labels or self.prompts)
 
     @model_serializer(mode="wrap")
-    def _without_what_labels_lack(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Plans on labels are written as they were before there were prompts."""
+    def _absent_is_not_written(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Neither where there are no prompts, nor where all videos are of one size."""
         written: dict[str, Any] = handler(self)
-        return {key: value for key, value in written.items() if key != "negative_prompt" or value is not None}
+        optional = ("negative_prompt", "video")
+        return {key: value for key, value in written.items() if key not in optional or value is not None}
 
 
 class Plan(Frozen):

@@ -1,4 +1,4 @@
-"""The bundled demo, its plans, and the page that shows them."""
+"""The bundled demos, their plans, and the page that shows them."""
 
 from pathlib import Path
 
@@ -7,6 +7,7 @@ import torch
 
 import ditfastattn
 from calibration.cli import main
+from ditfastattn.models import adapt
 from eval.readme import render
 from plans import Plan, PlanMismatch, load
 
@@ -21,19 +22,19 @@ def test_every_plan_that_ships_fits_the_demo() -> None:
         ditfastattn.apply(pipe, path).remove()
 
 
-def test_an_uncompressed_plan_changes_no_pixel_of_the_demo() -> None:
-    pipe = ditfastattn.load_pipeline("demo")
+@pytest.mark.parametrize(("name", "labels", "steps"), [("demo", [0, 20], 3), ("demo-long", [20], 2)])
+def test_an_uncompressed_plan_changes_no_pixel_of_a_demo(name: str, labels: list[int], steps: int) -> None:
+    pipe = ditfastattn.load_pipeline(name)
     pipe.set_progress_bar_config(disable=True)
-    steps = 3
 
     def run() -> torch.Tensor:
         generator = torch.Generator().manual_seed(0)
-        return pipe([0, 20], num_inference_steps=steps, generator=generator, output_type="pt").images
+        return pipe(labels, num_inference_steps=steps, generator=generator, output_type="pt").images
 
     shipped = load(LIBRARY[0])
     pipe.scheduler.set_timesteps(steps)
     sampler = shipped.sampler.model_copy(update={"timesteps": tuple(float(t) for t in pipe.scheduler.timesteps)})
-    plan = Plan.full(model=shipped.model, sampler=sampler, guidance=shipped.guidance)
+    plan = Plan.full(model=adapt(pipe.transformer).spec(), sampler=sampler, guidance=shipped.guidance)
     expected = run()
     with ditfastattn.apply(pipe, plan):
         assert torch.equal(run(), expected)

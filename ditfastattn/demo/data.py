@@ -16,7 +16,7 @@ import os
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -190,14 +190,15 @@ def _draw_job(job: tuple[Icon, int, int]) -> np.ndarray:
 
 
 def prepare(art: Path, drawings: int = 6, seed: int = 0, sets: tuple[str, ...] = SETS, per_class: int = 350,
-            workers: int | None = None) -> Art:  # fmt: skip
-    """Read, draw and split the art in folder `art` (a `node_modules`). At most `per_class` icons a class
+            workers: int | None = None, classes: Collection[str] = CLASSES) -> Art:  # fmt: skip
+    """Read, draw and split the art of `classes` in folder `art` (a `node_modules`). At most `per_class` icons a class
     are kept, chosen by hash; icons that two sets draw alike to the pixel are kept once."""
     from tqdm import tqdm
 
     groups: dict[int, list[Icon]] = defaultdict(list)
     for icon in read_icons(art, sets):
-        groups[icon.label].append(icon)
+        if CLASSES[icon.label] in classes:
+            groups[icon.label].append(icon)
     icons: list[Icon] = []
     for label in sorted(groups):
         ranked = sorted(groups[label], key=lambda i: hashlib.sha256(f"{i.style}/{i.name}".encode()).hexdigest())

@@ -33,11 +33,11 @@ class Diffusion:
 
     @staticmethod
     def at(table: Tensor, t: Tensor, like: Tensor) -> Tensor:
-        """table[t] as (B, 1, 1, 1) in the dtype of `like`; t is (B,) int64."""
+        """table[t] as (B, 1, ..., 1) in the dtype of `like`; t is (B,) int64."""
         return table[t].to(like.dtype).view(-1, *[1] * (like.ndim - 1))
 
     def noisy(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """x_t of DDPM Eq. 4; x0 and noise are (B, C, H, W), t is (B,)."""
+        """x_t of DDPM Eq. 4; x0 and noise are (B, C, ...), t is (B,)."""
         return self.at(self.sqrt_abar, t, x0) * x0 + self.at(self.sqrt_one_minus_abar, t, x0) * noise
 
     def log_sigma2(self, v: Tensor, t: Tensor) -> Tensor:
@@ -60,7 +60,7 @@ class Diffusion:
         return bound.flatten(1).mean(1) / math.log(2)
 
     def loss(self, output: Tensor, x0: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """(L_simple, L_vlb), each (B,), to be added as they are. `output` is the network's (B, 2C, H, W):
+        """(L_simple, L_vlb), each (B,), to be added as they are. `output` is the network's (B, 2C, ...):
         eps, then v.
 
         IDDPM Eq. 16 weighs the bound by 0.001; as its code and DiT's do, the bound is taken as 1000 times one

@@ -12,10 +12,10 @@ rows."""
 
 
 def build_transformer(
-    layers: int = 13, heads: int = 3, head_dim: int = 64, sample_size: int = 32
+    layers: int = 13, heads: int = 3, head_dim: int = 64, sample_size: int = 32, patch: int = 2
 ) -> DiTTransformer2DModel:
-    """A DiT of `layers` blocks and width heads * head_dim over (4, sample_size, sample_size) latents,
-    patch 2."""
+    """A DiT of `layers` blocks and width heads * head_dim over (4, sample_size, sample_size) latents, a token for
+    each patch x patch of them."""
     model = DiTTransformer2DModel(
         num_attention_heads=heads,
         attention_head_dim=head_dim,
@@ -23,7 +23,7 @@ def build_transformer(
         out_channels=8,
         num_layers=layers,
         sample_size=sample_size,
-        patch_size=2,
+        patch_size=patch,
         num_embeds_ada_norm=NULL_CLASS,
     )
     initialise(model)

@@ -1,8 +1,9 @@
-"""Make the demo: `python -m ditfastattn.demo.train --art node_modules --out build/demo`.
+"""Make a demo: `python -m ditfastattn.demo.train --art node_modules --out build/demo`.
 
 Reads the art, trains the autoencoder, then the transformer on its latents, and writes `pipeline/`,
 `samples.png`, `curve.png` and `training.json` to the output folder. Run again with the same folder, it goes
 on from the checkpoints there; `--iterations` may be changed then, to settle the length of the run late.
+With `--start` both begin from a trained pipeline, and its autoencoder stays as it is.
 """
 
 from __future__ import annotations
@@ -16,46 +17,28 @@ from pathlib import Path
 import diffusers
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, DiTPipeline
+from diffusers import AutoencoderKL, DiTPipeline, DiTTransformer2DModel
 
 from ditfastattn.demo import data as demo_data
-from ditfastattn.demo import figures
+from ditfastattn.demo import figures, pipeline_path
+from ditfastattn.demo.arguments import parse
 from ditfastattn.demo.classes import CLASSES, NO_FLIP
 from ditfastattn.demo.export import export
+from ditfastattn.demo.loop import Recipe, Run
 from ditfastattn.demo.model import build_transformer
-from ditfastattn.demo.train_dit import Latents, Recipe, Run, encode_training, train_dit
+from ditfastattn.demo.refine import refine
+from ditfastattn.demo.train_dit import Latents, encode_training, train_dit
 from ditfastattn.demo.vae import build_vae, encode, psnr, reconstruct, standardise, train_vae
-
-
-def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(prog="python -m ditfastattn.demo.train", description=__doc__.split("\n\n")[0])
-    p.add_argument("--art", type=Path, required=True, help="the node_modules folder with the packages of ART.md")
-    p.add_argument("--out", type=Path, required=True, help="where checkpoints and results go")
-    p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    p.add_argument("--seed", type=int, default=0)
-    p.add_argument("--drawings", type=int, default=6, help="drawings of each icon, shifted and zoomed")
-    p.add_argument("--vae-iterations", type=int, default=5000)
-    p.add_argument("--vae-seconds", type=float, help="end the autoencoder's training by then, rate decayed")
-    p.add_argument("--vae-width", type=int, default=48, help="channels at 64 px; twice as many at 32 px")
-    p.add_argument("--iterations", type=int, default=Recipe.iterations)
-    p.add_argument("--seconds", type=float, help="pause the transformer's training after this time")
-    p.add_argument("--batch", type=int, default=Recipe.batch)
-    p.add_argument("--lr", type=float, default=Recipe.lr)
-    p.add_argument("--warmup", type=int, default=Recipe.warmup)
-    p.add_argument("--layers", type=int, default=13)
-    p.add_argument("--heads", type=int, default=3)
-    p.add_argument("--head-dim", type=int, default=64)
-    p.add_argument("--save-every", type=int, default=2000)
-    p.add_argument("--each", type=int, default=8, help="samples of each class in samples.png; 0 for no picture")
-    p.add_argument("--sample-steps", type=int, default=50)
-    p.add_argument("--no-compile", action="store_true", help="do without torch.compile on a GPU")
-    return p
 
 
 def autoencoder(args: argparse.Namespace, train: torch.Tensor, held_out: torch.Tensor,
                 compile_model: bool) -> tuple[AutoencoderKL, dict]:  # fmt: skip
-    """Load the autoencoder from `vae.pt` or train it on drawings (N, V, H, W, 3); measure it on held-out
-    ones."""
+    """Take the autoencoder of `--start`, load it from `vae.pt` or train it on drawings (N, V, H, W, 3); measure it
+    on held-out ones."""
+    if args.start:
+        vae = AutoencoderKL.from_pretrained(_start(args), subfolder="vae", local_files_only=True).to(args.device)
+        vae.eval().requires_grad_(False)
+        return vae, {"of": args.start, "held_out_psnr_db": psnr(reconstruct(vae, held_out).cpu(), held_out.cpu())}
     path = args.out / "vae.pt"
     torch.manual_seed(args.seed)
     vae = build_vae((args.vae_width, 2 * args.vae_width), train.shape[2]).to(args.device)
@@ -83,8 +66,22 @@ def autoencoder(args: argparse.Namespace, train: torch.Tensor, held_out: torch.T
     return vae, report
 
 
+def transformer(args: argparse.Namespace, sample_size: int) -> DiTTransformer2DModel:
+    """A new transformer, or one that starts from the blocks of `--start`."""
+    torch.manual_seed(args.seed)
+    if not args.start:
+        return build_transformer(args.layers, args.heads, args.head_dim, sample_size, args.patch)
+    trained = DiTTransformer2DModel.from_pretrained(_start(args), subfolder="transformer", local_files_only=True)
+    return refine(trained, args.blocks or range(trained.config.num_layers), args.patch)
+
+
+def _start(args: argparse.Namespace) -> Path:
+    return pipeline_path() if args.start == "demo" else Path(args.start)
+
+
 def main(argv: list[str] | None = None) -> None:
-    args = parser().parse_args(argv)
+    begun = time.monotonic()
+    args = parse(argv)
     args.out.mkdir(parents=True, exist_ok=True)
     device = torch.device(args.device)
     on_gpu = device.type == "cuda"
@@ -103,15 +100,16 @@ def main(argv: list[str] | None = None) -> None:
     latents = Latents(encode_training(vae, train), labels[kept].to(device), weights.to(device), mirror[kept].to(device))
     unseen = (torch.cat(list(encode(vae, held_out))), labels[~kept].to(device))
 
-    recipe = Recipe(args.iterations, args.batch, args.lr, args.warmup, seed=args.seed)
-    torch.manual_seed(args.seed)
-    transformer = build_transformer(args.layers, args.heads, args.head_dim, latents.z.shape[-1]).to(device)
-    run, checkpoint = Run.start(transformer, recipe), args.out / "dit.pt"
+    recipe = Recipe(args.iterations, args.batch, args.lr, args.warmup, ema=args.ema, seed=args.seed)
+    run, checkpoint = Run.start(transformer(args, latents.z.shape[-1]).to(device), recipe), args.out / "dit.pt"
     if checkpoint.exists():
         run.load(checkpoint)
         print(f"going on from iteration {run.iteration}", flush=True)
     first, started = run.iteration, time.monotonic()
-    finished = train_dit(run, latents, recipe, checkpoint, args.save_every, unseen, args.seconds, compile_model)
+    deadline = None if args.deadline is None else begun + args.deadline
+    finished = train_dit(
+        run, latents, recipe, checkpoint, args.save_every, unseen, args.seconds, deadline, compile_model
+    )
     if on_gpu:
         torch.cuda.synchronize()
     seconds = time.monotonic() - started

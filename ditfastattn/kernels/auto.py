@@ -1,8 +1,9 @@
 """The kernel ``auto``: the fastest for window + residual, measured once for each shape on the GPU at hand.
 
 Full attention is not chosen: it stays with the very call that diffusers makes, so that an all-FULL plan changes no bit.
-Not measured are ``sdpa``, whose window computes every score and a mask of N x N besides, and ``flex``, which
-torch.compile takes many seconds to build for each shape and which was never the fastest where we measured it.
+Not measured are ``sdpa`` on more than a few tokens, since its window computes every score and a mask of N x N besides,
+and ``flex``, which torch.compile takes many seconds to build for each shape and which was never the fastest where we
+measured it.
 """
 
 import logging
@@ -37,6 +38,7 @@ CANDIDATES: tuple[type[Kernel], ...] = (
     Varlen,
     Flash4,
 )  # the first where none is timed
+SHORT = 64  # tokens: between the frames of a video a window spares little, and the reference may be as fast
 FULL = "full attention"
 LAUNCHES, REPEATS = 8, 5
 HEAD_START = 5_000_000  # GPU cycles, about 3 ms: longer than the host takes to launch
@@ -90,15 +92,20 @@ class Auto(Kernel):
         return self._kernel.residual(q, k, v, full, window, out)
 
 
+def candidates_for(q: Tensor) -> tuple[type[Kernel], ...]:
+    """Kernels worth measuring for inputs like ``q`` (B, N, H, D)."""
+    return (*CANDIDATES, SDPA) if q.shape[1] <= SHORT else CANDIDATES
+
+
 def choose(
-    q: Tensor, window: Window, candidates: Sequence[type[Kernel]] = CANDIDATES, timer: Timer | None = None
+    q: Tensor, window: Window, candidates: Sequence[type[Kernel]] | None = None, timer: Timer | None = None
 ) -> Kernel:
     """The fastest candidate for inputs like ``q`` (B, N, H, D); the reference if none fits or none runs.
 
     The first call for a shape measures, unless only one fits. Nothing is measured while a CUDA graph is captured: the
     first candidate that fits is then taken, and nothing remembered.
     """
-    kernels = [candidate() for candidate in candidates]
+    kernels = [candidate() for candidate in (candidates_for(q) if candidates is None else candidates)]
     fitting = {kernel.name: kernel for kernel in kernels if not kernel.not_supported_reasons(q, window)}
     if not fitting:
         return SDPA()

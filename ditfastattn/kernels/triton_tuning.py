@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 
 VERSION = 2  # of the file and of the kernel: older measurements say nothing about a changed kernel
 LAUNCHES, REPEATS = 8, 7
+SHORT = 32  # tokens: the frames of a video, say, of which a cut for long rows would mostly compute nothing
 
 _known: dict[Path, dict[str, Config]] = {}
 
@@ -43,10 +44,14 @@ def default_config(q: Tensor) -> Config:
 
 
 def candidates(q: Tensor) -> list[Config]:
-    """Cuts worth measuring. Small ones share a multiprocessor and hide latency, large ones read keys less often."""
+    """Cuts worth measuring. Small ones share a multiprocessor and hide latency, large ones read keys less often; for
+    thousands of short rows one warp holds a row of one head."""
     default = default_config(q)
     if q.device.type != "cuda" or q.dtype == torch.float32:
         return [default]
+    if q.shape[1] <= SHORT:
+        sides = [side for side in (16, SHORT) if side >= q.shape[1]]
+        return [default, *(Config(side, side, warps, stages=1, tma=False) for side in sides for warps in (1, 2))]
     if q.shape[3] > 128:
         return [default, Config(64, 64, warps=4, stages=2), Config(128, 64, warps=8, stages=2)]
     more = [

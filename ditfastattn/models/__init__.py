@@ -39,7 +39,13 @@ REGISTRY = Registry(
             loaded_by="`LattePipeline`",
             calibration="on prompts",
         ),
-        Family("Open-Sora 1.1's `STDiT2`", OpenSora, STDiT2, loaded_by="`ditfastattn.load_pipeline`"),
+        Family(
+            "Open-Sora 1.1's `STDiT2`",
+            OpenSora,
+            STDiT2,
+            loaded_by="`ditfastattn.load_pipeline`",
+            calibration="on prompts",
+        ),
         Family(
             "facebookresearch/DiT", NativeDiT, None, missing_parts, "its own `sample.py`", "of its `.pt` checkpoint"
         ),

@@ -153,6 +153,10 @@ class ModelAdapter(ABC):
     def spec(self) -> ModelSpec:
         """Class and shape, as a plan records them."""
 
+    def spec_at(self, latent_shape: Sequence[int]) -> ModelSpec:
+        """:meth:`spec` for latents (C, h, w) or (C, T, h, w) of one image or video, where they may be of any size."""
+        return self.spec()
+
     def spec_for(self, planned: ModelSpec) -> ModelSpec:
         """What a plan's model is compared with: :meth:`spec`, with the plan's sizes where only a call tells them."""
         return self.spec()

@@ -1,14 +1,13 @@
 """diffusers' LatteTransformer3DModel (Latte, arXiv 2401.03048, variant 1): spatial and temporal blocks in turn."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from itertools import chain
 from typing import Any
 
-import torch
 from diffusers import LatteTransformer3DModel
 from torch import nn
 
-from ditfastattn.condition import Condition, FromPrompts
+from ditfastattn.condition import Condition, FromPrompts, VideoSize
 from ditfastattn.errors import StepError
 from ditfastattn.layout import Layout
 from ditfastattn.models.base import Call
@@ -69,16 +68,14 @@ class Latte(Prompted, FromPrompts, BasicBlockModel):
         channels, *size = super().latent_shape
         return (channels, self.model.config.video_length, *size)
 
-    @torch.no_grad()
-    def condition(self, pipe: Any, prompts: Sequence[str], negative_prompt: str) -> Condition:
+    def encoded(self, pipe: Any, prompts: list[str], negative_prompt: str, video: VideoSize | None) -> Condition:
         """As the pipeline has it for these prompts at once: of one prompt the words that it has, of several all 120
         places, those without a word set to zero.
 
         Texts are not cleaned of HTML and the like: that would depend on which packages are installed.
         """
-        self.check_encoders(pipe)
         text, negative = pipe.encode_prompt(
-            list(prompts),
+            prompts,
             negative_prompt=[negative_prompt] * len(prompts),
             device=self.device,
             clean_caption=False,

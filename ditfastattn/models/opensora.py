@@ -1,17 +1,20 @@
 """STDiT2 of Open-Sora 1.1: attention between the tokens of a frame and between frames, both in one block."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from ditfastattn.errors import StepError
+from ditfastattn.condition import Condition, FromPrompts, VideoSize
+from ditfastattn.errors import ApplyError, StepError
 from ditfastattn.layout import Layout
 from ditfastattn.models.base import BlockAdapter, Call, bypassed, common_obstacles
 from ditfastattn.models.prompted import Prompted
 from ditfastattn.opensora.blocks import SelfAttention, STDiT2Block
+from ditfastattn.opensora.pipeline import FPS, GUIDED_CHANNELS
 from ditfastattn.opensora.stdit2 import STDiT2
 from plans import ModelSpec, TemporalShape, TokenOrder
 
@@ -103,7 +106,7 @@ class TemporalPart(_Part):
         return self.module.add_feed_forward(hidden, state.modulation)
 
 
-class OpenSora(Prompted):
+class OpenSora(Prompted, FromPrompts):
     """The transformer of :class:`ditfastattn.opensora.OpenSoraPipeline`. A guided batch is [cond, uncond].
 
     Videos may be of any size, which only a call tells: a plan brings its own, and the first call of each run is
@@ -111,6 +114,11 @@ class OpenSora(Prompted):
     """
 
     guided_layout = Layout.COND_FIRST
+    usual_guidance = 7.0  # DiTFastAttn, and Open-Sora's own
+    usual_prompts = 4  # as the authors' script
+    usual_video = VideoSize(16, 240, 426)
+    takes_negative = False
+    encoders = ("text_encoder", "tokenizer")
 
     def __init__(self, model: STDiT2) -> None:
         super().__init__(model)
@@ -140,6 +148,9 @@ class OpenSora(Prompted):
             temporal=TemporalShape(layers=config.depth, frames=grid[0]),
         )
 
+    def spec_at(self, latent_shape: Sequence[int]) -> ModelSpec:
+        return self.spec_of(*latent_shape[1:])
+
     def spec_for(self, planned: ModelSpec) -> ModelSpec:
         own = self.spec()
         if planned.temporal is None or own.temporal is None:
@@ -168,6 +179,29 @@ class OpenSora(Prompted):
         if order == "raster":
             return []
         return [f"the plan puts the tokens in {order} order, but STDiT2's blocks hold those of all frames in one row"]
+
+    def encoded(self, pipe: Any, prompts: list[str], negative_prompt: str, video: VideoSize | None) -> Condition:
+        """As the pipeline has it: the model's null caption as unconditional branch, under the prompt's mask."""
+        video = video or self.usual_video
+        factor = pipe.vae_scale_factor
+        if min(video.height, video.width) < factor:
+            raise ApplyError(f"videos of {video} have no latents: each side needs {factor} pixels at least")
+        embeds, mask = pipe.encode_prompt(prompts)  # (B, 1, L, C), (B, L)
+        embeds, mask = embeds.to(self.device), mask.to(self.device)
+        null = self.model.y_embedder.y_embedding.to(embeds).expand_as(embeds)
+        frames, height, width = video
+        told = {"num_frames": frames, "height": height, "width": width, "ar": height / width, "fps": FPS}
+        rows, dtype = len(prompts), self.model.dtype
+        sizes = {name: torch.full((rows,), value, device=self.device, dtype=dtype) for name, value in told.items()}
+        latents = (frames, height // factor, width // factor)
+        return Condition(
+            conditional={"y": embeds, "mask": mask, **sizes},
+            unconditional={"y": null, "mask": mask, **sizes},
+            layout=self.guided_layout,
+            latent_shape=(self.model.in_channels, *latents),
+            guided_channels=GUIDED_CHANNELS,
+            latents_dtype=torch.float32,
+        )
 
     def read_call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
         given = dict(self._signature.bind(self.model, *args, **kwargs).arguments)

@@ -1,6 +1,6 @@
 """diffusers' PixArtTransformer2DModel, of PixArt-alpha (arXiv 2310.00426) and PixArt-Sigma (arXiv 2403.04692)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,7 +8,7 @@ import torch
 from diffusers import PixArtTransformer2DModel
 from torch import Tensor, nn
 
-from ditfastattn.condition import Condition, FromPrompts
+from ditfastattn.condition import Condition, FromPrompts, VideoSize
 from ditfastattn.errors import StepError
 from ditfastattn.layout import Layout
 from ditfastattn.models.arithmetic import arithmetic_for
@@ -91,15 +91,13 @@ class PixArt(Prompted, FromPrompts, AdaLNModel):
         super().__init__(model)
         self._blocks = [PixArtBlock(block) for block in model.transformer_blocks]
 
-    @torch.no_grad()
-    def condition(self, pipe: Any, prompts: Sequence[str], negative_prompt: str) -> Condition:
+    def encoded(self, pipe: Any, prompts: list[str], negative_prompt: str, video: VideoSize | None) -> Condition:
         """As the pipelines have it: as many words as they take, and the sizes that PixArt-alpha embeds at 1024 px.
 
         Texts are not cleaned of HTML and the like: that would depend on which packages are installed.
         """
-        self.check_encoders(pipe)
         text, mask, negative, negative_mask = pipe.encode_prompt(
-            list(prompts), negative_prompt=negative_prompt, device=self.device, clean_caption=False
+            prompts, negative_prompt=negative_prompt, device=self.device, clean_caption=False
         )  # (B, T, C), (B, T), twice
         sizes = {"resolution": None, "aspect_ratio": None}
         if self.model.use_additional_conditions:

@@ -63,7 +63,8 @@ class PatchEmbed3D(nn.Module):
         """(B, C, T, h, w) -> (B, T' * S, width), frame by frame, row by row."""
         missing = [-size % patch for size, patch in zip(latents.shape[2:], self.patch, strict=True)]
         padded = F.pad(latents, (0, missing[2], 0, missing[1], 0, missing[0])) if any(missing) else latents
-        return self.proj(padded).flatten(2).transpose(1, 2)
+        # Contiguous: all blocks inherit this layout, and each norm would copy another one.
+        return self.proj(padded).flatten(2).transpose(1, 2).contiguous()
 
 
 class NumberEmbedder(nn.Module):

@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerBase, T5EncoderModel
 from ditfastattn.decode import decode
 from ditfastattn.opensora.stdit2 import STDiT2
 
+FPS = 24  # what the model is told unless somebody says otherwise
 GUIDED_CHANNELS = 3  # of the latents' four; the fourth is the conditional branch's
 OUTPUT_TYPES = ("np", "pil", "latent")
 
@@ -108,7 +109,7 @@ class OpenSoraPipeline(DiffusionPipeline):
         num_frames: int = 16,
         height: int = 240,
         width: int = 426,
-        fps: float = 24,
+        fps: float = FPS,
         num_inference_steps: int = 200,
         guidance_scale: float = 7.0,
         generator: torch.Generator | list[torch.Generator] | None = None,

@@ -34,8 +34,8 @@ def write_video(path: str | os.PathLike[str], frames: Any, fps: float = 8) -> No
             target, lambda file: first.save(file, "GIF", save_all=True, append_images=rest, duration=duration, loop=0)
         )
     elif ending == ".mp4":
-        ffmpeg = _ffmpeg()
-        write_whole(target, lambda file: _write_mp4(ffmpeg, file, pixels, fps))
+        backend = ffmpeg()
+        write_whole(target, lambda file: _write_mp4(backend, file, pixels, fps))
     else:
         raise DitFastAttnError(f"{target} should end in .gif or .mp4")
 
@@ -49,7 +49,8 @@ def _pixels(frames: Any) -> NDArray[np.uint8]:
     return (given * 255).round().clip(0, 255).astype(np.uint8)
 
 
-def _ffmpeg() -> Any:
+def ffmpeg() -> Any:
+    """What writes ``.mp4``. Raises DitFastAttnError where it is not installed."""
     try:
         import imageio_ffmpeg
     except ImportError as error:
@@ -59,11 +60,11 @@ def _ffmpeg() -> Any:
     return imageio_ffmpeg
 
 
-def _write_mp4(ffmpeg: Any, file: Path, pixels: NDArray[np.uint8], fps: float) -> None:
+def _write_mp4(backend: Any, file: Path, pixels: NDArray[np.uint8], fps: float) -> None:
     even = np.pad(pixels, [(0, 0), (0, pixels.shape[1] % 2), (0, pixels.shape[2] % 2), (0, 0)], mode="edge")
     size = (even.shape[2], even.shape[1])
     # The file beside the target has no ending that would tell the format.
-    writer = ffmpeg.write_frames(
+    writer = backend.write_frames(
         str(file), size, fps=fps, macro_block_size=2, quality=8, output_params=["-f", "mp4"], ffmpeg_log_level="error"
     )
     writer.send(None)

@@ -11,9 +11,10 @@ from diffusers import DiTPipeline
 from safetensors.torch import load_file
 
 from ditfastattn.demo import train, vae
+from ditfastattn.demo.arguments import parse
 from ditfastattn.demo.classes import CLASSES
+from ditfastattn.demo.loop import Recipe
 from ditfastattn.demo.model import NULL_CLASS, build_transformer
-from ditfastattn.demo.train_dit import Recipe
 
 SMALL = "--device cpu --drawings 1 --vae-iterations 3 --vae-width 16 --iterations 4 --batch 4 --warmup 2"
 SMALL += " --layers 1 --heads 1 --head-dim 16 --save-every 100 --sample-steps 1"
@@ -91,6 +92,40 @@ def test_rate_warms_up_stays_and_falls() -> None:
     assert rates[90] == pytest.approx(0.5) and rates[99] == pytest.approx(0.05)
     # A longer total leaves the start alone, so it can be settled late.
     assert [Recipe(iterations=200, lr=1.0, warmup=10).rate(i) for i in range(80)] == rates[:80]
+
+
+def test_rate_falls_by_time_where_that_ends_first() -> None:
+    recipe = Recipe(iterations=1000, lr=1.0, warmup=1, decay=0.2)
+    assert [recipe.rate(10, spent) for spent in (0.0, 0.8, 0.95, 1.0, 1.1)] == pytest.approx([1, 1, 0.25, 0, 0])
+    assert recipe.rate(990, 0.0) == recipe.rate(990, 0.1) == pytest.approx(0.05)
+
+
+def test_a_deadline_ends_the_run_and_what_there_is_is_exported(whole: Path, art: Path, tmp_path: Path) -> None:
+    weights = run(art, tmp_path, "--each 0 --seconds 0")
+    late = run(art, tmp_path, "--each 0 --deadline 0")
+    report = json.loads((tmp_path / "training.json").read_text())
+    assert report["finished"] and report["iteration"] == 1
+    assert all(torch.equal(late[name], weights[name]) for name in weights)
+
+
+def test_a_run_starts_from_a_trained_pipeline(whole: Path, art: Path, tmp_path: Path) -> None:
+    source = whole / "pipeline"
+    run(art, tmp_path, f"--start {source} --patch 1 --lr 0 --each 0")
+    pipe, old = (DiTPipeline.from_pretrained(folder / "pipeline") for folder in (tmp_path, whole))
+    assert pipe.transformer.config.patch_size == 1
+    new, given = ((p.vae.state_dict(), p.transformer.transformer_blocks.state_dict()) for p in (pipe, old))
+    assert all(
+        torch.equal(ours[name], theirs[name]) for ours, theirs in zip(new, given, strict=True) for name in theirs
+    )
+    assert not (tmp_path / "vae.pt").exists()
+    assert "held_out_psnr_db" in json.loads((tmp_path / "training.json").read_text())["autoencoder"]
+
+
+def test_a_preset_gives_way_to_options() -> None:
+    given = ["--art", "a", "--out", "b", "--batch", "7"]
+    assert (parse(given).patch, parse(given).start, parse(given).iterations) == (2, None, Recipe.iterations)
+    long = parse([*given, "--preset", "long"])
+    assert (long.patch, long.start, long.batch) == (1, "demo", 7)
 
 
 def test_standardising_leaves_reconstructions_alone() -> None:

@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Callable
+from itertools import cycle
 from pathlib import Path
 
 import pytest
@@ -228,6 +229,28 @@ def test_the_summary_says_what_was_measured(pipe: object, monkeypatch: pytest.Mo
     with ditfastattn.apply(pipe, random_plan(pipe, seed=1)) as session:
         sample(pipe)
     assert "kernel           quick (auto: quick 3 us, slow 7 us; full attention 5 us)" in str(session.summary())
+
+
+def test_the_reference_is_measured_on_short_rows_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The frames of a video; a mask of many tokens would be as large as all that a window saves."""
+    assert auto.candidates_for(torch.empty(2048, 16, 1, 8)) == (*auto.CANDIDATES, SDPA)
+    assert auto.candidates_for(torch.empty(2, 65, 1, 8)) == auto.CANDIDATES
+    monkeypatch.setattr(auto, "CANDIDATES", (Slow,))
+    us = cycle([7.0, 2.0, 1.0])  # in the order of the launches
+    found = choose(Q, WINDOW, timer=lambda _: next(us)).report()
+    assert found == "sdpa (auto: sdpa 2 us, slow 7 us; full attention 1 us)"
+    assert choose(torch.zeros(2, 65, 1, 8), WINDOW).report() == "slow (auto: the only one that fits)"
+
+
+@pytest.mark.gpu
+def test_the_sites_of_a_video_are_chosen_for_apart(folder: Path) -> None:
+    kernels = {}
+    for shape in ((32, 405, 16, 72), (810, 16, 16, 72)):
+        q = torch.empty(shape, device="cuda", dtype=torch.bfloat16)
+        kernel = make_kernel("auto", q, Window.default(shape[1]))
+        assert isinstance(kernel, Auto)
+        kernels[shape[1]] = kernel.choice.us
+    assert "sdpa" in kernels[16] and "sdpa" not in kernels[405] and "triton" in kernels[16].keys() & kernels[405].keys()
 
 
 @pytest.mark.gpu

@@ -1,7 +1,7 @@
 """The Triton kernel: in Triton's interpreter on a CPU, and compiled on a GPU.
 
 The interpreter must be chosen before Triton is imported, and diffusers imports it. So without a GPU this file runs
-itself again in a process with ``TRITON_INTERPRET=1``.
+itself again in a process with ``TRITON_INTERPRET=1``, and ``test_triton_video.py`` with it.
 """
 
 import json
@@ -32,6 +32,7 @@ from ditfastattn.kernels.triton_window import Config, Epilogue, launch, split_he
 ON_GPU = torch.cuda.is_available()
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cuda" if ON_GPU else "cpu"
+VIDEO = str(Path(__file__).with_name("test_triton_video.py"))
 kernel_runs = pytest.mark.skipif(not (ON_GPU or INTERPRETED), reason="runs within test_in_the_interpreter")
 interpreted = pytest.mark.skipif(ON_GPU or not INTERPRETED, reason="runs within test_in_the_interpreter, if no GPU")
 SMALL = Config(rows=16, keys=16, warps=4, stages=1)
@@ -74,7 +75,7 @@ def expected_of(tensors: list[Tensor], window: Window, epilogue: Epilogue) -> Te
 
 @pytest.mark.skipif(ON_GPU or INTERPRETED, reason="the other tests run as they are")
 def test_in_the_interpreter() -> None:
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--color=no", __file__]
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--color=no", __file__, VIDEO]
     done = subprocess.run(command, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert " passed" in done.stdout
@@ -225,7 +226,9 @@ def test_measurements_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 SHAPES = [(2, 256, 3, 64), (1, 333, 2, 72), (2, 1024, 2, 72), (1, 513, 3, 80), (1, 400, 2, 96), (2, 640, 2, 128),
           (1, 129, 1, 8), (1, 77, 2, 40), (1, 300, 1, 160), (1, 257, 2, 256), (1, 1, 1, 72),
-          (1, 2100, 16, 72)]  # fmt: skip
+          (1, 2100, 16, 72),
+          (4200, 16, 16, 16), (300, 17, 3, 72), (200, 5, 2, 72)]  # fmt: skip
+# The frames of a video: more programs than 65,535, the limit of a grid's second dimension; and lengths beside 16.
 WINDOWS = [(0, 0), (1 / 16, 1 / 16), (1 / 8, 1 / 8), (0, 0.3), (0.4, 0.01), (1, 1)]
 
 

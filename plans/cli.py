@@ -17,6 +17,7 @@ from typing import Any, TextIO
 from plans.compare import plan_differences, setting_differences
 from plans.errors import PlanError
 from plans.macs import CONVENTIONS, PlanMacs, counts_mlps, mlp_macs, plan_macs, shares, site_macs, total_macs
+from plans.make_cli import add_make, run_make
 from plans.method import Method
 from plans.model import SiteName
 from plans.render import changes, costline, headline, legend_order, siteline, terminal
@@ -30,6 +31,7 @@ _EXAMPLES = """examples:
   python -m plans check plan.json --against b.json  and made for the same model, sampler and guidance?
   python -m plans stats plan.json --json            shares of the methods, MACs per step
   python -m plans diff before.json after.json       what changed; exit code 1 if anything did
+  python -m plans make fora --from plan.json --interval 3 --out fora.json      a plan by rule
   python -m plans seal plan.json                    accept a file that was edited by hand
 """
 
@@ -79,6 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     diff = add("diff", _diff, "compare two plans; exit code 1 if they differ")
     diff.add_argument("before")
     diff.add_argument("after")
+    add_make(add("make", run_make, "write a plan by rule: FORA, TaylorSeer, PAB, skipped steps"))
     seal = add("seal", _seal, "check a plan file edited by hand and write it back with a fresh digest")
     seal.add_argument("file")
     return parser

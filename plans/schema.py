@@ -228,7 +228,8 @@ class Plan(Frozen):
             raise ValueError("the plan has the site mlp already; change its cells with with_methods(site='mlp')")
         if shape is None and self.model.temporal is not None:
             raise ValueError(
-                f"how many MLPs {self.model.class_name} has cannot be guessed; give MlpShape(layers, hidden)"
+                f"how many MLPs {self.model.class_name} has cannot be guessed; give MlpShape(layers, hidden), on the "
+                "command line --mlps LAYERS,HIDDEN"
             )
         shape = shape or MlpShape(layers=self.model.layers, hidden=MLP_RATIO * self.model.width)
         everywhere = new_site([[Method.FULL] * shape.layers for _ in range(self.steps)], None, None)

@@ -60,7 +60,7 @@ def run_both_parts(
 
 
 def mlp_rows(method: Method, batch: int, layout: Layout) -> slice | None:
-    """The rows of a batch that an MLP computes: none, the conditional half, or all."""
+    """The rows that an MLP computes, as the attention before it counts them: none, the conditional half, or all."""
     if method.reuses_output:
         return None
     return layout.conditional_rows(batch) if method.shares_guidance else slice(None)

@@ -12,10 +12,12 @@ import torch
 from small_latte import FRAMES, small_latte
 from small_models import small_transformer
 from small_native_dit import small_native_dit
+from small_opensora import sizes, small_stdit2
 from small_pixart import WIDTH, WORDS, small_pixart
 from torch import Tensor, nn
 
 from ditfastattn.models import adapt
+from ditfastattn.models.opensora import OpenSora
 from plans import GuidanceSpec, Method, Plan, SamplerSpec, SiteName
 from plans.forecast import feasible
 
@@ -34,7 +36,9 @@ class Subject:
 
 
 def subject(name: str, dtype: torch.dtype = torch.float64) -> Subject:
-    """One of "dit", "native", "pixart" and "latte", on two images (videos) in both branches of guidance."""
+    """One of "dit", "native", "pixart", "latte" and "opensora", on two images (videos) in both branches of guidance."""
+    if name == "opensora":
+        return _opensora(dtype)
     generator = torch.Generator().manual_seed(7)
     frames = (FRAMES,) if name == "latte" else ()
     latents = torch.randn(2, 4, *frames, 8, 8, generator=generator).to(dtype).repeat(2, *[1] * (3 + len(frames)))
@@ -67,6 +71,27 @@ def subject(name: str, dtype: torch.dtype = torch.float64) -> Subject:
     return Subject(model, parts | {"mlp": [block.ff for block in blocks]}, call)
 
 
+def _opensora(dtype: torch.dtype) -> Subject:
+    """Its output is float32 whatever its weights are."""
+    generator = torch.Generator().manual_seed(7)
+    model = small_stdit2().to(dtype)
+    latents = torch.randn(2, 4, 4, 6, 8, generator=generator).to(dtype).repeat(2, 1, 1, 1, 1)
+    text = torch.randn(4, 1, WORDS, WIDTH, generator=generator).to(dtype)
+    told = {name: value.to(dtype) for name, value in sizes().items()}
+
+    def call(timestep: float) -> Tensor:
+        x = latents * (1 + timestep / 1000)
+        return model(x, torch.full((4,), timestep), text, torch.ones(2, WORDS, dtype=torch.long), **told)
+
+    blocks = model.blocks
+    parts: dict[SiteName, list[nn.Module]] = {
+        "attn": [block.attn for block in blocks],
+        "temporal": [block.attn_temp for block in blocks],
+        "mlp": [block.mlp for block in blocks],
+    }
+    return Subject(model, parts, call)
+
+
 def mixed_plan(model: Any, seed: int, *, skips: bool = True, guided: bool = True, paper: bool = False) -> Plan:
     """A plan that mixes sharing, reuse and forecasts at every site.
 
@@ -75,7 +100,8 @@ def mixed_plan(model: Any, seed: int, *, skips: bool = True, guided: bool = True
         paper: attention may also be windowed, which the modules know nothing of.
     """
     adapter, choose = adapt(model), random.Random(seed)
-    spec = adapter.spec().model_copy(update={"mlp": adapter.mlp})
+    spec = adapter.spec_of(4, 6, 8) if isinstance(adapter, OpenSora) else adapter.spec()
+    spec = spec.model_copy(update={"mlp": adapter.mlp})
     layout = adapter.guided_layout.value if guided else "none"
     plan = Plan.full(
         model=spec,

@@ -23,7 +23,7 @@ class WithMlp(BlockAdapter[State]):
 
         Args:
             attention_output: as in :meth:`finish`.
-            rows: of the batch, those that the MLP computes; None where its output is reused.
+            rows: those that the MLP computes, as the state counts them; None where its output is reused.
         """
 
     @abstractmethod

@@ -64,14 +64,15 @@ def test_halves_are_forecast_as_halves_and_beside_a_whole_batch_as_two() -> None
 
 
 @pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("name", ["dit", "native", "pixart", "latte"])
+@pytest.mark.parametrize("name", ["dit", "native", "pixart", "latte", "opensora"])
 def test_eager_steps_are_what_the_plan_says(name: str, seed: int) -> None:
     tested = subject(name)
     plan = mixed_plan(tested.model, seed)
     expected = expected_outputs(tested, plan)
+    tolerance = 1e-5 if name == "opensora" else 1e-10  # Open-Sora's output is float32
     with apply(tested.model, plan) as session:
-        assert close(run(tested.call), expected)
-        assert close(run(tested.call), expected)
+        assert close(run(tested.call), expected, tolerance)
+        assert close(run(tested.call), expected, tolerance)
         summary = session.summary()
     assert set(summary.sites) == set(plan.sites)
     for site in summary.sites.values():

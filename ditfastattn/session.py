@@ -38,7 +38,7 @@ from ditfastattn.samplers import settings_of
 from ditfastattn.summary import SessionSummary, SiteSummary
 from ditfastattn.watch import Watch
 from plans import Method, Plan, PlanError, PlanMismatch, SiteName
-from plans.schema import SamplerSpec
+from plans.run import SamplerSpec
 
 
 class Session:

@@ -13,7 +13,8 @@ This package needs pydantic only, so that a plan loads anywhere, at once, withou
 from plans.errors import PlanError, PlanMismatch
 from plans.method import Method, TokenOrder, Window
 from plans.model import MlpShape, ModelSpec, SiteName, SiteShape, TemporalShape
-from plans.schema import Calibration, GuidanceSpec, Plan, SamplerSpec
+from plans.run import GuidanceSpec, SamplerSpec
+from plans.schema import Calibration, Plan
 from plans.site import Site
 from plans.store import dumps, load, loads, save
 

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from plans.model import MlpShape, ModelSpec, TemporalShape
-    from plans.schema import GuidanceSpec, Plan, SamplerSpec
+    from plans.run import GuidanceSpec, SamplerSpec
+    from plans.schema import Plan
 
 TIMESTEP_TOLERANCE = 1e-3  # in the sampler's own units; float32 timesteps near 1000 are exact to 6e-5
 

@@ -159,7 +159,7 @@ class EagerRunner(Runner):
         finally:
             self._step = None
         output = self.adapter.unwrap(result)
-        if cell is not None and self._form is None:
+        if self._form is None and run.plan.skipped:
             self._form = form_of(result)
         if cell is not None and cell.store_output:
             self._caches["model"][0].keep(output.clone(), cell.older)

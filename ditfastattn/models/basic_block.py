@@ -74,7 +74,7 @@ class AdaLNBlock(WithMlp[State], PreparedBlock[State]):
         return project(self.attention.to_out[0], core, out)  # the dropout after it does nothing in eval mode
 
     @property
-    def mlp_hidden(self) -> int:
+    def mlp_hidden(self) -> int | None:
         return hidden_width(self.module.ff)
 
     def feed(self, state: State, x: Tensor) -> Tensor:

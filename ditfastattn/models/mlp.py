@@ -15,7 +15,7 @@ class WithMlp(BlockAdapter[State]):
 
     @property
     @abstractmethod
-    def mlp_hidden(self) -> int: ...
+    def mlp_hidden(self) -> int | None: ...
 
     @abstractmethod
     def enter_mlp(self, state: State, attention_output: Tensor, rows: slice | None) -> tuple[Tensor, Tensor | None]:
@@ -40,6 +40,6 @@ class WithMlp(BlockAdapter[State]):
         return self.leave_mlp(state, hidden, self.feed(state, x))
 
 
-def hidden_width(mlp: nn.Module) -> int:
-    """The most channels that one of an MLP's products reads."""
-    return max(module.in_features for module in mlp.modules() if isinstance(module, nn.Linear))
+def hidden_width(mlp: nn.Module) -> int | None:
+    """The most channels that one of an MLP's products reads; None if none is known (quantised by others)."""
+    return max((module.in_features for module in mlp.modules() if isinstance(module, nn.Linear)), default=None)

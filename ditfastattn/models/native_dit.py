@@ -92,7 +92,7 @@ class NativeBlock(WithMlp[AdaLNState], PreparedBlock[AdaLNState]):
         return project(self.module.attn.proj, core, out)
 
     @property
-    def mlp_hidden(self) -> int:
+    def mlp_hidden(self) -> int | None:
         return hidden_width(self.module.mlp)
 
     def enter_mlp(

@@ -94,7 +94,7 @@ class TemporalPart(WithMlp[STDiT2State], _Part):
     site = "temporal"
 
     @property
-    def mlp_hidden(self) -> int:
+    def mlp_hidden(self) -> int | None:
         return hidden_width(self.module.mlp)
 
     def qkv(self, state: STDiT2State, rows: slice) -> tuple[Tensor, Tensor, Tensor]:

@@ -14,11 +14,12 @@ from torch import Tensor
 
 from ditfastattn import apply
 from ditfastattn.cache import Cell, LayerCache
-from ditfastattn.errors import StepError
+from ditfastattn.errors import ApplyError, StepError
 from ditfastattn.forecast import extrapolate, reused_output
 from ditfastattn.layout import Layout
+from ditfastattn.models import adapt
 from ditfastattn.skip import form_of
-from plans import Method, MlpShape, PlanMismatch
+from plans import Method, MlpShape, Plan, PlanMismatch
 from plans.forecast import forecast_weights
 
 F, C, A, A1, A2 = Method.FULL, Method.ASC, Method.AST, Method.AST_1, Method.AST_2
@@ -186,3 +187,26 @@ def test_a_plan_of_other_mlps_is_refused(pipe: Any) -> None:
     wide = full_plan(pipe).with_mlp(MlpShape(layers=4, hidden=100))
     with pytest.raises(PlanMismatch, match="MLPs' hidden width: the plan has 100, this model 192"):
         apply(pipe, wide)
+
+
+def test_an_mlp_without_products_that_are_known_is_out_of_reach() -> None:
+    """What a quantiser puts in a Linear's place still computes: plans of attention follow, not those of MLPs."""
+
+    class Quantised(torch.nn.Module):
+        def __init__(self, linear: torch.nn.Linear) -> None:
+            super().__init__()
+            self.weight, self.bias = linear.weight, linear.bias
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.nn.functional.linear(x, self.weight, self.bias)
+
+    tested = subject("dit")
+    plan = mixed_plan(tested.model, 0)
+    for block in tested.model.transformer_blocks:
+        block.ff.net[0].proj, block.ff.net[2] = Quantised(block.ff.net[0].proj), Quantised(block.ff.net[2])
+    with pytest.raises(ApplyError, match="plans cannot reach the MLPs of this model"):
+        apply(tested.model, plan)
+    plain = run(tested.call)
+    attention = Plan.full(model=adapt(tested.model).spec(), sampler=plan.sampler, guidance=plan.guidance)
+    with apply(tested.model, attention):
+        assert all(torch.equal(a, b) for a, b in zip(run(tested.call), plain, strict=True))

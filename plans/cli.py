@@ -16,7 +16,7 @@ from typing import Any, TextIO
 
 from plans.compare import plan_differences, setting_differences
 from plans.errors import PlanError
-from plans.macs import CONVENTIONS, PlanMacs, counts_mlps, mlp_macs, plan_macs, shares, site_macs, total_macs
+from plans.macs import CONVENTIONS, PlanMacs, knows_mlps, mlp_macs, plan_macs, shares, site_macs, total_macs
 from plans.make_cli import add_make, run_make
 from plans.method import Method
 from plans.model import SiteName
@@ -140,9 +140,12 @@ def _stats(arguments: argparse.Namespace) -> int:
         "core": core.step_percents,
         "store": tuple(100 * store / module.full_step for store in module.stores),
     }
-    if counts_mlps(plan):
+    if knows_mlps(plan):
         total = total_macs(plan)
-        print(f"{'with MLPs, % of all FULL':<26}{total.percent:>12.2f}")
+        print("\nattention, projections counted, and MLPs")
+        print(f"{'all FULL, G':<26}{total.full / 1e9:>12.2f}")
+        print(f"{'this plan, G':<26}{total.total / 1e9:>12.2f}")
+        print(f"{'this plan, % of all FULL':<26}{total.percent:>12.2f}")
         columns["with MLPs"] = total.step_percents
     print("\nstep  timestep" + "".join(f"{name + ' %':>12}" for name in columns))
     for step, timestep in enumerate(plan.sampler.timesteps):
@@ -177,7 +180,7 @@ def _diff(arguments: argparse.Namespace) -> int:
     for convention in CONVENTIONS:
         old, new = plan_macs(before, convention).percent, plan_macs(after, convention).percent
         print(f"attention MACs ({convention}): {old:.2f} % -> {new:.2f} % of full ({new - old:+.2f})")
-    if counts_mlps(before) and counts_mlps(after):
+    if knows_mlps(before) and knows_mlps(after):
         old, new = total_macs(before).percent, total_macs(after).percent
         print(f"attention and MLP MACs: {old:.2f} % -> {new:.2f} % of full ({new - old:+.2f})")
     return 1
@@ -209,7 +212,7 @@ def _statistics(plan: Plan) -> dict[str, Any]:
         "shares_percent": {str(method): share for method, share in shares(plan).items()},
     }
     result |= {convention: _costs(plan_macs(plan, convention)) for convention in CONVENTIONS}
-    if counts_mlps(plan):
+    if knows_mlps(plan):
         result["total"] = _costs(total_macs(plan))
     result["sites"] = {site: _site_statistics(plan, site) for site in plan.sites}
     return result

@@ -162,7 +162,7 @@ def mlp_macs(plan: Plan) -> PlanMacs:
         ValueError: a plan of video that does not say how many MLPs there are.
     """
     model = plan.model
-    if model.mlp is None and model.temporal is not None:
+    if not knows_mlps(plan):
         raise ValueError(f"the plan does not say how many MLPs {model.class_name} has; a plan with the site mlp does")
     mlp = model.mlp or MlpShape(layers=model.layers, hidden=MLP_RATIO * model.width)
     frames = 1 if model.temporal is None else model.temporal.frames
@@ -190,8 +190,12 @@ def shown_macs(plan: Plan) -> PlanMacs:
 
 def counts_mlps(plan: Plan) -> bool:
     """Whether the plan has sites besides attention, and says enough for `total_macs`."""
-    known = plan.model.mlp is not None or plan.model.temporal is None
-    return known and len(plan.sites) > len(plan.attention_sites)
+    return knows_mlps(plan) and len(plan.sites) > len(plan.attention_sites)
+
+
+def knows_mlps(plan: Plan) -> bool:
+    """Whether the plan says enough for `total_macs`; of images it does, as far as their MLPs are of the usual width."""
+    return plan.model.mlp is not None or plan.model.temporal is None
 
 
 def total_macs(plan: Plan) -> PlanMacs:

@@ -81,8 +81,10 @@ def siteline(plan: Plan, site: SiteName) -> str:
         assert plan.model.mlp is not None
         hidden, percent = plan.model.mlp.hidden, mlp_macs(plan).percent
         return f"mlp, outputs before the gate: hidden width {hidden}; MACs {percent:.1f} % of full"
-    where = "between the tokens of a frame" if site == "attn" else "between frames"
     macs = site_macs(plan, site)
+    if plan.model.temporal is None:
+        return f"attn: {shape.tokens} tokens, window {plan.window_of(site)}; MACs {macs.percent:.1f} % of full"
+    where = "between the tokens of a frame" if site == "attn" else "between frames"
     share = 100 * macs.full / plan_macs(plan).full
     return (
         f"{site}, {where}: {shape.rows} rows of {shape.tokens} tokens, window {plan.window_of(site)}; "

@@ -142,6 +142,8 @@ def test_every_site_and_forecast_is_shown(tmp_path: Path, capsys: pytest.Capture
     plan = full().with_mlp().with_methods(grid(F, F, F, A1, A2, F), site="mlp").skipping((F, F, F, F, F, A))
     text = terminal(plan)
     assert f"with MLPs {total_macs(plan).percent:.1f} %" in costline(plan)
+    assert siteline(plan, "attn") == f"attn: 256 tokens, window 32,32; MACs {plan_macs(plan).percent:.1f} % of full"
+    assert siteline(plan, "attn") in text
     assert siteline(plan, "mlp") in text and "hidden width 1536; MACs 50.0 % of full" in text
     assert "model, its output: 1 of 6 steps are skipped" in text
     assert "\n    3 FFF12.\n" in text and "\n    0 FFFFF.\n" in text and "forecast from the last 3 outputs" in text
@@ -154,7 +156,9 @@ def test_every_site_and_forecast_is_shown(tmp_path: Path, capsys: pytest.Capture
     assert found["sites"]["mlp"]["module"]["plan_macs"] == mlp_macs(plan).total
     assert found["sites"]["model"]["shares_percent"]["AST"] == shares(plan, ("model",))[A] == pytest.approx(100 / 6)
     assert main(["stats", str(tmp_path / "plan.json")]) == 0
-    assert f"with MLPs, % of all FULL  {total_macs(plan).percent:12.2f}" in capsys.readouterr().out
+    printed = capsys.readouterr().out.split("attention, projections counted, and MLPs")[1]
+    assert f"this plan, % of all FULL  {total_macs(plan).percent:12.2f}" in printed
+    assert f"this plan, G              {total_macs(plan).total / 1e9:12.2f}" in printed
     assert main(["diff", str(tmp_path / "before.json"), str(tmp_path / "plan.json")]) == 1
     out = capsys.readouterr().out
     assert "site model: the second has it, the first calls the model in every step" in out

@@ -11,7 +11,7 @@ from ditfastattn.condition import VideoSize
 from ditfastattn.kernels import NAMES
 from ditfastattn.samplers import SAMPLERS
 from plans import Method, Window
-from plans.method import TOKEN_ORDERS
+from plans.method import PAPER, TOKEN_ORDERS
 
 EXAMPLES = """examples:
   python -m calibration --threshold 0.05                      the bundled demo, 50 DPM-Solver++ steps
@@ -131,9 +131,9 @@ def parse_negative(text: str) -> str:
 def parse_methods(text: str) -> tuple[Method, ...]:
     """ "AST,ASC" -> methods; FULL may be named and changes nothing."""
     names = [name.strip().upper() for name in text.split(",") if name.strip()]
-    unknown = [name for name in names if name not in Method.__members__]
+    unknown = [name for name in names if name not in PAPER]
     if unknown or not names:
-        raise CalibrationError(f"unknown methods {unknown or text!r}; choose among {', '.join(Method)}")
+        raise CalibrationError(f"unknown methods {unknown or text!r}; choose among {', '.join(PAPER)}")
     return tuple(method for method in CANDIDATES if method in names)
 
 

@@ -7,10 +7,10 @@ from calibration.errors import CalibrationError
 from calibration.loss import LOSSES
 from ditfastattn.condition import VideoSize
 from plans import Method, TokenOrder, Window
-from plans.method import TOKEN_ORDERS
+from plans.method import PAPER, TOKEN_ORDERS
 
 THRESHOLDS = {"D1": 0.025, "D2": 0.05, "D3": 0.075, "D4": 0.1, "D5": 0.125, "D6": 0.15}  # DiTFastAttn, Sec. 4.1
-CANDIDATES = tuple(method for method in Method if method is not Method.FULL)
+CANDIDATES = tuple(method for method in PAPER if method is not Method.FULL)
 SEARCHES = ("replay", "plain")
 
 

@@ -76,6 +76,11 @@ def apply(
     runner = ProgramRunner(prepared(adapter), compile, graphs) if compile or graphs else EagerRunner(adapter)
     obstacles = adapter.obstacles() + runner.obstacles()
     obstacles += adapter.order_obstacles(order_for(plan.token_order, chain.from_iterable(plan.methods)))
+    if plan.model.mlp is not None and adapter.mlp is None:
+        obstacles.append(
+            "the plan has the site mlp, and plans cannot reach the MLPs of this model; use one without, as python -m "
+            "plans make --attention-only writes"
+        )
     if getattr(pipeline, "_all_hooks", None):
         obstacles.append("CPU offload is on: call remove_all_hooks(), apply the plan, then enable offload again")
     if any("forward" in block.module.__dict__ for block in adapter.blocks):

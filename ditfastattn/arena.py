@@ -28,7 +28,7 @@ class Place:
 class StepPlaces:
     """What one layer finds and leaves at one step."""
 
-    output: Place | None = None  # read by AST, or where this step stores
+    outputs: tuple[Place, ...] = ()  # the last first: those that are read, or the one that this step stores
     residual: Place | None = None
 
 
@@ -51,8 +51,8 @@ class Arena:
     @classmethod
     def of(cls, cells: Sequence[tuple[Cell, ...]]) -> "Arena":
         """The arena of ``cells[layer][step]``: lifetimes by their beginning, each at the lowest free offset."""
-        steps = len(cells[0])
-        table: list[list[dict[str, Place]]] = [[{} for _ in range(steps)] for _ in cells]
+        stored: dict[tuple[int, int], Place] = {}  # outputs, by layer and step
+        residuals: dict[tuple[int, int], Place] = {}  # by layer and each step of their lives
         alive: list[tuple[int, Place]] = []  # (last step, place)
         halves = 0
         for life in sorted(_lifetimes(cells), key=lambda life: (life.first, -life.rows)):
@@ -60,9 +60,18 @@ class Arena:
             place = Place(_lowest_gap([place for _, place in alive], Place(0, life.rows).size), life.rows)
             alive.append((life.last, place))
             halves = max(halves, place.offset + place.size)
-            for step in range(life.first, life.last + 1):
-                table[life.layer][step][life.kind] = place
-        return cls(tuple(tuple(StepPlaces(**cell) for cell in column) for column in table), halves)
+            if life.kind == "output":
+                stored[life.layer, life.first] = place
+            else:
+                residuals |= {(life.layer, step): place for step in range(life.first, life.last + 1)}
+        places = []
+        for layer, column in enumerate(cells):
+            found = []
+            for step, (cell, outputs) in enumerate(zip(column, _outputs_at(column), strict=True)):
+                touched = outputs if cell.method.reuses_output else [step] if cell.store_output else []
+                found.append(StepPlaces(tuple(stored[layer, at] for at in touched), residuals.get((layer, step))))
+            places.append(tuple(found))
+        return cls(tuple(places), halves)
 
     def nbytes(self, batch: int, row_bytes: int) -> int:
         """Bytes for a batch of ``batch`` rows (both guidance branches), ``row_bytes`` = N * C * itemsize each."""
@@ -74,13 +83,24 @@ def _half(batch: int) -> int:
     return batch // 2 + batch % 2
 
 
+def _outputs_at(column: Sequence[Cell]) -> list[list[int]]:
+    """Of each step, the steps whose outputs it reads, the last first."""
+    found, held = [], list[int]()
+    for step, cell in enumerate(column):
+        found.append(held[: cell.method.outputs_read])
+        if cell.store_output:
+            held = [step, *held[: cell.older]]
+        held = held[: len(held) - cell.free_outputs]
+    return found
+
+
 def _lifetimes(cells: Sequence[tuple[Cell, ...]]) -> list[_Lifetime]:
     found = []
     for layer, column in enumerate(cells):
+        last_reads = {output: step for step, outputs in enumerate(_outputs_at(column)) for output in outputs}
         for step, cell in enumerate(column):
             if cell.store_output:
-                last = next(s for s in range(step + 1, len(column)) if column[s].free_output)
-                found.append(_Lifetime(step, last, layer, "output", cell.store_output))
+                found.append(_Lifetime(step, last_reads[step], layer, "output", cell.store_output))
             if cell.store_residual:
                 last = next(s for s in range(step + 1, len(column)) if column[s].free_residual)
                 found.append(_Lifetime(step, last, layer, "residual", cell.store_residual))

@@ -1,8 +1,8 @@
-"""The five methods on tensors: no model, no plan, no step.
+"""The paper's five methods on tensors: no model, no plan, no step.
 
 DiTFastAttn (arXiv 2406.08552), Sec. 3. Queries, keys and values are (rows, N, H, D): the rows that the method
 computes, which is the conditional half of the batch for ASC and WA_RS_ASC and the whole batch for FULL and WA_RS.
-AST computes nothing, so it has no function here.
+AST computes nothing (``ditfastattn.forecast``).
 """
 
 from torch import Tensor

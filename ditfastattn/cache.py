@@ -1,17 +1,18 @@
 """What is kept, from which step to which: computed from the plan before sampling starts.
 
-Two things can be reused: a layer's attention *output* (by AST) and the *residual* O_full - O_window (by WA_RS and
-WA_RS_ASC). Both are stored only by the steps that a later step reads, in half size where only the conditional half is
-read or computed, and freed after the last reader.
+Two things can be reused: a layer's *output* (by AST, and by its forecasts together with outputs before it) and the
+*residual* O_full - O_window (by WA_RS and WA_RS_ASC). Both are stored only by the steps that a later step reads, in
+half size where only the conditional half is read or computed, and freed after the last reader.
 """
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
 from torch import Tensor
 
 from plans import Method
+from plans.forecast import feasible, forecast_weights
 
 
 class Rows(IntEnum):
@@ -24,61 +25,84 @@ class Rows(IntEnum):
 
 @dataclass(frozen=True)
 class Cell:
-    """What one layer does at one step."""
+    """What one layer of a site does at one step.
+
+    An output that is stored takes the place of the last one; the ``older`` ones before it stay beside it for forecasts.
+    ``weights``: of a forecast, for the last computed output and those before it, in this order.
+    """
 
     method: Method
     store_output: Rows = Rows.NOTHING
     store_residual: Rows = Rows.NOTHING
-    free_output: bool = False  # after this step nobody reads it
+    older: int = 0
+    free_outputs: int = 0  # how many, the oldest first: after this step nobody reads them
     free_residual: bool = False
+    weights: tuple[float, ...] = ()
 
 
-def liveness(column: Sequence[Method]) -> tuple[Cell, ...]:
+def liveness(
+    column: Sequence[Method], timesteps: Sequence[float] | None = None, skipped: Container[int] = ()
+) -> tuple[Cell, ...]:
     """The cells of one layer, from its methods at steps 0..T-1.
+
+    Args:
+        timesteps: of the steps; without them forecasts get no weights, and cannot be computed.
+        skipped: steps in which the layer is not run at all, whatever its method.
 
     Raises:
         ValueError: step 0 is not FULL, so that a later step could read what was never stored.
     """
     if column[0] is not Method.FULL:
         raise ValueError(f"step 0 must be FULL, got {column[0]}: nothing is stored before it")
-    return tuple(
-        Cell(
+    run = [step for step in range(len(column)) if step not in skipped]
+    methods = [column[step] for step in run]
+    reads = [_read_by(methods, i) for i in range(len(run))]
+    # Outputs die in the order of their steps: who reads one reads all those after it, too.
+    last_reads = {output: i for i, outputs in enumerate(reads) for output in outputs}
+    alive: list[int] = []  # outputs that are held, by the place of their step in ``run``
+    cells = {}
+    for i, method in enumerate(methods):
+        rows, older, freed = Rows.NOTHING, 0, 0
+        weights: tuple[float, ...] = ()
+        if i in last_reads:
+            rows = Rows.CONDITIONAL_HALF if method.shares_guidance else Rows.WHOLE_BATCH
+            older = len(alive)
+            alive.append(i)
+        elif method.reuses_output:
+            freed = sum(last_reads[output] == i for output in alive)
+            alive = alive[freed:]
+        if method.forecasts and timesteps is not None:
+            weights = forecast_weights(timesteps[run[i]], [timesteps[run[output]] for output in reads[i]])
+        cells[run[i]] = Cell(
             method=method,
-            store_output=_output_rows(column, step),
-            store_residual=_residual_rows(column, step),
-            free_output=_last_reader(column, step, reads=_reads_output, writes=_writes_output),
-            free_residual=_last_reader(column, step, reads=_reads_residual, writes=_writes_residual),
+            store_output=rows,
+            store_residual=_residual_rows(methods, i),
+            older=older,
+            free_outputs=freed,
+            free_residual=_last_residual_reader(methods, i),
+            weights=weights,
         )
-        for step, method in enumerate(column)
-    )
+    return tuple(cells.get(step, Cell(method)) for step, method in enumerate(column))
 
 
-def entering_at(column: Sequence[Method], step: int) -> tuple[Method, ...]:
-    """The methods from ``step`` on for a run that begins there: its first step is FULL, as step 0 is."""
-    return (Method.FULL, *column[step + 1 :])
+def entering_at(column: Sequence[Method], step: int, timesteps: Sequence[float] | None = None) -> tuple[Method, ...]:
+    """The methods from ``step`` on for a run that begins there: its first step is FULL, as step 0 is.
+
+    A forecast that reaches back further is of the highest order that the run has outputs for.
+    """
+    entered = (Method.FULL, *column[step + 1 :])
+    return entered if timesteps is None else feasible(entered, timesteps[step:])
 
 
-def _reads_output(method: Method) -> bool:
-    return method.reuses_output
-
-
-def _writes_output(method: Method) -> bool:
-    return not method.reuses_output
-
-
-def _reads_residual(method: Method) -> bool:
-    return method.windowed
-
-
-def _writes_residual(method: Method) -> bool:
-    return method.refreshes_residual
-
-
-def _output_rows(column: Sequence[Method], step: int) -> Rows:
-    method = column[step]
-    if method.reuses_output or step + 1 == len(column) or not column[step + 1].reuses_output:
-        return Rows.NOTHING
-    return Rows.CONDITIONAL_HALF if method.shares_guidance else Rows.WHOLE_BATCH
+def _read_by(methods: Sequence[Method], i: int) -> list[int]:
+    """The steps whose outputs a step reads, the last first."""
+    found: list[int] = []
+    for j in range(i - 1, -1, -1):
+        if len(found) == methods[i].outputs_read:
+            break
+        if not methods[j].reuses_output:
+            found.append(j)
+    return found
 
 
 def _residual_rows(column: Sequence[Method], step: int) -> Rows:
@@ -96,14 +120,14 @@ def _residual_rows(column: Sequence[Method], step: int) -> Rows:
     return Rows.CONDITIONAL_HALF if half else Rows.WHOLE_BATCH
 
 
-def _last_reader(column: Sequence[Method], step: int, reads, writes) -> bool:  # type: ignore[no-untyped-def]
-    """Whether ``step`` reads what is stored and no later step does before it is written anew."""
-    if not reads(column[step]):
+def _last_residual_reader(column: Sequence[Method], step: int) -> bool:
+    """Whether ``step`` reads the stored residual and no later step does before it is written anew."""
+    if not column[step].windowed:
         return False
     for later in column[step + 1 :]:
-        if reads(later):
+        if later.windowed:
             return False
-        if writes(later):
+        if later.refreshes_residual:
             return True
     return True
 
@@ -114,35 +138,57 @@ def predicted_bytes(cells: Sequence[tuple[Cell, ...]], batch: int, row_bytes: in
     Args:
         cells: [layer][step].
         batch: rows of a transformer call, both guidance branches counted.
-        row_bytes: bytes of one row of an attention output, N * C * itemsize; a residual is as large.
+        row_bytes: bytes of one row of an output, N * C * itemsize; a residual is as large.
     """
     size = {Rows.NOTHING: 0, Rows.CONDITIONAL_HALF: batch // 2 * row_bytes, Rows.WHOLE_BATCH: batch * row_bytes}
-    held = [[0, 0] for _ in cells]  # output, residual of each layer
-    totals = []
-    for step in range(len(cells[0])):
-        for layer, column in enumerate(cells):
-            if column[step].store_output:
-                held[layer][0] = size[column[step].store_output]
-            if column[step].store_residual:
-                held[layer][1] = size[column[step].store_residual]
-        totals.append(sum(output + residual for output, residual in held))
-        for layer, column in enumerate(cells):
-            if column[step].free_output:
-                held[layer][0] = 0
-            if column[step].free_residual:
-                held[layer][1] = 0
+    totals = [0] * len(cells[0])
+    for column in cells:
+        outputs: list[int] = []  # the oldest first
+        residual = 0
+        for step, cell in enumerate(column):
+            if cell.store_output:
+                outputs.append(size[cell.store_output])
+            if cell.store_residual:
+                residual = size[cell.store_residual]
+            totals[step] += sum(outputs) + residual
+            del outputs[: cell.free_outputs]
+            if cell.free_residual:
+                residual = 0
     return totals
 
 
 @dataclass
 class LayerCache:
-    """What one layer holds now. ``output`` (rows, N, C) after the out-projection, ``residual`` (rows, N, H, D)."""
+    """What one layer holds now. ``output`` (rows, N, C) after the out-projection, ``residual`` (rows, N, H, D).
+
+    ``older``: the outputs computed before ``output``, the last first. Of an MLP, outputs are those before its gate; of
+    the whole model, those that the sampler gets.
+    """
 
     output: Tensor | None = None
     residual: Tensor | None = None
+    older: tuple[Tensor, ...] = ()
+
+    @property
+    def outputs(self) -> tuple[Tensor, ...]:
+        """The last output first."""
+        return () if self.output is None else (self.output, *self.older)
+
+    def keep(self, output: Tensor, older: int) -> None:
+        """Holds ``output``, and of those before it as many as ``older``."""
+        self.older, self.output = self.outputs[:older], output
+
+    def free(self, cell: Cell) -> None:
+        """Drops what nobody reads after this cell's step."""
+        left = self.outputs[: len(self.outputs) - cell.free_outputs]
+        self.output, self.older = (left[0], left[1:]) if left else (None, ())
+        if cell.free_residual:
+            self.residual = None
 
     def nbytes(self) -> int:
-        return sum(t.untyped_storage().nbytes() for t in (self.output, self.residual) if t is not None)
+        held = (*self.outputs, self.residual)
+        return sum(t.untyped_storage().nbytes() for t in held if t is not None)
 
     def clear(self) -> None:
         self.output = self.residual = None
+        self.older = ()

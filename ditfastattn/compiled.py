@@ -1,8 +1,8 @@
 """Runs steps from programs prepared at the first run of a shape: compiled pieces, CUDA graphs."""
 
 import warnings
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -89,7 +89,7 @@ class ProgramRunner(Runner):
             self._program = self._programs[key][0]
             self._program.begin(run.call)
         self._weights = self._some_weights()
-        self.predicted.see({"attn": sum(program.predicted_bytes for program, _ in self._programs.values())})
+        self.predicted.see(_by_site(program.predicted_bytes for program, _ in self._programs.values()))
         self.measured.see(self.cache_bytes())
 
     def forward(
@@ -119,7 +119,7 @@ class ProgramRunner(Runner):
         self._programs.clear()
 
     def cache_bytes(self) -> dict[SiteName, int]:
-        return {"attn": sum(program.store_bytes() for program, _ in self._programs.values())}
+        return _by_site(program.store_bytes() for program, _ in self._programs.values())
 
     def report(self) -> list[str]:
         how = "compiled" if self._compile else "not compiled"
@@ -149,7 +149,7 @@ class ProgramRunner(Runner):
                 bar.reset()
                 program = Program(self.adapter, run, self._pieces)
                 program.prepare(False, bar.update)
-            taken = max(_reserved(device) - before, program.store_bytes())
+            taken = max(_reserved(device) - before, sum(program.store_bytes().values()))
             bar.set_postfix_str(f"{program.graphs} graphs, {taken / 2**20:.0f} MiB")
         return program, taken
 
@@ -164,6 +164,14 @@ class ProgramRunner(Runner):
             allowed = int(KEPT_SHARE * torch.cuda.get_device_properties(device).total_memory)
         while len(self._programs) > 1 and sum(taken for _, taken in self._programs.values()) > allowed:
             self._programs.popitem(last=False)
+
+
+def _by_site(parts: Iterable[Mapping[SiteName, int]]) -> dict[SiteName, int]:
+    """The sums of the same sites' bytes."""
+    found = Counter[SiteName]()
+    for part in parts:
+        found.update(part)
+    return dict(found)
 
 
 def _refuse_what_is_not_captured(call: Call) -> None:

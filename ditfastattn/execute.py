@@ -8,9 +8,11 @@ from torch import Tensor
 
 from ditfastattn.attention import attention_core, fit_rows
 from ditfastattn.cache import Cell, LayerCache, Rows
+from ditfastattn.forecast import reused_output
 from ditfastattn.kernels.base import Kernel
 from ditfastattn.layout import Layout, both_halves
 from ditfastattn.models.base import BlockAdapter
+from ditfastattn.models.mlp import WithMlp
 from plans import Method, SiteName, Window
 
 
@@ -34,17 +36,46 @@ def run_block(
     return block.finish(state, attention_output(block, state, cell, cache, context))
 
 
+def run_both_parts(
+    block: WithMlp[Any],
+    attention: tuple[Cell, LayerCache],
+    mlp: tuple[Cell, LayerCache],
+    context: Context,
+    *args: Any,
+    **kwargs: Any,
+) -> Tensor:
+    """One block whose MLP has a cell and a cache of its own. Returns hidden states (B, N, C)."""
+    state = block.begin(*args, skip_attention=attention[0].method.reuses_output, **kwargs)
+    output = attention_output(block, state, *attention, context)
+    cell, cache = mlp
+    hidden, x = block.enter_mlp(state, output, mlp_rows(cell.method, state.hidden.shape[0], context.layout))
+    batch = hidden.shape[0]
+    if x is None:
+        fed = fit_rows(reused_output(cell, cache, batch, context.layout), batch, batch, context.layout)
+        return block.leave_mlp(state, hidden, fed)
+    fed = block.feed(state, x)  # (rows, N, C)
+    if cell.store_output:
+        cache.keep(fed, cell.older)
+    return block.leave_mlp(state, hidden, both_halves(fed) if cell.method.shares_guidance else fed)
+
+
+def mlp_rows(method: Method, batch: int, layout: Layout) -> slice | None:
+    """The rows that an MLP computes, as the attention before it counts them: none, the conditional half, or all."""
+    if method.reuses_output:
+        return None
+    return layout.conditional_rows(batch) if method.shares_guidance else slice(None)
+
+
 def attention_output(block: BlockAdapter[Any], state: Any, cell: Cell, cache: LayerCache, context: Context) -> Tensor:
     """Self-attention after the out-projection, for both guidance branches: (B, N, C)."""
     batch = state.hidden.shape[0]
     if cell.method.reuses_output:
-        assert cache.output is not None, "AST without a stored output"
-        return fit_rows(cache.output, batch, batch, context.layout)
+        return fit_rows(reused_output(cell, cache, batch, context.layout), batch, batch, context.layout)
 
     q, k, v = block.qkv(state, computed_rows(cell.method, batch, context.layout))  # (rows, N, H, D)
     output = block.project(core_of(cell, q, k, v, cache, batch, context))  # (rows, N, C)
     if cell.store_output:
-        cache.output = output
+        cache.keep(output, cell.older)
     return both_halves(output) if cell.method.shares_guidance else output
 
 

@@ -2,18 +2,21 @@
 
 An attention kernel and the product after it are calls that no compiler fuses with anything, so a block cut there loses
 nothing. One compilation of a piece serves all layers, steps and methods: rows and stored outputs of half a batch are
-other shapes, so a plan that uses everything needs four compilations (two of each piece of a block).
+other shapes, so a plan that uses all of the paper's methods needs four compilations (two of each piece of a block).
+MLPs that are reused, and forecasts, are pieces of their own, compiled where a plan has them.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import wraps
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ditfastattn.forecast import extrapolate
 from ditfastattn.models.base import PreparedBlock, PreparedModel
+from ditfastattn.models.mlp import WithMlp
 
 
 def qkv(
@@ -32,6 +35,40 @@ def finish(
 ) -> Tensor:
     """The block's end: (B, N, C). ``output`` is the attention's, (B, N, C), or (B/2, N, C) for both halves."""
     return block.finish(block.state(hidden, modulation, context, ()), output)
+
+
+def finish_keeping(
+    block: WithMlp[Any],
+    hidden: Tensor,
+    output: Tensor,
+    modulation: Tensor,
+    context: tuple[Tensor, ...],
+    rows: tuple[int, int],
+) -> tuple[Tensor, Tensor]:
+    """:func:`finish` with the MLP of ``rows`` (from, to) alone: the end, and the MLP's output before its gate."""
+    state = _state(block, hidden, modulation, context)
+    whole = rows == (0, hidden.shape[0])
+    hidden, x = block.enter_mlp(state, output, slice(None) if whole else slice(*rows))
+    assert x is not None
+    fed = block.feed(state, x)
+    return block.leave_mlp(state, hidden, fed), fed
+
+
+def finish_reusing(
+    block: WithMlp[Any],
+    hidden: Tensor,
+    output: Tensor,
+    modulation: Tensor,
+    context: tuple[Tensor, ...],
+    fed: Tensor,
+) -> Tensor:
+    """:func:`finish` without the MLP, whose output before its gate is ``fed``: (B, N, C), or (B/2, N, C)."""
+    state = _state(block, hidden, modulation, context)
+    return block.leave_mlp(state, block.enter_mlp(state, output, None)[0], fed)
+
+
+def _state(block: Any, hidden: Tensor, modulation: Tensor, context: tuple[Tensor, ...]) -> Any:
+    return block.state(hidden, modulation, context, ())
 
 
 def embed(adapter: PreparedModel, latents: Tensor, order: Tensor | None) -> Tensor:
@@ -58,6 +95,9 @@ class Pieces:
 
     qkv: Callable[..., tuple[Tensor, Tensor, Tensor]] = qkv
     finish: Callable[..., Tensor] = finish
+    finish_keeping: Callable[..., tuple[Tensor, Tensor]] = finish_keeping
+    finish_reusing: Callable[..., Tensor] = finish_reusing
+    extrapolate: Callable[..., Tensor] = extrapolate
     embed: Callable[..., Tensor] = embed
     head: Callable[..., Tensor] = head
 
@@ -79,4 +119,5 @@ def compiled_pieces() -> Pieces:
 
         return call
 
-    return Pieces(compiled(qkv), compiled(finish), compiled(embed), compiled(head))
+    plain = Pieces()
+    return Pieces(**{field.name: compiled(getattr(plain, field.name)) for field in fields(plain)})

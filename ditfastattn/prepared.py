@@ -1,5 +1,6 @@
 """One block in pieces, with everything at hand that does not depend on the latents."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,8 +9,13 @@ from torch import Tensor
 
 from ditfastattn.cache import Cell, LayerCache
 from ditfastattn.execute import Context, computed_rows, core_of
+from ditfastattn.forecast import fitted
+from ditfastattn.layout import Layout
 from ditfastattn.models.base import PreparedBlock
 from ditfastattn.pieces import Pieces
+from plans import Method
+
+ROW = 4  # numbers kept for a forecast, which has 3 at most: every row begins at a multiple of 16 bytes
 
 
 @dataclass(frozen=True)
@@ -25,6 +31,46 @@ class BlockInputs:
         """Queries, keys and values (rows, N, H, D) of some rows of ``hidden`` (B, N, C)."""
         shared = tuple(tensor[rows] for tensor in self.shared)
         return pieces.qkv(self.block, hidden[rows], self.modulation[rows], shared, self.joint)
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What one layer of a site does, and the tensors that it reads or writes to.
+
+    Attributes:
+        cache: what the step reads; what it stores where ``into`` is None.
+        into: tensors that what is stored is written to.
+        weights: of a forecast, as a row of :func:`weights_tensor`, so that one captured step serves any.
+    """
+
+    cell: Cell
+    cache: LayerCache
+    into: LayerCache | None = None
+    weights: Tensor | None = None
+
+    def reused(self, pieces: Pieces, batch: int, layout: Layout) -> Tensor:
+        """What AST and its forecasts give: (B, ...), or (B/2, ...) for both halves."""
+        outputs = self.cache.outputs[: self.cell.method.outputs_read]
+        assert len(outputs) == self.cell.method.outputs_read, f"{self.cell.method} without stored outputs"
+        if not self.cell.method.forecasts:
+            return outputs[0]
+        weights = weights_tensor([self.cell.weights], outputs[0])[0] if self.weights is None else self.weights
+        return pieces.extrapolate(tuple(fitted(outputs, batch, layout)), weights[: len(outputs)])
+
+    def keep(self, output: Tensor) -> None:
+        """Stores the output of a step that a later one reads."""
+        if self.into is None:
+            self.cache.keep(output, self.cell.older)
+            return
+        assert self.into.output is not None
+        if self.into.output is not output:
+            self.into.output.copy_(output)
+
+
+def weights_tensor(rows: Sequence[tuple[float, ...]], like: Tensor) -> Tensor:
+    """The weights of forecasts as rows (R, 4) where ``like`` is, as wide as their arithmetic, padded by zeros."""
+    padded = [(*row, *[0.0] * (ROW - len(row))) for row in rows]
+    return torch.tensor(padded, dtype=torch.promote_types(like.dtype, torch.float32), device=like.device)
 
 
 def run_prepared_block(
@@ -45,16 +91,39 @@ def run_prepared_block(
     Returns:
         (B, N, C).
     """
-    batch = hidden.shape[0]
+    output = prepared_attention(inputs, Stored(cell, cache, into), context, pieces, hidden)
+    return pieces.finish(inputs.block, hidden, output, inputs.modulation, inputs.shared)
+
+
+def run_both_prepared_parts(
+    inputs: BlockInputs, attention: Stored, mlp: Stored, context: Context, pieces: Pieces, hidden: Tensor
+) -> Tensor:
+    """One block whose MLP has a cell of its own: :func:`ditfastattn.execute.run_both_parts`, in pieces."""
+    output = prepared_attention(inputs, attention, context, pieces, hidden)
+    given = (inputs.block, hidden, output, inputs.modulation, inputs.shared)
+    batch, cell = hidden.shape[0], mlp.cell
     if cell.method.reuses_output:
-        assert cache.output is not None, "AST without a stored output"
-        return pieces.finish(inputs.block, hidden, cache.output, inputs.modulation, inputs.shared)
+        return pieces.finish_reusing(*given, mlp.reused(pieces, batch, context.layout))
+    if cell.method is Method.FULL and not cell.store_output:
+        return pieces.finish(*given)
+    rows = computed_rows(cell.method, batch, context.layout)
+    finished, fed = pieces.finish_keeping(*given, (rows.start, rows.stop))
+    if cell.store_output:
+        mlp.keep(fed)
+    return finished
+
+
+def prepared_attention(inputs: BlockInputs, stored: Stored, context: Context, pieces: Pieces, hidden: Tensor) -> Tensor:
+    """Attention after the out-projection: (B, N, C), or (B/2, N, C) for both halves."""
+    cell, into, batch = stored.cell, stored.into, hidden.shape[0]
+    if cell.method.reuses_output:
+        return stored.reused(pieces, batch, context.layout)
     q, k, v = inputs.qkv(pieces, hidden, computed_rows(cell.method, batch, context.layout))
-    core = core_of(cell, q, k, v, cache, batch, context, into.residual if into else None)
+    core = core_of(cell, q, k, v, stored.cache, batch, context, into.residual if into else None)
     output = inputs.block.project(core, out=into.output if into and cell.store_output else None)
     if cell.store_output:
-        cache.output = output
-    return pieces.finish(inputs.block, hidden, output, inputs.modulation, inputs.shared)
+        stored.keep(output)
+    return output
 
 
 class JointWeights:

@@ -1,7 +1,7 @@
 """A plan's steps at one shape, prepared before the first of them runs: fixed buffers, and CUDA graphs over them."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -11,12 +11,21 @@ from ditfastattn.arena import Arena, Place, StepPlaces
 from ditfastattn.cache import Cell, LayerCache, Rows
 from ditfastattn.models.base import Call, Conditioning, PreparedModel
 from ditfastattn.pieces import Pieces
-from ditfastattn.prepared import BlockInputs, JointWeights, run_prepared_block
+from ditfastattn.prepared import (
+    BlockInputs,
+    JointWeights,
+    Stored,
+    run_both_prepared_parts,
+    run_prepared_block,
+    weights_tensor,
+)
 from ditfastattn.runner import Run
+from plans import SiteName
 
 ROWS_AHEAD = 256  # rows of modulation computed at a time: enough to read the weights seldom, little to keep
 
-Kind = tuple[tuple[Cell, StepPlaces], ...]  # all that tells one step's work from another's
+# All that tells one step's work from another's: what every layer of each site does; of a skipped step, the model alone.
+Kind = tuple[tuple[SiteName, tuple[tuple[Cell, StepPlaces], ...]], ...]
 
 
 class CaptureError(RuntimeError):
@@ -35,7 +44,7 @@ class Program:
         self._adapter = adapter
         self._pieces = pieces
         self._run = run
-        self.arena = Arena.of(run.cells)
+        self.arenas = {site: Arena.of(columns) for site, columns in run.cells.items()}
         latents, model = run.call.latents, run.plan.model
         self._latents = latents.clone()
         self._timesteps = torch.tensor(run.plan.sampler.timesteps, device=latents.device)
@@ -44,9 +53,12 @@ class Program:
         self._modulation, self._head_modulation = first.blocks[0].clone(), first.head[0].clone()
         self._context = tuple(tensor.clone() for tensor in adapter.context(run.call))
         self._joint = [JointWeights(block.joint_weights()) for block in adapter.blocks]
-        rows = self.arena.nbytes(self._batch, 1)
-        dtype = self._modulation.dtype
-        self._store = torch.zeros((rows, model.tokens, model.heads, model.head_dim), dtype=dtype, device=latents.device)
+        self._stores: dict[SiteName, Tensor] = {}
+        for site in [site for site in run.cells if site != "model"]:
+            shape = (self.arenas[site].nbytes(self._batch, 1), model.tokens, model.heads, model.head_dim)
+            self._stores[site] = torch.zeros(shape, dtype=self._modulation.dtype, device=latents.device)
+        self._forecasts = {site: self._weights(columns) for site, columns in run.cells.items() if _forecasts(columns)}
+        self._mlp_layers = adapter.mlp_layers
         order = run.ordering.indices
         self._enter: Tensor | None = order[0] if order else None
         self._leave: Tensor | None = order[1] if order else None
@@ -69,9 +81,13 @@ class Program:
         ``progress`` is called after each kind.
         """
         begin = time.perf_counter()
-        seen: set[tuple[int, Cell, tuple[int, ...]]] = set()  # layers may differ: each does its work once
+        seen: set[tuple[SiteName, int, Cell, tuple[int, ...]]] = set()  # layers may differ: each does its work once
         for kind in dict.fromkeys(self._kinds):
-            work = {(layer, cell, _sizes(places)) for layer, (cell, places) in enumerate(kind)}
+            work = {
+                (site, layer, cell, _sizes(places))
+                for site, layers in kind
+                for layer, (cell, places) in enumerate(layers)
+            }
             if not work <= seen:
                 self._compute(kind)
                 seen |= work
@@ -99,13 +115,16 @@ class Program:
     def graphs(self) -> int:
         return len(self._graphs)
 
-    def store_bytes(self) -> int:
-        return self._store.nbytes
+    def store_bytes(self) -> dict[SiteName, int]:
+        """What the arenas take, by site."""
+        return {site: store.nbytes for site, store in self._stores.items()}
 
     @property
-    def predicted_bytes(self) -> int:
-        """What the arena takes by the plan alone."""
-        return self.arena.nbytes(self._batch, self._run.row_bytes("attn"))
+    def predicted_bytes(self) -> dict[SiteName, int]:
+        """What the arenas take by the plan alone, by site."""
+        width = {site: self._run.row_bytes(site) for site in self.arenas}
+        width["model"] = self._run.plan.model.out_channels * self._height * self._width * self._run.itemsize
+        return {site: arena.nbytes(self._batch, width[site]) for site, arena in self.arenas.items()}
 
     # -------------------------------------------------------------------------------------------------------- a run
 
@@ -120,19 +139,28 @@ class Program:
 
     def step(self, step: int, latents: Tensor) -> Tensor:
         """The model output (B, C_out, h, w) of a step, the caller's to keep."""
+        index = step - self._run.entered_at
+        kind = self._kinds[index]
+        if not _skips(kind):
+            self._read(step, latents)
+        for site, (buffer, table) in self._forecasts.items():
+            if any(cell.method.forecasts for cell, _ in dict(kind).get(site, ())):
+                buffer.copy_(table[index])
+        if self._replays:
+            self._replays[index].replay()
+        else:
+            self._compute(kind)
+        assert self._output is not None
+        return self._output.clone()
+
+    def _read(self, step: int, latents: Tensor) -> None:
+        """Fills the buffers that a computed step reads."""
         if not 0 <= step - self._ahead_from < len(self._ahead.head):
             self._ahead, self._ahead_from = self._conditioning(step, self._call), step
         ahead = step - self._ahead_from
         self._latents.copy_(latents)
         self._modulation.copy_(self._ahead.blocks[ahead])
         self._head_modulation.copy_(self._ahead.head[ahead])
-        index = step - self._run.entered_at
-        if self._replays:
-            self._replays[index].replay()
-        else:
-            self._compute(self._kinds[index])
-        assert self._output is not None
-        return self._output.clone()
 
     def _first_conditioning(self, call: Call) -> Conditioning:
         return self._conditioning(self._run.entered_at, call)
@@ -144,37 +172,90 @@ class Program:
 
     def _kind(self, step: int) -> Kind:
         index = step - self._run.entered_at
+        output = self._run.output_cell(step)
+        skips = output is not None and output.method.reuses_output
+        sites: list[SiteName] = ["model"] if skips else list(self._run.cells)
         return tuple(
-            (replace(cells[index], free_output=False, free_residual=False), places[index])
-            for cells, places in zip(self._run.cells, self.arena.places, strict=True)
+            (
+                site,
+                tuple(
+                    (_work_of(cells[index]), places[index])
+                    for cells, places in zip(self._run.cells[site], self.arenas[site].places, strict=True)
+                ),
+            )
+            for site in sites
         )
+
+    def _weights(self, columns: Sequence[tuple[Cell, ...]]) -> tuple[Tensor, Tensor]:
+        """Of a site's forecasts: a buffer (L, 4) for those of the current step, and all of them (S, L, 4)."""
+        steps = zip(*columns, strict=True)
+        table = torch.stack([weights_tensor([cell.weights for cell in row], self._modulation) for row in steps])
+        return torch.zeros_like(table[0]), table
 
     # ------------------------------------------------------------------------------------------------------- a step
 
     def _compute(self, kind: Kind) -> None:
+        work = dict(kind)
+        if _skips(kind):
+            assert self._output is not None
+            forecast = self._stored("model", 0, *work["model"][0])
+            self._output.copy_(forecast.reused(self._pieces, self._batch, self._run.layout))
+            return
         hidden = self._pieces.embed(self._adapter, self._latents, self._enter)
-        for layer, (cell, places) in enumerate(kind):
-            hidden = self._block(layer, cell, places, hidden)
+        for layer in range(len(work["attn"])):
+            hidden = self._block(layer, work, hidden)
         size = (self._height, self._width)
         output = self._pieces.head(self._adapter, hidden, self._head_modulation, *size, self._leave)
         if self._output is None:
             self._output = torch.empty_like(output)
+            if "model" in self.arenas:
+                rows = self.arenas["model"].nbytes(self._batch, 1)
+                self._stores["model"] = output.new_zeros((rows, *output.shape[1:]))
         self._output.copy_(output)
+        if "model" in work and work["model"][0][0].store_output:
+            self._stored("model", 0, *work["model"][0]).keep(output)
 
-    def _block(self, layer: int, cell: Cell, places: StepPlaces, hidden: Tensor) -> Tensor:
+    def _block(self, layer: int, work: Mapping[SiteName, Sequence[tuple[Cell, StepPlaces]]], hidden: Tensor) -> Tensor:
         block, joint = self._adapter.blocks[layer], self._joint[layer].tensors
         inputs = BlockInputs(block, self._modulation[layer], self._context, joint)
-        output = None if places.output is None else self._view(places.output).flatten(2)
-        residual = None if places.residual is None else self._view(places.residual)
-        stored = LayerCache(output, residual)  # read by this step, or written to
-        return run_prepared_block(inputs, cell, stored, self._run.contexts["attn"], self._pieces, hidden, into=stored)
+        attention = self._stored("attn", layer, *work["attn"][layer])
+        mlp_layer, context = self._mlp_layers[layer], self._run.contexts["attn"]
+        if mlp_layer is None or "mlp" not in work:
+            cell, cache = attention.cell, attention.cache
+            return run_prepared_block(inputs, cell, cache, context, self._pieces, hidden, into=cache)
+        mlp = self._stored("mlp", mlp_layer, *work["mlp"][mlp_layer])
+        return run_both_prepared_parts(inputs, attention, mlp, context, self._pieces, hidden)
 
-    def _view(self, place: Place) -> Tensor:
-        """The stored tensor at ``place``: (B or B/2, N, H, D)."""
-        half = self._store.shape[0] // self.arena.halves
+    def _stored(self, site: SiteName, layer: int, cell: Cell, places: StepPlaces) -> Stored:
+        """What a layer reads in a step, or writes to."""
+        outputs = [self._view(site, place) for place in places.outputs]
+        if site != "model":
+            outputs = [output.flatten(2) for output in outputs]
+        residual = None if places.residual is None else self._view(site, places.residual)
+        cache = LayerCache(outputs[0] if outputs else None, residual, tuple(outputs[1:]))
+        weights = self._forecasts[site][0][layer] if cell.method.forecasts else None
+        return Stored(cell, cache, cache, weights)
+
+    def _view(self, site: SiteName, place: Place) -> Tensor:
+        """The stored tensor at ``place``: (B or B/2, N, H, D), of the model (B, C_out, h, w)."""
+        store = self._stores[site]
+        half = store.shape[0] // self.arenas[site].halves
         rows = self._batch if place.rows is Rows.WHOLE_BATCH else self._batch // 2
-        return self._store[place.offset * half :][:rows]
+        return store[place.offset * half :][:rows]
+
+
+def _work_of(cell: Cell) -> Cell:
+    """The cell without what makes no other work of it: weights come from a buffer, places from the arena."""
+    return replace(cell, older=0, free_outputs=0, free_residual=False, weights=())
+
+
+def _skips(kind: Kind) -> bool:
+    return kind[0][0] == "model"
+
+
+def _forecasts(columns: Sequence[tuple[Cell, ...]]) -> bool:
+    return any(cell.method.forecasts for column in columns for cell in column)
 
 
 def _sizes(places: StepPlaces) -> tuple[int, ...]:
-    return tuple(place.rows if place else 0 for place in (places.output, places.residual))
+    return tuple(place.rows if place else 0 for place in (*places.outputs, places.residual))

@@ -10,10 +10,14 @@ from torch import Tensor
 
 from ditfastattn.cache import Cell, LayerCache, predicted_bytes
 from ditfastattn.errors import StepError
-from ditfastattn.execute import Contexts, run_block
+from ditfastattn.execute import Contexts, run_block, run_both_parts
+from ditfastattn.forecast import reused_output
 from ditfastattn.install import Overrides
+from ditfastattn.layout import Layout
 from ditfastattn.models.base import Call, ModelAdapter
+from ditfastattn.models.mlp import WithMlp
 from ditfastattn.order import Ordering
+from ditfastattn.skip import Form, form_of
 from plans import Plan, SiteName
 
 
@@ -24,13 +28,26 @@ class Run:
     plan: Plan
     call: Call  # the first
     entered_at: int  # its step
-    cells: list[tuple[Cell, ...]]  # [block][step - entered_at], all sites in the order in which they run
+    cells: Mapping[SiteName, list[tuple[Cell, ...]]]  # [layer of the site][step - entered_at]
     contexts: Contexts
+    layout: Layout
     ordering: Ordering
-    itemsize: int  # bytes of an element of an attention output
+    itemsize: int  # bytes of an element of an attention's or an MLP's output
+
+    def cell(self, site: SiteName, layer: int, step: int) -> Cell:
+        """What one layer of a site does at a step."""
+        return self.cells[site][layer][step - self.entered_at]
+
+    def output_cell(self, step: int) -> Cell | None:
+        """What is done with the model's output at a step, in a plan that says."""
+        return self.cell("model", 0, step) if "model" in self.cells else None
+
+    def rows(self, site: SiteName) -> int:
+        """Rows of a call at one site, both guidance branches counted."""
+        return self.call.latents.shape[0] * self.plan.model.shape(site).rows
 
     def row_bytes(self, site: SiteName) -> int:
-        """Bytes of one row of a site's attention output: N * C * itemsize."""
+        """Bytes of one row of an attention's or an MLP's output: N * C * itemsize."""
         return self.plan.model.shape(site).tokens * self.plan.model.width * self.itemsize
 
 
@@ -100,12 +117,13 @@ class EagerRunner(Runner):
 
     def __init__(self, adapter: ModelAdapter) -> None:
         super().__init__(adapter)
-        self._blocks, self._places = list(adapter.blocks), adapter.places
-        self._caches = [LayerCache() for _ in self._blocks]
+        self._blocks, self._places, self._mlp_layers = list(adapter.blocks), adapter.places, adapter.mlp_layers
+        self._caches: dict[SiteName, list[LayerCache]] = {}
         spatial = [index for index, place in enumerate(self._places) if place.site == "attn"]
         self._first, self._last = spatial[0], spatial[-1]  # between them the tokens stand in the plan's order
         self._run: Run | None = None
         self._step: int | None = None  # the step whose model call is running now
+        self._form: Form | None = None  # of what the model's forward returned in this run
 
     def install(self, overrides: Overrides) -> None:
         for module, indices in self.adapter.modules:
@@ -115,25 +133,50 @@ class EagerRunner(Runner):
         return []
 
     def begin(self, run: Run) -> None:
-        self._run = run
-        by_site = {}
-        for site in run.plan.sites:
-            cells = [column for column, place in zip(run.cells, self._places, strict=True) if place.site == site]
-            rows = run.call.latents.shape[0] * run.plan.model.shape(site).rows
-            by_site[site] = predicted_bytes(cells, rows, run.row_bytes(site))
-        for held in zip(*by_site.values(), strict=True):  # at each step
-            self.predicted.see(dict(zip(by_site, held, strict=True)))
+        self._run, self._form = run, None
+        self._caches = {site: [LayerCache() for _ in columns] for site, columns in run.cells.items()}
 
     def forward(
         self, step: int, call: Call, original: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> tuple[Tensor, Any]:
+        assert self._run is not None
+        cell = self._run.output_cell(step)
+        if cell is not None and cell.method.reuses_output:
+            assert self._form is not None
+            output = reused_output(cell, self._caches["model"][0], len(call.latents), self._run.layout)
+            output = output if cell.method.forecasts else output.clone()  # the caller's to change
+            result = self._form(output)
+        else:
+            output, result = self._computed(self._run, step, cell, partial(original, *args, **kwargs))
+        self._free(step)
+        return output, result
+
+    def _computed(self, run: Run, step: int, cell: Cell | None, forward: Callable[[], Any]) -> tuple[Tensor, Any]:
+        """The model's own output, kept if ``cell`` says so."""
         self._step = step
         try:
-            output = original(*args, **kwargs)
+            result = forward()
         finally:
             self._step = None
-        self._free(step)
-        return self.adapter.unwrap(output), output
+        output = self.adapter.unwrap(result)
+        if self._form is None and run.plan.skipped:
+            self._form = form_of(result)
+        if cell is not None and cell.store_output:
+            self._caches["model"][0].keep(output.clone(), cell.older)
+        if step == run.entered_at:
+            self._predict(run, output)
+        return output, result
+
+    def _predict(self, run: Run, output: Tensor) -> None:
+        """The bytes of caches at every step of a run, whose first model output is at hand."""
+        by_site = {}
+        for site, cells in run.cells.items():
+            rows, row_bytes = (
+                (len(output), output[0].nbytes) if site == "model" else (run.rows(site), run.row_bytes(site))
+            )
+            by_site[site] = predicted_bytes(cells, rows, row_bytes)
+        for held in zip(*by_site.values(), strict=True):  # at each step
+            self.predicted.see(dict(zip(by_site, held, strict=True)))
 
     def _block_forward(self, indices: range, original: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
         """The forward of a module that runs the blocks of these indices, most often one."""
@@ -157,26 +200,34 @@ class EagerRunner(Runner):
         """One block. The tokens stand in the plan's order from the first spatial block's input to the last's output;
         attention between frames does not mind, as it sees one place of a frame at a time."""
         assert self._step is not None
-        cell, cache = run.cells[index][self._step - run.entered_at], self._caches[index]
+        block, place, mlp_layer = self._blocks[index], self._places[index], self._mlp_layers[index]
+        attention = self._work(run, place.site, place.layer)
+        context = run.contexts[place.site]
         if index == self._first:
             hidden = run.ordering.enter(hidden, *others, **kwargs)
-        block, context = self._blocks[index], run.contexts[self._places[index].site]
-        hidden = run_block(block, cell, cache, context, hidden, *others, **kwargs)
+        if mlp_layer is None or "mlp" not in run.cells:
+            hidden = run_block(block, *attention, context, hidden, *others, **kwargs)
+        else:
+            assert isinstance(block, WithMlp)
+            mlp = self._work(run, "mlp", mlp_layer)
+            hidden = run_both_parts(block, attention, mlp, context, hidden, *others, **kwargs)
         return run.ordering.leave(hidden) if index == self._last else hidden
+
+    def _work(self, run: Run, site: SiteName, layer: int) -> tuple[Cell, LayerCache]:
+        """What one layer of a site does now, and what it reads and fills."""
+        assert self._step is not None
+        return run.cell(site, layer, self._step), self._caches[site][layer]
 
     def _free(self, step: int) -> None:
         assert self._run is not None
         self.measured.see(self.cache_bytes())
-        for cache, column in zip(self._caches, self._run.cells, strict=True):
-            cell = column[step - self._run.entered_at]
-            if cell.free_output:
-                cache.output = None
-            if cell.free_residual:
-                cache.residual = None
+        for site, caches in self._caches.items():
+            for layer, cache in enumerate(caches):
+                cache.free(self._run.cell(site, layer, step))
 
     def end(self) -> None:
-        for cache in self._caches:
-            cache.clear()
+        self._caches = {}
+        self._form = None
 
     _closed = False
 
@@ -185,10 +236,7 @@ class EagerRunner(Runner):
         self.end()
 
     def cache_bytes(self) -> dict[SiteName, int]:
-        held: dict[SiteName, int] = {}
-        for place, cache in zip(self._places, self._caches, strict=True):
-            held[place.site] = held.get(place.site, 0) + cache.nbytes()
-        return held
+        return {site: sum(cache.nbytes() for cache in caches) for site, caches in self._caches.items()}
 
     def report(self) -> list[str]:
         return []

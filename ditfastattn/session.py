@@ -22,7 +22,7 @@ from ditfastattn.batch import (
     timestep_error,
     timestep_value,
 )
-from ditfastattn.cache import entering_at, liveness
+from ditfastattn.cache import Cell, entering_at, liveness
 from ditfastattn.clock import StepClock
 from ditfastattn.errors import ApplyError, DitFastAttnError, StepError, pydantic_reason
 from ditfastattn.execute import Context, Contexts
@@ -38,7 +38,7 @@ from ditfastattn.samplers import settings_of
 from ditfastattn.summary import SessionSummary, SiteSummary
 from ditfastattn.watch import Watch
 from plans import Method, Plan, PlanError, PlanMismatch, SiteName
-from plans.schema import SamplerSpec
+from plans.run import SamplerSpec
 
 
 class Session:
@@ -53,7 +53,6 @@ class Session:
     ) -> None:
         self.plan = plan
         self._adapter = adapter
-        self._places = adapter.places
         self._runner = runner
         self._kernel_name = kernel
         self._scheduler = scheduler
@@ -225,15 +224,21 @@ class Session:
         self._watch.forget()
         self._check_model()
         check_batch(self.plan, self._adapter, call)
-        self._contexts = {site: self._context(site, call) for site in self.plan.sites}
-        columns = [self.plan.column(layer, site) for site, layer in self._places]
-        cells = [liveness(entering_at(column, step)) for column in columns]
+        self._contexts = {site: self._context(site, call) for site in self.plan.attention_sites}
+        cells = {site: self._cells(site, step) for site in self.plan.sites}
         self._ordering.fit(self._adapter.grid(*call.latents.shape[-2:]), call.latents.device)
         itemsize = self._adapter.dtype.itemsize
-        self._run = Run(self.plan, call, step, cells, self._contexts, self._ordering, itemsize)
+        self._run = Run(self.plan, call, step, cells, self._contexts, self._layout, self._ordering, itemsize)
         self._condition = ConditionCheck(call)
         self._runner.begin(self._run)
         self._begun += 1
+
+    def _cells(self, site: SiteName, step: int) -> list[tuple[Cell, ...]]:
+        """The cells of every layer of a site, for a run that begins at ``step``."""
+        timesteps, layers = self.plan.sampler.timesteps, self.plan.model.shape(site).layers
+        skipped = {later - step for later in self.plan.skipped if later > step} if site != "model" else ()
+        columns = [entering_at(self.plan.column(layer, site), step, timesteps) for layer in range(layers)]
+        return [liveness(column, timesteps[step:], skipped) for column in columns]
 
     def _context(self, site: SiteName, call: Call) -> Context:
         """Kernel and window of a site; the kernel is that of earlier runs of this shape."""
@@ -261,8 +266,8 @@ class Session:
 
     def _finish_step(self, step: int, output: Tensor) -> None:
         assert self._run is not None
-        for place, column in zip(self._places, self._run.cells, strict=True):
-            self._used[place.site, column[step - self._run.entered_at].method] += 1
+        for site, columns in self._run.cells.items():
+            self._used.update((site, column[step - self._run.entered_at].method) for column in columns)
         guided = self._layout is not Layout.NONE and self._scheduler is not None
         self._last_output = output if guided else None
         self._stepped = False

@@ -5,14 +5,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from plans import Method, Plan, SiteName
-from plans.macs import plan_macs, site_macs
+from plans.macs import counts_mlps, plan_macs, site_macs, total_macs
 
 
 @dataclass(frozen=True)
 class SiteSummary:
     """The part of one site."""
 
-    methods: dict[Method, int]  # block calls by method
+    methods: dict[Method, int]  # cells run, by method; in a skipped step nothing is called for them
     peak_cache_bytes: int
     predicted_peak_cache_bytes: int
     kernel: str | None  # with what it was chosen by; None before the first run
@@ -36,14 +36,14 @@ class SessionSummary:
 
     @property
     def methods(self) -> dict[Method, int]:
-        """Block calls by method, of all sites."""
+        """Cells run, by method, of all sites."""
         return dict(sum((Counter(site.methods) for site in self.sites.values()), Counter[Method]()))
 
     @property
     def kernel(self) -> str | None:
         """What computes the windows, with what it was chosen by, site by site if there are several."""
         reports = {name: site.kernel for name, site in self.sites.items() if site.kernel}
-        if len(self.sites) == 1 or not reports:
+        if len(self.plan.attention_sites) == 1 or not reports:
             return next(iter(reports.values()), None)
         return "; ".join(f"{name}: {report}" for name, report in reports.items())
 
@@ -54,13 +54,15 @@ class SessionSummary:
 
     def __str__(self) -> str:
         several = self.sites.items() if len(self.sites) > 1 else ()
+        attentions = self.plan.attention_sites if len(self.plan.attention_sites) > 1 else ()
         return "\n".join(
             [
                 f"runs             {self.runs_finished} finished, {self.runs_begun} begun ({self.plan.steps} steps)",
                 f"methods used     {_shares(self.methods)}",
                 *(f"  {name:<14} {_shares(site.methods)}" for name, site in several),
                 f"attention MACs   {self.attention_macs_percent:.1f} % of full (planned, projections counted)",
-                *(f"  {name:<14} {site_macs(self.plan, name).percent:.1f} %" for name, _ in several),
+                *(f"  {name:<14} {site_macs(self.plan, name).percent:.1f} %" for name in attentions),
+                *([f"with MLPs        {total_macs(self.plan).percent:.1f} %"] if counts_mlps(self.plan) else []),
                 f"cache            {self.cache_bytes / 2**20:.2f} MiB now, {self.peak_cache_bytes / 2**20:.2f} MiB at "
                 f"most ({self.predicted_peak_cache_bytes / 2**20:.2f} MiB predicted)",
                 *(

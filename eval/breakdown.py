@@ -72,6 +72,11 @@ def part_times(transformer: Any, batch: int, window: Window, layout: Layout, ker
     return interleaved(runs, hidden.device, repeats, launches=20 if hidden.is_cuda else 1)
 
 
+def has_parts(plan: Plan) -> bool:
+    """Whether a plan's steps are made of PARTS alone: no forecasts, MLPs of their own, or skipped steps."""
+    return plan.sites.keys() == {"attn"} and not any(method.forecasts for row in plan.methods for method in row)
+
+
 def step_parts(plan: Plan, times: Times) -> dict[str, float]:
     """Milliseconds of each of PARTS in a step of ``plan``, averaged over its steps."""
     calls: Counter[str] = Counter()

@@ -22,7 +22,7 @@ from ditfastattn.models import adapt
 from ditfastattn.models.base import prepared
 from ditfastattn.ranks import ALONE
 from eval.baselines import Captured, compiled
-from eval.breakdown import ATTENTION, Times, part_times, step_parts
+from eval.breakdown import ATTENTION, Times, has_parts, part_times, step_parts
 from eval.geometry import DEMO, IMAGES, TRANSFORMERS, Geometry, build, sample
 from eval.latency_plot import plot, plot_parts
 from eval.record import command_line
@@ -140,7 +140,7 @@ class Variant:
         self.times.append(self._once())
 
     def row(self, model: str, times: Times) -> Row:
-        parts = None if self.plan is None else step_parts(self.plan, times)
+        parts = None if self.plan is None or not has_parts(self.plan) else step_parts(self.plan, times)
         ms, seconds = (statistics.median(column) for column in zip(*self.times[1:] or self.times, strict=True))
         return Row(
             model=model,

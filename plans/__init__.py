@@ -1,17 +1,20 @@
-"""What was decided: which attention method each layer of a Diffusion Transformer uses at each sampler step.
+"""What was decided: which method each layer of a Diffusion Transformer uses at each sampler step.
 
 This package needs pydantic only, so that a plan loads anywhere, at once, without torch.
 
     plan = plans.load("plan.json")
     plan.methods[10][3]        # the method of layer 3 at step 10
     plan.sites["temporal"]     # what the attention between frames does, in a model of video that has it
+    plan.sites["mlp"]          # what the MLPs do, in a plan that says
+    plan.skipped               # the steps in which the model is not called
     plan.differences(model=my_model_spec)
 """
 
 from plans.errors import PlanError, PlanMismatch
 from plans.method import Method, TokenOrder, Window
-from plans.model import ModelSpec, SiteName, SiteShape, TemporalShape
-from plans.schema import Calibration, GuidanceSpec, Plan, SamplerSpec
+from plans.model import MlpShape, ModelSpec, SiteName, SiteShape, TemporalShape
+from plans.run import GuidanceSpec, SamplerSpec
+from plans.schema import Calibration, Plan
 from plans.site import Site
 from plans.store import dumps, load, loads, save
 
@@ -19,6 +22,7 @@ __all__ = [
     "Calibration",
     "GuidanceSpec",
     "Method",
+    "MlpShape",
     "ModelSpec",
     "Plan",
     "PlanError",

@@ -1,4 +1,4 @@
-"""python -m plans: look at plan files, check, compare and seal them."""
+"""python -m plans: look at plan files, make, check, compare and seal them."""
 
 import sys
 

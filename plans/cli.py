@@ -16,10 +16,11 @@ from typing import Any, TextIO
 
 from plans.compare import plan_differences, setting_differences
 from plans.errors import PlanError
-from plans.macs import CONVENTIONS, PlanMacs, plan_macs, shares, site_macs
+from plans.macs import CONVENTIONS, PlanMacs, knows_mlps, mlp_macs, plan_macs, shares, site_macs, total_macs
+from plans.make_cli import add_make, run_make
 from plans.method import Method
 from plans.model import SiteName
-from plans.render import changes, costline, headline, siteline, terminal
+from plans.render import changes, costline, headline, legend_order, siteline, terminal
 from plans.schema import Plan
 from plans.store import load, reseal
 
@@ -30,6 +31,7 @@ _EXAMPLES = """examples:
   python -m plans check plan.json --against b.json  and made for the same model, sampler and guidance?
   python -m plans stats plan.json --json            shares of the methods, MACs per step
   python -m plans diff before.json after.json       what changed; exit code 1 if anything did
+  python -m plans make fora --from plan.json --interval 3 --out fora.json      a plan by rule
   python -m plans seal plan.json                    accept a file that was edited by hand
 """
 
@@ -56,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m plans",
-        description="Plans say which attention method each layer uses at each sampler step.",
+        description="Plans say which method each layer uses at each sampler step.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -79,6 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     diff = add("diff", _diff, "compare two plans; exit code 1 if they differ")
     diff.add_argument("before")
     diff.add_argument("after")
+    add_make(add("make", run_make, "write a plan by rule: FORA, TaylorSeer, PAB, skipped steps"))
     seal = add("seal", _seal, "check a plan file edited by hand and write it back with a fresh digest")
     seal.add_argument("file")
     return parser
@@ -120,7 +123,7 @@ def _stats(arguments: argparse.Namespace) -> int:
     for site in plan.sites if several else ():
         print(siteline(plan, site))
     _print_shares(plan)
-    title = f"attention MACs per {'video' if several else 'image row'}"
+    title = f"attention MACs per {'image row' if plan.model.temporal is None else 'video'}"
     print(f"\n{title:<30}   module        core")
     both = [plan_macs(plan, convention) for convention in CONVENTIONS]
     rows: list[tuple[str, list[str]]] = [
@@ -131,11 +134,22 @@ def _stats(arguments: argparse.Namespace) -> int:
     ]
     for name, cells in rows:
         print(f"{name:<26}" + "".join(f"{cell:>12}" for cell in cells))
-    print("\nstep  timestep    module %      core %     store %")
     module, core = both
+    columns = {
+        "module": module.step_percents,
+        "core": core.step_percents,
+        "store": tuple(100 * store / module.full_step for store in module.stores),
+    }
+    if knows_mlps(plan):
+        total = total_macs(plan)
+        print("\nattention, projections counted, and MLPs")
+        print(f"{'all FULL, G':<26}{total.full / 1e9:>12.2f}")
+        print(f"{'this plan, G':<26}{total.total / 1e9:>12.2f}")
+        print(f"{'this plan, % of all FULL':<26}{total.percent:>12.2f}")
+        columns["with MLPs"] = total.step_percents
+    print("\nstep  timestep" + "".join(f"{name + ' %':>12}" for name in columns))
     for step, timestep in enumerate(plan.sampler.timesteps):
-        store = 100 * module.stores[step] / module.full_step
-        percents = (module.step_percents[step], core.step_percents[step], store)
+        percents = [column[step] for column in columns.values()]
         print(f"{step:>4}  {timestep:>8.6g}" + "".join(f"{percent:12.1f}" for percent in percents))
     return 0
 
@@ -146,7 +160,7 @@ def _print_shares(plan: Plan) -> None:
     if len(plan.sites) > 1:
         columns |= {site: shares(plan, (site,)) for site in plan.sites}
     print("\nmethod    " + "".join(f"{name + ' %':>11}" for name in columns))
-    for method in reversed(Method):
+    for method in legend_order(plan):
         print(f"{method:<10}" + "".join(f"{share[method]:11.1f}" for share in columns.values()))
 
 
@@ -166,6 +180,9 @@ def _diff(arguments: argparse.Namespace) -> int:
     for convention in CONVENTIONS:
         old, new = plan_macs(before, convention).percent, plan_macs(after, convention).percent
         print(f"attention MACs ({convention}): {old:.2f} % -> {new:.2f} % of full ({new - old:+.2f})")
+    if knows_mlps(before) and knows_mlps(after):
+        old, new = total_macs(before).percent, total_macs(after).percent
+        print(f"attention and MLP MACs: {old:.2f} % -> {new:.2f} % of full ({new - old:+.2f})")
     return 1
 
 
@@ -195,20 +212,23 @@ def _statistics(plan: Plan) -> dict[str, Any]:
         "shares_percent": {str(method): share for method, share in shares(plan).items()},
     }
     result |= {convention: _costs(plan_macs(plan, convention)) for convention in CONVENTIONS}
+    if knows_mlps(plan):
+        result["total"] = _costs(total_macs(plan))
     result["sites"] = {site: _site_statistics(plan, site) for site in plan.sites}
     return result
 
 
 def _site_statistics(plan: Plan, site: SiteName) -> dict[str, Any]:
     shape, window = plan.model.shape(site), plan.window_of(site)
-    return {
-        "layers": shape.layers,
-        "tokens": shape.tokens,
-        "rows": shape.rows,
-        "window": [window.left, window.right],
-        "shares_percent": {str(method): share for method, share in shares(plan, (site,)).items()},
-        **{convention: _costs(site_macs(plan, site, convention)) for convention in CONVENTIONS},
-    }
+    result: dict[str, Any] = {"layers": shape.layers, "tokens": shape.tokens, "rows": shape.rows}
+    if site in plan.attention_sites:
+        result["window"] = [window.left, window.right]
+    result["shares_percent"] = {str(method): share for method, share in shares(plan, (site,)).items()}
+    if site in plan.attention_sites:
+        result |= {convention: _costs(site_macs(plan, site, convention)) for convention in CONVENTIONS}
+    elif site == "mlp":
+        result["module"] = _costs(mlp_macs(plan))
+    return result
 
 
 def _costs(macs: PlanMacs) -> dict[str, Any]:

@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from plans.model import ModelSpec, TemporalShape
-    from plans.schema import GuidanceSpec, Plan, SamplerSpec
+    from plans.model import MlpShape, ModelSpec, TemporalShape
+    from plans.run import GuidanceSpec, SamplerSpec
+    from plans.schema import Plan
 
 TIMESTEP_TOLERANCE = 1e-3  # in the sampler's own units; float32 timesteps near 1000 are exact to 6e-5
 
@@ -22,9 +23,10 @@ def model_differences(
     found = [
         f"{name}: {ours} has {getattr(plan, name)}, {theirs} {getattr(actual, name)}"
         for name in type(plan).model_fields
-        if name != "temporal" and getattr(plan, name) != getattr(actual, name)
+        if name not in ("temporal", "mlp") and getattr(plan, name) != getattr(actual, name)
     ]
-    return found + _temporal_differences(plan.temporal, actual.temporal, ours, theirs)
+    found += _temporal_differences(plan.temporal, actual.temporal, ours, theirs)
+    return found + _mlp_differences(plan.mlp, actual.mlp, ours, theirs)
 
 
 def _temporal_differences(
@@ -36,6 +38,16 @@ def _temporal_differences(
         )
         return [] if plan is actual else [f"temporal attention: {ours} has {here}, {theirs} {there}"]
     pairs = {"temporal layers": (plan.layers, actual.layers), "frames": (plan.frames, actual.frames)}
+    return [f"{name}: {ours} has {a}, {theirs} {b}" for name, (a, b) in pairs.items() if a != b]
+
+
+def _mlp_differences(plan: MlpShape | None, actual: MlpShape | None, ours: str, theirs: str) -> list[str]:
+    if plan is None or actual is None:
+        here, there = (
+            "no site mlp" if mlp is None else f"{mlp.layers} of width {mlp.hidden}" for mlp in (plan, actual)
+        )
+        return [] if plan is actual else [f"MLPs: {ours} has {here}, {theirs} {there}"]
+    pairs = {"MLPs": (plan.layers, actual.layers), "MLPs' hidden width": (plan.hidden, actual.hidden)}
     return [f"{name}: {ours} has {a}, {theirs} {b}" for name, (a, b) in pairs.items() if a != b]
 
 
@@ -124,6 +136,9 @@ def _calibration_differences(before: Plan, after: Plan, ours: str, theirs: str) 
 
 def _site_differences(before: Plan, after: Plan, ours: str, theirs: str) -> list[str]:
     found = []
+    if ("model" in before.sites) != ("model" in after.sites):
+        with_one, without = (ours, theirs) if "model" in before.sites else (theirs, ours)
+        found.append(f"site model: {with_one} has it, {without} calls the model in every step")
     for site in [name for name in before.sites if name in after.sites]:
         old, new = before.sites[site], after.sites[site]
         if old.window != new.window:

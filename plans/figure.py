@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 from plans.errors import PlanError
 from plans.files import write_whole
-from plans.macs import plan_macs, shares
+from plans.macs import plan_macs, shares, shown_macs
 from plans.model import SiteName
-from plans.render import COLORS, LEGEND_ORDER, costline, headline, timestep_label
+from plans.render import COLORS, costline, headline, legend_order, timestep_label
 from plans.schema import Plan
 
 if TYPE_CHECKING:
@@ -102,7 +102,8 @@ def _draw_grid(axes: Axes, plan: Plan, site: SiteName) -> None:
     every = 1 if layers <= 12 else 3 if layers <= 36 else 5
     labelled = range(0, layers, every)
     axes.set_yticks([layer + 0.5 for layer in labelled], [str(layer) for layer in labelled])
-    axes.set_ylabel("layer" if len(plan.sites) == 1 else f"{site} layer")
+    several = "model" if site == "model" else f"{site} layer"
+    axes.set_ylabel("layer" if len(plan.sites) == 1 else several)
     for spine in axes.spines.values():
         spine.set_color("#888888")
         spine.set_linewidth(0.6)
@@ -119,7 +120,7 @@ def _draw_grid(axes: Axes, plan: Plan, site: SiteName) -> None:
 
 
 def _draw_strip(axes: Axes, plan: Plan) -> None:
-    macs = plan_macs(plan)
+    macs = shown_macs(plan)
     steps = [step + 0.5 for step in range(plan.steps)]
     stores = [100 * store / macs.full_step for store in macs.stores]
     axes.bar(steps, macs.step_percents, width=0.86, color=_STEP, linewidth=0)
@@ -157,7 +158,7 @@ def _write_titles(fig: Figure, plan: Plan, *, left: float, height: float) -> Non
             linewidth=0.5,
             label=f"{method} {share[method]:.0f} %",
         )
-        for method in LEGEND_ORDER
+        for method in legend_order(plan)
     ]
     if plan_macs(plan).residual_store:
         handles.append(Patch(facecolor=_STORE, linewidth=0, label="residual store"))

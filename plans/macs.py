@@ -1,4 +1,4 @@
-"""Attention MACs of methods and plans by formula, in pure Python integers.
+"""MACs of methods and plans by formula, in pure Python integers: of attention, and with the MLPs.
 
 One *row* is N tokens of C channels that attend to each other: an image or a frame in one half of the guidance batch,
 or, between frames, one place of a video. Two conventions:
@@ -8,12 +8,17 @@ or, between frames, one place of a video. Two conventions:
   (DiTFastAttn, Tables 1 and 2) follow it.
 - "core": 2 P C alone, the part whose share grows with resolution.
 
-ASC computes one of the two halves, so a row costs half on average; AST costs nothing. A plan without guidance has one
-half and no ASC: its rows cost the same, so percentages compare between plans with and without guidance. The softmax,
-the scaling, the residual's addition and copies are not multiplications of matrices and count as nothing.
+ASC computes one of the two halves, so a row costs half on average; AST and its forecasts cost nothing. A plan without
+guidance has one half and no ASC: its rows cost the same, so percentages compare between plans with and without
+guidance. The softmax, the scaling, the residual's addition, forecasts and copies are not multiplications of matrices
+and count as nothing.
 
 A plan is counted by *items*: an image is one row, a video of T frames of N tokens T rows of N tokens in its spatial
 attention and N rows of T tokens in its temporal attention.
+
+`total_macs` adds the MLPs, 2 N C H for a row through H hidden channels, so that plans that reuse MLPs or skip steps
+compare. Cross-attention, modulation, embeddings and the last projection are in no count: a plan does not say how large
+they are, and but for cross-attention they are small.
 """
 
 from __future__ import annotations
@@ -23,7 +28,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from plans.method import Method, Window
-from plans.model import SITES, ModelSpec, SiteName
+from plans.model import MLP_RATIO, SITES, MlpShape, ModelSpec, SiteName
 from plans.schema import Plan
 
 Convention = Literal["module", "core"]
@@ -75,7 +80,7 @@ def store_macs(column: tuple[Method, ...], step: int, *, tokens: int, width: int
 
 @dataclass(frozen=True)
 class PlanMacs:
-    """Attention MACs of a plan, or of one of its sites, per item, in one convention.
+    """MACs of a plan, or of a part of it, per item, in one convention.
 
     Attributes:
         full_step: one step with every layer FULL.
@@ -120,8 +125,8 @@ class PlanMacs:
 
 
 def plan_macs(plan: Plan, convention: Convention = "module") -> PlanMacs:
-    """Attention MACs of a plan, all sites together, against the same run with every layer FULL."""
-    parts = [site_macs(plan, site, convention) for site in plan.sites]
+    """Attention MACs of a plan, all attention sites together, against the same run with every layer FULL."""
+    parts = [site_macs(plan, site, convention) for site in plan.attention_sites]
     return PlanMacs(
         convention=convention,
         full_step=sum(part.full_step for part in parts),
@@ -131,7 +136,7 @@ def plan_macs(plan: Plan, convention: Convention = "module") -> PlanMacs:
 
 
 def site_macs(plan: Plan, site: SiteName, convention: Convention = "module") -> PlanMacs:
-    """The part of :func:`plan_macs` that one site has."""
+    """The part of :func:`plan_macs` that one attention site has."""
     shape, width, window = plan.model.shape(site), plan.model.width, plan.window_of(site)
     tokens, rows = shape.tokens, shape.rows
     cost = {
@@ -147,6 +152,64 @@ def site_macs(plan: Plan, site: SiteName, convention: Convention = "module") -> 
             rows * sum(store_macs(column, step, tokens=tokens, width=width, window=window) for column in columns)
             for step in range(plan.steps)
         ),
+    )
+
+
+def mlp_macs(plan: Plan) -> PlanMacs:
+    """MACs of a plan's MLPs, per item; in a plan without the site ``mlp`` they run in every step that is not skipped.
+
+    Raises:
+        ValueError: a plan of video that does not say how many MLPs there are.
+    """
+    model = plan.model
+    if not knows_mlps(plan):
+        raise ValueError(f"the plan does not say how many MLPs {model.class_name} has; a plan with the site mlp does")
+    mlp = model.mlp or MlpShape(layers=model.layers, hidden=MLP_RATIO * model.width)
+    frames = 1 if model.temporal is None else model.temporal.frames
+    one = 2 * frames * model.tokens * model.width * mlp.hidden
+
+    def cost(method: Method) -> int:
+        return 0 if method.reuses_output else one // 2 if method.shares_guidance else one
+
+    if "mlp" in plan.sites:
+        steps = [sum(map(cost, row)) for row in plan.sites["mlp"].methods]
+    else:
+        steps = [0 if step in plan.skipped else mlp.layers * one for step in range(plan.steps)]
+    return PlanMacs(
+        convention="module",
+        full_step=mlp.layers * one,
+        steps=tuple(steps),
+        stores=(0,) * plan.steps,
+    )
+
+
+def shown_macs(plan: Plan) -> PlanMacs:
+    """The MACs that a picture of a plan shows: `total_macs` where more than attention is planned, else `plan_macs`."""
+    return total_macs(plan) if counts_mlps(plan) else plan_macs(plan)
+
+
+def counts_mlps(plan: Plan) -> bool:
+    """Whether the plan has sites besides attention, and says enough for `total_macs`."""
+    return knows_mlps(plan) and len(plan.sites) > len(plan.attention_sites)
+
+
+def knows_mlps(plan: Plan) -> bool:
+    """Whether the plan says enough for `total_macs`; of images it does, as far as their MLPs are of the usual width."""
+    return plan.model.mlp is not None or plan.model.temporal is None
+
+
+def total_macs(plan: Plan) -> PlanMacs:
+    """MACs of self-attention, projections counted, and MLPs, per item: nothing in a step that is skipped.
+
+    Raises:
+        ValueError: as :func:`mlp_macs`.
+    """
+    attention, mlp = plan_macs(plan), mlp_macs(plan)
+    return PlanMacs(
+        convention="module",
+        full_step=attention.full_step + mlp.full_step,
+        steps=tuple(a + b for a, b in zip(attention.steps, mlp.steps, strict=True)),
+        stores=attention.stores,
     )
 
 

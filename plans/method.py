@@ -1,6 +1,7 @@
-"""The five attention methods and the window that two of them look through.
+"""What can be done instead of computing all: the paper's five methods, two forecasts, and the window.
 
-Source: DiTFastAttn (NeurIPS 2024, arXiv 2406.08552), sections 3.2 to 3.4.
+Sources: DiTFastAttn (NeurIPS 2024, arXiv 2406.08552), sections 3.2 to 3.4; forecasting instead of reusing is the idea
+of TaylorSeer (arXiv 2503.06923).
 """
 
 from __future__ import annotations
@@ -16,21 +17,33 @@ TOKEN_ORDERS: tuple[TokenOrder, ...] = get_args(TokenOrder)
 
 
 class Method(StrEnum):
-    """What one layer's self-attention does at one sampler step.
+    """What one layer of a site, most often its self-attention, does at one sampler step.
 
     The members stand in cost order, cheapest first: the order in which calibration tries them.
     """
 
     AST = "AST"  # attention sharing across timesteps: the layer's last output again
+    AST_1 = "AST_1"  # a forecast: the line through the layer's last two computed outputs, over the timesteps
+    AST_2 = "AST_2"  # a forecast: the parabola through the last three
     WA_RS_ASC = "WA_RS_ASC"  # both techniques below
     WA_RS = "WA_RS"  # window attention plus the residual of the last refresh
     ASC = "ASC"  # attention sharing across CFG: the conditional half, copied
     FULL = "FULL"  # every query sees every key
 
     @property
+    def outputs_read(self) -> int:
+        """How many outputs it needs, of the layer's last steps that computed one; 0 for what computes its own."""
+        return _OUTPUTS_READ.get(self, 0)
+
+    @property
     def reuses_output(self) -> bool:
-        """Computes nothing and needs the output of the layer's last step that was not AST."""
-        return self is Method.AST
+        """Computes nothing and needs outputs of the layer's last steps that did."""
+        return self.outputs_read > 0
+
+    @property
+    def forecasts(self) -> bool:
+        """Extrapolates several outputs over the sampler's timesteps."""
+        return self.outputs_read > 1
 
     @property
     def windowed(self) -> bool:
@@ -49,11 +62,24 @@ class Method(StrEnum):
 
     @property
     def letter(self) -> str:
-        """One ASCII character for terminals: F(ull), C(onditional half), W(indow), B(oth), and a dot for AST."""
+        """One ASCII character for terminals: F(ull), C(onditional half), W(indow), B(oth), a dot for AST, and the order
+        of a forecast."""
         return _LETTERS[self]
 
 
-_LETTERS = {Method.AST: ".", Method.WA_RS_ASC: "B", Method.WA_RS: "W", Method.ASC: "C", Method.FULL: "F"}
+_LETTERS = {
+    Method.AST: ".",
+    Method.AST_1: "1",
+    Method.AST_2: "2",
+    Method.WA_RS_ASC: "B",
+    Method.WA_RS: "W",
+    Method.ASC: "C",
+    Method.FULL: "F",
+}
+_OUTPUTS_READ = {Method.AST: 1, Method.AST_1: 2, Method.AST_2: 3}
+
+FORECASTS = tuple(method for method in Method if method.forecasts)
+PAPER = tuple(method for method in Method if not method.forecasts)  # DiTFastAttn's own, in cost order
 
 
 class Window(BaseModel):

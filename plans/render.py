@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import groupby
 
-from plans.macs import plan_macs, shares, site_macs
-from plans.method import Method
+from plans.macs import PlanMacs, counts_mlps, mlp_macs, plan_macs, shares, shown_macs, site_macs
+from plans.method import PAPER, Method
 from plans.model import SiteName
 from plans.schema import Plan
 
@@ -19,6 +19,8 @@ COLORS: dict[Method, str] = {
     Method.ASC: "#2f7fc1",
     Method.WA_RS: "#d1495b",
     Method.WA_RS_ASC: "#f2a541",
+    Method.AST_2: "#7fae8b",
+    Method.AST_1: "#b9d4bb",
     Method.AST: "#f1ead8",
 }
 MEANINGS: dict[Method, str] = {
@@ -26,9 +28,10 @@ MEANINGS: dict[Method, str] = {
     Method.ASC: "conditional half, copied",
     Method.WA_RS: "window + residual",
     Method.WA_RS_ASC: "both",
+    Method.AST_2: "forecast from the last 3 outputs",
+    Method.AST_1: "forecast from the last 2 outputs",
     Method.AST: "the last output again",
 }
-LEGEND_ORDER = tuple(reversed(Method))  # FULL first, as one reads a plan
 
 _MARGIN = 6  # "layer " and the layer's number
 _TICK = 10
@@ -48,8 +51,14 @@ def headline(plan: Plan) -> str:
     return f"{plan.model.class_name}, {layers}, {sampler}, {guidance}{order}"
 
 
+def legend_order(plan: Plan) -> tuple[Method, ...]:
+    """FULL first, as one reads a plan: the paper's methods, and those forecasts that the plan has."""
+    present = {method for site in plan.sites.values() for row in site.methods for method in row}
+    return tuple(method for method in reversed(Method) if method in PAPER or method in present)
+
+
 def costline(plan: Plan) -> str:
-    """Loss and threshold, and attention MACs in both conventions, in one line."""
+    """Loss and threshold, and attention MACs in both conventions, in one line; MLPs and skipped steps if planned."""
     if plan.calibration is None:
         origin = "not calibrated"
     else:
@@ -58,19 +67,36 @@ def costline(plan: Plan) -> str:
     text = f"{origin}; attention MACs {module.percent:.1f} % of full (softmax core alone {core.percent:.1f} %)"
     if module.residual_store:
         text += f", and {module.store_percent:.1f} % to store residuals"
+    if counts_mlps(plan):
+        text += f"; with MLPs {shown_macs(plan).percent:.1f} %"
     return text
 
 
 def siteline(plan: Plan, site: SiteName) -> str:
-    """Where one site's attention is, its window, and its MACs, in one line; for plans of more than one site."""
+    """What a site is, how large, and its MACs, in one line; for plans of more than one site."""
     shape = plan.model.shape(site)
-    where = "between the tokens of a frame" if site == "attn" else "between frames"
+    if site == "model":
+        return f"model, its output: {len(plan.skipped)} of {plan.steps} steps are skipped"
+    if site == "mlp":
+        assert plan.model.mlp is not None
+        hidden, percent = plan.model.mlp.hidden, mlp_macs(plan).percent
+        return f"mlp, outputs before the gate: hidden width {hidden}; MACs {percent:.1f} % of full"
     macs = site_macs(plan, site)
+    if plan.model.temporal is None:
+        return f"attn: {shape.tokens} tokens, window {plan.window_of(site)}; MACs {macs.percent:.1f} % of full"
+    where = "between the tokens of a frame" if site == "attn" else "between frames"
     share = 100 * macs.full / plan_macs(plan).full
     return (
         f"{site}, {where}: {shape.rows} rows of {shape.tokens} tokens, window {plan.window_of(site)}; "
-        f"MACs {macs.percent:.1f} % of full (full is {share:.1f} % of all sites)"
+        f"MACs {macs.percent:.1f} % of full (full is {share:.1f} % of all attention)"
     )
+
+
+def bars_of(plan: Plan, site: SiteName) -> PlanMacs:
+    """The MACs that stand under one site's grid."""
+    if site in plan.attention_sites:
+        return site_macs(plan, site)
+    return mlp_macs(plan) if site == "mlp" else shown_macs(plan)
 
 
 def timestep_label(timestep: float) -> str:
@@ -90,7 +116,7 @@ def terminal(plan: Plan, *, width: int = 80, color: bool = False, unicode: bool 
     for site, grid in plan.sites.items():
         if len(plan.sites) > 1:
             parts += [siteline(plan, site), ""]
-        heights = [percent / 100 for percent in site_macs(plan, site).step_percents]
+        heights = [percent / 100 for percent in bars_of(plan, site).step_percents]
         for start, stop in _panels(plan.steps, width):
             parts += _rows(grid.methods[start:stop], color)
             bars = "".join(_bar(height, unicode) for height in heights[start:stop])
@@ -147,7 +173,7 @@ def _painted(method: Method, text: str, color: bool) -> str:
 def _legend(plan: Plan, color: bool) -> list[str]:
     return [
         f"  {_painted(method, f' {method.letter} ', color)} {method:<9}  {share:5.1f} %  {MEANINGS[method]}"
-        for method, share in ((method, shares(plan)[method]) for method in LEGEND_ORDER)
+        for method, share in ((method, shares(plan)[method]) for method in legend_order(plan))
     ]
 
 

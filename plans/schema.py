@@ -7,53 +7,26 @@ Every class is frozen and refuses unknown keys. Building one from Python raises 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
 from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
 from plans.compare import guidance_differences, model_differences, sampler_differences
-from plans.fields import Count, Frozen, Integer, Name, Number, Setting, Time
+from plans.fields import Count, Frozen, Integer, Name, Time
 from plans.method import Method, TokenOrder, Window
-from plans.model import SITES, ModelSpec, SiteName
-from plans.site import Grid, Losses, Site, check_cells, check_shape, check_window, new_site
-
-
-class SamplerSpec(Frozen):
-    """The sampler: its class, the settings that change its path, and the timestep of every model call.
-
-    timesteps never increase; two equal ones in a row are two calls at one time, as in Heun's method.
-    """
-
-    class_name: Name
-    settings: dict[Name, Setting]
-    timesteps: Annotated[tuple[Number, ...], Field(min_length=1)]
-
-    @model_validator(mode="after")
-    def _never_increase(self) -> Self:
-        for index, (before, after) in enumerate(pairwise(self.timesteps), start=1):
-            if after > before:
-                raise ValueError(
-                    f"timesteps must not increase, but step {index} is at {after:g} after {before:g}; "
-                    "list them in the order in which the sampler calls the model"
-                )
-        return self
-
-
-class GuidanceSpec(Frozen):
-    """Classifier-free guidance: its scale, and which half of the batch is the conditional one."""
-
-    scale: Annotated[float, Field(strict=True, allow_inf_nan=False, ge=1)]
-    layout: Literal["none", "cond_first", "uncond_first"]
-
-    @model_validator(mode="after")
-    def _scale_and_layout_agree(self) -> Self:
-        if (self.scale == 1) != (self.layout == "none"):
-            raise ValueError(
-                f"scale {self.scale:g} does not go with layout {self.layout!r}; "
-                "scale 1 means no guidance and layout 'none', a larger scale needs 'cond_first' or 'uncond_first'"
-            )
-        return self
+from plans.model import ATTENTION_SITES, MLP_RATIO, SITES, MlpShape, ModelSpec, SiteName
+from plans.run import GuidanceSpec, SamplerSpec
+from plans.site import (
+    Grid,
+    Losses,
+    Site,
+    check_cells,
+    check_shape,
+    check_skips,
+    check_window,
+    new_site,
+    without_steps,
+)
 
 
 class Calibration(Frozen):
@@ -98,8 +71,9 @@ class Plan(Frozen):
     """Which method each layer uses at each sampler step, with everything that decision depends on.
 
     window: of the site ``attn``. token_order: how the tokens of an image or frame stand while the blocks run, and so
-    what that window covers; `raster` is the paper's. sites: one for each of ``model.sites``. calibration is None for a
-    plan made by hand or for a test.
+    what that window covers; `raster` is the paper's. sites: one for each of ``model.sites``, and ``model`` where steps
+    are skipped; without ``mlp`` every MLP is computed in every step that is not skipped. calibration is None for a plan
+    made by hand or for a test.
     """
 
     model: ModelSpec
@@ -130,6 +104,17 @@ class Plan(Frozen):
     def losses(self) -> Losses:
         """losses[step][layer] of the site ``attn``."""
         return self.sites["attn"].losses
+
+    @property
+    def attention_sites(self) -> tuple[SiteName, ...]:
+        """The sites whose modules are attentions."""
+        return tuple(site for site in self.sites if site in ATTENTION_SITES)
+
+    @property
+    def skipped(self) -> frozenset[int]:
+        """The steps in which the model is not called."""
+        rows = self.sites["model"].methods if "model" in self.sites else ()
+        return frozenset(step for step, (method,) in enumerate(rows) if method is not Method.FULL)
 
     def column(self, layer: int, site: SiteName = "attn") -> tuple[Method, ...]:
         """What one layer of a site does, step by step."""
@@ -162,7 +147,7 @@ class Plan(Frozen):
         for site in model.sites:
             shape = model.shape(site)
             grid = [[Method.FULL] * shape.layers for _ in sampler.timesteps]
-            own = None if site == "attn" else temporal_window or Window.default(shape.tokens)
+            own = temporal_window or Window.default(shape.tokens) if site == "temporal" else None
             sites[site] = new_site(grid, None, own)
         return cls(
             model=model,
@@ -191,10 +176,53 @@ class Plan(Frozen):
             ValueError: the model has no such site, or the grid breaks a rule.
         """
         self.model.shape(site)
-        fields = {name: getattr(self, name) for name in type(self).model_fields}
-        sites = self.sites | {site: new_site(grid, losses, self.sites[site].window)}
-        calibration = None if losses is None else self.calibration
-        return Plan(**fields | {"sites": sites, "calibration": calibration})
+        window = self.sites[site].window if site in self.sites else None
+        sites = self.sites | {site: new_site(grid, losses, window)}
+        return self._with(sites=sites, calibration=None if losses is None else self.calibration)
+
+    def with_mlp(self, shape: MlpShape | None = None) -> Plan:
+        """The same plan with the site ``mlp``, everything FULL in it but in skipped steps.
+
+        Args:
+            shape: how many MLPs and how wide; None is one a layer, four times as wide as the model. `apply` compares
+                it with the model's.
+
+        Raises:
+            ValueError: the plan has the site, or, without a shape, it is of video, whose models differ in it.
+        """
+        if self.model.mlp is not None:
+            raise ValueError("the plan has the site mlp already; change its cells with with_methods(site='mlp')")
+        if shape is None and self.model.temporal is not None:
+            raise ValueError(
+                f"how many MLPs {self.model.class_name} has cannot be guessed; give MlpShape(layers, hidden), on the "
+                "command line --mlps LAYERS,HIDDEN"
+            )
+        shape = shape or MlpShape(layers=self.model.layers, hidden=MLP_RATIO * self.model.width)
+        everywhere = new_site([[Method.FULL] * shape.layers for _ in range(self.steps)], None, None)
+        return self._with(
+            model=self.model.model_copy(update={"mlp": shape}),
+            sites=self.sites | {"mlp": without_steps(everywhere, self.skipped)},
+        )
+
+    def skipping(self, methods: Sequence[Method]) -> Plan:
+        """The same plan with the site ``model``: its output is reused or forecast in every step that is not FULL.
+
+        The other sites' cells of those steps become AST: nothing of the model is computed. What decided them is gone,
+        and with it the plan's calibration.
+
+        Args:
+            methods: one a step, of FULL, AST and its forecasts.
+
+        Raises:
+            ValueError: the methods, or cells that now lack what they reuse, break a rule.
+        """
+        skipped = [step for step, method in enumerate(methods) if method is not Method.FULL]
+        sites = {name: without_steps(site, skipped) for name, site in self.sites.items() if name != "model"}
+        output = new_site([[method] for method in methods], None, None)
+        return self._with(sites=sites | {"model": output}, calibration=None)
+
+    def _with(self, **changes: Any) -> Plan:
+        return Plan(**{name: getattr(self, name) for name in type(self).model_fields} | changes)
 
     def differences(
         self,
@@ -225,20 +253,23 @@ class Plan(Frozen):
     def _parts_agree(self) -> Self:
         if "attn" not in self.sites:
             raise ValueError("sites has no 'attn'; a plan needs the grid of self-attention")
-        if tuple(self.sites) != self.model.sites:
+        if tuple(name for name in self.sites if name != "model") != self.model.sites:
             raise ValueError(
                 f"sites are {', '.join(self.sites)}, but those of the model are {', '.join(self.model.sites)}; a plan "
-                "has the site temporal exactly if model.temporal says how many layers and frames it has"
+                "has the site temporal exactly if model.temporal says how many layers and frames it has, and mlp "
+                "exactly if model.mlp says how many and how wide they are"
             )
         for name, site in self.sites.items():
-            if (site.window is None) != (name == "attn"):
+            if (site.window is None) != (name != "temporal"):
                 raise ValueError(
                     f"sites.{name}.window {'is missing' if site.window is None else 'is one too many'}; the site "
                     "temporal has a window of its own, that of attn is the plan's"
                 )
             shape = self.model.shape(name)
-            place, of = ("window", "tokens") if name == "attn" else (f"sites.{name}.window", "frames")
-            check_window(place, self.window_of(name), shape.tokens, of)
+            if name in ATTENTION_SITES:
+                place, of = ("window", "tokens") if name == "attn" else (f"sites.{name}.window", "frames")
+                check_window(place, self.window_of(name), shape.tokens, of)
             check_shape(name, site, shape, self.steps)
-            check_cells(name, site, guided=self.guidance.layout != "none")
+            check_cells(name, site, self.guidance.layout != "none", self.sampler.timesteps)
+        check_skips(self.sites)
         return self

@@ -9,6 +9,7 @@ from small_pixart import prompts, small_text_parts
 
 from ditfastattn.samplers import make_sampler
 from plans import Method, Plan, Window
+from plans.method import PAPER
 
 FRAMES, TOKENS = 4, 16
 WORDS, WIDTH = 5, 20  # of a prompt embedding
@@ -91,7 +92,7 @@ def video_plan(pipe: Any, steps: int = 6, guidance_scale: float = 4.0, seed: int
         window=Window(left=3, right=1),
         temporal_window=Window(left=0, right=1),
     )
-    methods = [m for m in Method if guidance_scale != 1 or not m.shares_guidance]
+    methods = [m for m in PAPER if guidance_scale != 1 or not m.shares_guidance]
     for site in plan.sites:
         layers = plan.model.shape(site).layers
         picked = torch.randint(len(methods), (steps - 1, layers), generator=choose).tolist()

@@ -10,6 +10,7 @@ from ditfastattn.models import adapt
 from ditfastattn.samplers import make_sampler, sampler_spec
 from ditfastattn.sampling import Denoiser, label_condition
 from plans import GuidanceSpec, Method, Plan
+from plans.method import PAPER
 
 TRAINING = {"num_train_timesteps": 1000, "beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02}
 
@@ -54,7 +55,7 @@ def random_plan(pipe: Any, steps: int = 8, guidance_scale: float = 4.0, seed: in
     """A plan that mixes every method that its guidance allows."""
     plan = full_plan(pipe, steps, guidance_scale)
     choose = random.Random(seed)
-    methods = [m for m in Method if guidance_scale != 1 or not m.shares_guidance]
+    methods = [m for m in PAPER if guidance_scale != 1 or not m.shares_guidance]
     rows = [[choose.choice(methods) for _ in range(plan.layers)] for _ in range(plan.steps - 1)]
     return plan.with_methods([[Method.FULL] * plan.layers, *rows])
 

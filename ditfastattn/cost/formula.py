@@ -6,7 +6,7 @@ each operand once and writes its result once, and keeps nothing for the next. An
 are three; weights and bias are read), an attention core (q, k, v read; a stored residual by its epilogue), the residual
 of a step that stores it (q, k, v and the full output read again), and the copy of a shared half. The gate that adds the
 attention output to the hidden states reads it whatever the method, so it is not counted; keeping an output costs
-nothing.
+nothing. A forecast reads the outputs that it extrapolates, of the whole batch, and writes one.
 """
 
 from dataclasses import dataclass
@@ -64,9 +64,10 @@ def layer_work(cell: Cell, shape: LayerShape, window: Window, itemsize: int, con
 
 
 def _elements(cell: Cell, shape: LayerShape, stored: int, convention: Convention) -> int:
-    if cell.method.reuses_output:
-        return 0
     row, width = shape.tokens * shape.width, shape.width
+    if cell.method.reuses_output:
+        moved = (cell.method.outputs_read + 1) * shape.batch * row  # by a forecast: what it reads, and itself
+        return moved if cell.method.forecasts and convention == "module" else 0
     rows = shape.batch // 2 if cell.method.shares_guidance else shape.batch
     core = (5 if cell.method.windowed else 4) * rows * row  # q, k, v, the residual; out
     core += 5 * stored * row  # q, k, v, full; the residual
@@ -80,10 +81,10 @@ def _elements(cell: Cell, shape: LayerShape, stored: int, convention: Convention
 def plan_work(plan: Plan, batch: int, itemsize: int, convention: Convention = "module") -> Work:
     """All self-attention of one run of a plan on ``batch`` images or videos, both guidance branches counted.
 
-    Of every site, stored residuals included.
+    Of every attention site, stored residuals included.
     """
     total, model = Work(0, 0), plan.model
-    for site in plan.sites:
+    for site in plan.attention_sites:
         at, window = model.shape(site), plan.window_of(site)
         shape = LayerShape(batch * at.rows, at.tokens, model.heads, model.head_dim)
         for layer in range(at.layers):

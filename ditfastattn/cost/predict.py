@@ -35,7 +35,8 @@ def plan_time(plan: Plan, table: CostTable) -> PlanTime:
     """Sums a plan's cells; the residuals that steps store for later ones are in it.
 
     Raises:
-        CostError: the table is of another model, shape, window or guidance layout; lists every difference.
+        CostError: the table is of another model, shape, window or guidance layout (lists every difference), or the plan
+            has what no table measures: forecasts, or the sites mlp and model.
     """
     key, model = table.key, plan.model
     pairs = {
@@ -49,6 +50,11 @@ def plan_time(plan: Plan, table: CostTable) -> PlanTime:
     differences = [f"{name}: the plan has {a}, the table {b}" for name, (a, b) in pairs.items() if a != b]
     if differences:
         raise CostError("this table was not measured for this plan: " + "; ".join(differences))
+    unmeasured: list[str] = [name for name in plan.sites if name not in plan.attention_sites]
+    unmeasured += sorted({method for row in plan.methods for method in row if method.forecasts})
+    if unmeasured:
+        names = ", ".join(unmeasured)
+        raise CostError(f"tables hold the times of attention by the paper's methods, but this plan also has {names}")
     us = table.microseconds
     cells = [cell for layer in range(plan.layers) for cell in liveness(plan.column(layer))]
     blocks = sum(us[row_of(cell)] for cell in cells) / 1000

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ditfastattn.errors import ApplyError
 from ditfastattn.layout import Layout
-from plans import ModelSpec, SiteName, TokenOrder
+from plans import MlpShape, ModelSpec, SiteName, TokenOrder
 
 State = TypeVar("State")
 
@@ -50,6 +50,11 @@ class BlockAdapter(ABC, Generic[State]):
         ``attention_output`` is (B, N, C), in a prepared step also (B/2, N, C) for both guidance branches. Of a block
         with several sites: what follows up to the next site, and hidden states as the block is given them.
         """
+
+    @property
+    def mlp_hidden(self) -> int | None:
+        """Channels between the two products of the MLP; None if plans cannot reach it (``models.mlp``)."""
+        return None
 
 
 class PreparedBlock(BlockAdapter[State]):
@@ -132,6 +137,22 @@ class ModelAdapter(ABC):
         return found
 
     @property
+    def mlp_layers(self) -> list[int | None]:
+        """Of each block, which layer of the site ``mlp`` its MLP is."""
+        counted = Counter[SiteName]()
+        found: list[int | None] = []
+        for block in self.blocks:
+            found.append(None if block.mlp_hidden is None else counted["mlp"])
+            counted["mlp"] += block.mlp_hidden is not None
+        return found
+
+    @property
+    def mlp(self) -> MlpShape | None:
+        """Number and width of the MLPs that plans can reach; None if there are none, or of several widths."""
+        widths = [block.mlp_hidden for block in self.blocks if block.mlp_hidden is not None]
+        return MlpShape(layers=len(widths), hidden=widths[0]) if len(set(widths)) == 1 else None
+
+    @property
     def modules(self) -> list[tuple[nn.Module, range]]:
         """Every module whose forward is a block's, with the indices of the blocks that it runs."""
         runs = groupby(enumerate(self.blocks), key=lambda item: id(item[1].module))
@@ -158,8 +179,11 @@ class ModelAdapter(ABC):
         return self.spec()
 
     def spec_for(self, planned: ModelSpec) -> ModelSpec:
-        """What a plan's model is compared with: :meth:`spec`, with the plan's sizes where only a call tells them."""
-        return self.spec()
+        """What a plan's model is compared with: :meth:`spec`, with the plan's sizes where only a call tells them.
+
+        It has MLPs if the plan's has: plans without that site do not speak of them.
+        """
+        return self.spec() if planned.mlp is None else self.spec().model_copy(update={"mlp": self.mlp})
 
     @abstractmethod
     def grid(self, height: int, width: int) -> tuple[int, int]:

@@ -15,7 +15,14 @@ from torch import Tensor, nn
 
 from ditfastattn.errors import StepError
 from ditfastattn.models.arithmetic import PLAIN, Plain, is_plain, project
-from ditfastattn.models.base import ModelAdapter, PreparedBlock, PreparedModel, bypassed, common_obstacles
+from ditfastattn.models.base import (
+    ModelAdapter,
+    PreparedBlock,
+    PreparedModel,
+    bypassed,
+    common_obstacles,
+)
+from ditfastattn.models.mlp import WithMlp, hidden_width
 from plans import ModelSpec
 
 
@@ -37,7 +44,7 @@ class AdaLNState:
 State = TypeVar("State", bound=AdaLNState)
 
 
-class AdaLNBlock(PreparedBlock[State]):
+class AdaLNBlock(WithMlp[State], PreparedBlock[State]):
     """A BasicTransformerBlock whose self-attention reads a modulated layer norm."""
 
     module: Any
@@ -66,6 +73,16 @@ class AdaLNBlock(PreparedBlock[State]):
     def project(self, core: Tensor, out: Tensor | None = None) -> Tensor:
         return project(self.attention.to_out[0], core, out)  # the dropout after it does nothing in eval mode
 
+    @property
+    def mlp_hidden(self) -> int | None:
+        return hidden_width(self.module.ff)
+
+    def feed(self, state: State, x: Tensor) -> Tensor:
+        return state.arithmetic.feed_forward(self.module.ff, x)
+
+    def leave_mlp(self, state: State, hidden: Tensor, fed: Tensor) -> Tensor:
+        return state.arithmetic.add_gated(hidden, fed, state.gate_mlp)
+
     def obstacles(self) -> list[str]:
         """Why this block cannot be run piece by piece with the same result as its own forward."""
         attention, module = self.attention, self.module
@@ -86,6 +103,21 @@ class AdaLNBlock(PreparedBlock[State]):
         if attention is not module.attn1:
             found.append("its attn1 was replaced; apply the plan anew")
         return found + bypassed("attn1", attention) + bypassed("norm1", module.norm1)
+
+
+def enter_plain_mlp(
+    state: AdaLNState, norm: nn.Module, attention_output: Tensor, rows: slice | None
+) -> tuple[Tensor, Tensor | None]:
+    """``WithMlp.enter_mlp`` where nothing stands between attention and the MLP's ``norm``."""
+    do = state.arithmetic
+    if rows == slice(None):
+        return do.add_gated_modulated(
+            norm, state.hidden, attention_output, state.gate_attn, state.shift_mlp, state.scale_mlp
+        )
+    hidden = do.add_gated(state.hidden, attention_output, state.gate_attn)
+    if rows is None:
+        return hidden, None
+    return hidden, do.modulated(norm, hidden[rows], state.shift_mlp[rows], state.scale_mlp[rows])
 
 
 def refuse_mask(attention_mask: Tensor | None) -> None:

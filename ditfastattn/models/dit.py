@@ -12,7 +12,7 @@ from ditfastattn.condition import Condition, FromLabels
 from ditfastattn.layout import Layout
 from ditfastattn.models.arithmetic import arithmetic_for, is_plain
 from ditfastattn.models.base import Call, Conditioning
-from ditfastattn.models.basic_block import AdaLNBlock, AdaLNModel, AdaLNState, refuse_mask
+from ditfastattn.models.basic_block import AdaLNBlock, AdaLNModel, AdaLNState, enter_plain_mlp, refuse_mask
 from ditfastattn.models.labelled import Labelled, square
 
 
@@ -47,12 +47,10 @@ class DiTBlock(AdaLNBlock[AdaLNState]):
         condition = norm.silu(norm.emb(timesteps, labels, hidden_dtype=dtype))
         return norm.linear(condition).unflatten(1, (6, -1))
 
-    def finish(self, state: AdaLNState, attention_output: Tensor) -> Tensor:
-        module, do = self.module, state.arithmetic
-        hidden, x = do.add_gated_modulated(
-            module.norm3, state.hidden, attention_output, state.gate_attn, state.shift_mlp, state.scale_mlp
-        )
-        return do.add_gated(hidden, do.feed_forward(module.ff, x), state.gate_mlp)
+    def enter_mlp(
+        self, state: AdaLNState, attention_output: Tensor, rows: slice | None
+    ) -> tuple[Tensor, Tensor | None]:
+        return enter_plain_mlp(state, self.module.norm3, attention_output, rows)
 
 
 class DiT(Labelled, FromLabels, AdaLNModel):

@@ -17,8 +17,9 @@ from ditfastattn.errors import StepError
 from ditfastattn.layout import Layout
 from ditfastattn.models.arithmetic import arithmetic_for, is_plain, project
 from ditfastattn.models.base import Call, Conditioning, PreparedBlock, PreparedModel, bypassed, common_obstacles
-from ditfastattn.models.basic_block import AdaLNState
+from ditfastattn.models.basic_block import AdaLNState, enter_plain_mlp
 from ditfastattn.models.labelled import Labelled, square
+from ditfastattn.models.mlp import WithMlp, hidden_width
 from ditfastattn.models.native_check import block_disagreements, end_disagreements
 from plans import ModelSpec
 
@@ -50,7 +51,7 @@ def missing_parts(model: nn.Module) -> list[str]:
     return found
 
 
-class NativeBlock(PreparedBlock[AdaLNState]):
+class NativeBlock(WithMlp[AdaLNState], PreparedBlock[AdaLNState]):
     """DiTBlock: ``attn`` is timm's Attention (``qkv`` and ``proj``), ``mlp`` timm's Mlp.
 
     FULL is torch's scaled_dot_product_attention, as in timm since 0.9: bit for bit what the block computes by itself.
@@ -90,12 +91,20 @@ class NativeBlock(PreparedBlock[AdaLNState]):
     def project(self, core: Tensor, out: Tensor | None = None) -> Tensor:
         return project(self.module.attn.proj, core, out)
 
-    def finish(self, state: AdaLNState, attention_output: Tensor) -> Tensor:
-        module, do = self.module, state.arithmetic
-        hidden, x = do.add_gated_modulated(
-            module.norm2, state.hidden, attention_output, state.gate_attn, state.shift_mlp, state.scale_mlp
-        )
-        return do.add_gated(hidden, do.feed_forward(module.mlp, x), state.gate_mlp)
+    @property
+    def mlp_hidden(self) -> int | None:
+        return hidden_width(self.module.mlp)
+
+    def enter_mlp(
+        self, state: AdaLNState, attention_output: Tensor, rows: slice | None
+    ) -> tuple[Tensor, Tensor | None]:
+        return enter_plain_mlp(state, self.module.norm2, attention_output, rows)
+
+    def feed(self, state: AdaLNState, x: Tensor) -> Tensor:
+        return state.arithmetic.feed_forward(self.module.mlp, x)
+
+    def leave_mlp(self, state: AdaLNState, hidden: Tensor, fed: Tensor) -> Tensor:
+        return state.arithmetic.add_gated(hidden, fed, state.gate_mlp)
 
 
 class NativeDiT(Labelled, PreparedModel):

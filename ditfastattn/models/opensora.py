@@ -12,6 +12,7 @@ from ditfastattn.condition import Condition, FromPrompts, VideoSize
 from ditfastattn.errors import ApplyError, StepError
 from ditfastattn.layout import Layout
 from ditfastattn.models.base import BlockAdapter, Call, bypassed, common_obstacles
+from ditfastattn.models.mlp import WithMlp, hidden_width
 from ditfastattn.models.prompted import Prompted
 from ditfastattn.opensora.blocks import SelfAttention, STDiT2Block
 from ditfastattn.opensora.pipeline import FPS, GUIDED_CHANNELS
@@ -90,20 +91,36 @@ class SpatialPart(_Part):
         return self.module.add_spatial(state.block_hidden, attention_output, state.modulation)
 
 
-class TemporalPart(_Part):
-    """Temporal attention, rows (B * S, T, C), and what follows it."""
+class TemporalPart(WithMlp[STDiT2State], _Part):
+    """Temporal attention, rows (B * S, T, C), and what follows it: cross-attention and the MLP, on (B, T * S, C)."""
 
     site = "temporal"
+
+    @property
+    def mlp_hidden(self) -> int | None:
+        return hidden_width(self.module.mlp)
 
     def qkv(self, state: STDiT2State, rows: slice) -> tuple[Tensor, Tensor, Tensor]:
         videos = state.videos(rows)
         x = self.module.temporal_input(state.block_hidden[videos], state.modulation[videos], state.frames)
         return self.attention.queries_keys_values(x, state.rotation)
 
-    def finish(self, state: STDiT2State, attention_output: Tensor) -> Tensor:
+    def enter_mlp(
+        self, state: STDiT2State, attention_output: Tensor, rows: slice | None
+    ) -> tuple[Tensor, Tensor | None]:
         hidden = self.module.add_temporal(state.block_hidden, attention_output, state.modulation)
         hidden = self.module.add_text(hidden, state.text, state.mask)
-        return self.module.add_feed_forward(hidden, state.modulation)
+        if rows is None:
+            return hidden, None
+        videos = state.videos(rows)
+        return hidden, self.module.feed_forward_input(hidden[videos], state.modulation[videos])
+
+    def feed(self, state: STDiT2State, x: Tensor) -> Tensor:
+        fed: Tensor = self.module.mlp(x)
+        return fed
+
+    def leave_mlp(self, state: STDiT2State, hidden: Tensor, fed: Tensor) -> Tensor:
+        return self.module.add_fed(hidden, fed, state.modulation)
 
 
 class OpenSora(Prompted, FromPrompts):
@@ -152,7 +169,7 @@ class OpenSora(Prompted, FromPrompts):
         return self.spec_of(*latent_shape[1:])
 
     def spec_for(self, planned: ModelSpec) -> ModelSpec:
-        own = self.spec()
+        own = super().spec_for(planned)
         if planned.temporal is None or own.temporal is None:
             return own
         temporal = own.temporal.model_copy(update={"frames": planned.temporal.frames})

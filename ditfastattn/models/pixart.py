@@ -69,14 +69,17 @@ class PixArtBlock(AdaLNBlock[PixArtState]):
         do = arithmetic_for(hidden)
         return PixArtState(hidden, *modulation.split(1, dim=1), *context, arithmetic=do, joint=joint)
 
-    def finish(self, state: PixArtState, attention_output: Tensor) -> Tensor:
+    def enter_mlp(
+        self, state: PixArtState, attention_output: Tensor, rows: slice | None
+    ) -> tuple[Tensor, Tensor | None]:
         module, do = self.module, state.arithmetic
         hidden = do.add_gated(state.hidden, attention_output, state.gate_attn)
         if module.attn2 is not None:
             cross = module.attn2(hidden, encoder_hidden_states=state.text, attention_mask=state.text_mask)
             hidden = cross + hidden
-        x = do.modulated(module.norm2, hidden, state.shift_mlp, state.scale_mlp)
-        return do.add_gated(hidden, do.feed_forward(module.ff, x), state.gate_mlp)
+        if rows is None:
+            return hidden, None
+        return hidden, do.modulated(module.norm2, hidden[rows], state.shift_mlp[rows], state.scale_mlp[rows])
 
 
 class PixArt(Prompted, FromPrompts, AdaLNModel):

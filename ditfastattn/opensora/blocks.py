@@ -137,9 +137,17 @@ class STDiT2Block(nn.Module):
         """Adds cross-attention, which has neither norm nor gate."""
         return hidden + self.cross_attn(hidden, text, mask)
 
+    def feed_forward_input(self, hidden: Tensor, modulation: Tensor) -> Tensor:
+        """What the MLP reads: (B, T * S, C)."""
+        shift, scale, _ = _three(modulation, FEED_FORWARD)
+        return modulate(hidden, shift, scale)
+
+    def add_fed(self, hidden: Tensor, fed: Tensor, modulation: Tensor) -> Tensor:
+        """Adds the MLP's output (B, T * S, C), through its gate."""
+        return hidden + _three(modulation, FEED_FORWARD)[2] * fed
+
     def add_feed_forward(self, hidden: Tensor, modulation: Tensor) -> Tensor:
-        shift, scale, gate = _three(modulation, FEED_FORWARD)
-        return hidden + gate * self.mlp(modulate(hidden, shift, scale))
+        return self.add_fed(hidden, self.mlp(self.feed_forward_input(hidden, modulation)), modulation)
 
     def forward(
         self, hidden: Tensor, text: Tensor, mask: Tensor | None, spatial: Tensor, temporal: Tensor, rotation: Tensor

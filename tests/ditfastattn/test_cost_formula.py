@@ -161,3 +161,10 @@ def test_halves_need_an_even_batch() -> None:
         with pytest.raises(ValueError, match="a batch of 3 rows has no guidance halves"):
             layer_work(cell, odd, WINDOW, 2)
     assert layer_work(Cell(Method.WA_RS), odd, WINDOW, 2).macs > 0
+
+
+def test_a_forecast_multiplies_nothing_and_moves_what_it_reads_and_writes() -> None:
+    for method, moved in ((Method.AST, 0), (Method.AST_1, 3), (Method.AST_2, 4)):
+        assert layer_work(Cell(method), SHAPE, WINDOW, 2).macs == 0
+        assert layer_work(Cell(method), SHAPE, WINDOW, 2).bytes == moved * 4 * 16 * 48 * 2
+        assert layer_work(Cell(method), SHAPE, WINDOW, 2, "core").bytes == 0

@@ -233,6 +233,16 @@ def test_a_plan_takes_the_sum_of_its_cells(pipe: Any, monkeypatch: pytest.Monkey
         plan_time(plan, other)
 
 
+def test_what_no_table_measures_has_no_predicted_time(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    table, _ = clocked(adapt(pipe.transformer), monkeypatch, window=Window.default(16))
+    plan = full_plan(pipe, 3)
+    forecast = plan.with_methods([[Method.FULL] * 4, [Method.FULL] * 4, [Method.AST_1] * 4])
+    skipping = plan.with_mlp().skipping([Method.FULL, Method.AST, Method.FULL])
+    for other, names in ((forecast, "AST_1"), (skipping, "mlp, model")):
+        with pytest.raises(CostError, match=f"the paper's methods, but this plan also has {names}"):
+            plan_time(other, table)
+
+
 def test_a_prediction_takes_the_nearest_batch_and_the_fastest_way(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     adapter, plan, window = adapt(pipe.transformer), random_plan(pipe, 5), Window.default(16)
     assert predict(adapter, plan, "sdpa", 4) is None

@@ -14,6 +14,7 @@ from ditfastattn.errors import ApplyError
 from ditfastattn.models import adapt
 from ditfastattn.models.opensora import OpenSora
 from plans import GuidanceSpec, Method, Plan, PlanMismatch, TemporalShape, Window
+from plans.method import PAPER
 
 STEPS = 4
 
@@ -33,7 +34,7 @@ def full(pipe: Any, guidance_scale: float = 7.0) -> Plan:
 def mixed(pipe: Any, seed: int) -> Plan:
     choose, plan = random.Random(seed), full(pipe)
     for site in plan.sites:
-        grid = [[choose.choice(list(Method)) for _ in range(2)] for _ in range(STEPS - 1)]
+        grid = [[choose.choice(list(PAPER)) for _ in range(2)] for _ in range(STEPS - 1)]
         plan = plan.with_methods([[Method.FULL] * 2, *grid], site=site)
     return plan
 

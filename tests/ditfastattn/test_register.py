@@ -283,3 +283,20 @@ def test_further_arguments_of_attention_are_passed_on_unless_they_are_per_image(
         else:
             # The conditional half goes on as it would; the other has its attention.
             assert torch.equal(outputs(model)[2][:2], plain[2][:2])
+
+
+def test_its_mlps_are_out_of_reach(mine: dict[str, Any]) -> None:
+    model = mine["model"]
+    with pytest.raises(ApplyError, match="plans cannot reach the MLPs of this model; use one without"):
+        ditfastattn.apply(model, plan_for(model).with_mlp())
+
+
+def test_its_steps_can_be_skipped_and_its_attention_forecast(mine: dict[str, Any]) -> None:
+    model = mine["model"]
+    plain = outputs(model)
+    with ditfastattn.apply(model, plan_for(model).skipping([Method.FULL, Method.FULL, Method.AST_1])):
+        skipped = outputs(model)
+    assert all(torch.equal(a, b) for a, b in zip(skipped[:2], plain[:2], strict=True))
+    torch.testing.assert_close(skipped[2], 2 * plain[1] - plain[0])  # 900, 600, 300
+    with ditfastattn.apply(model, plan_for(model, [[Method.FULL] * 3, [Method.AST_1] * 3])):
+        assert not torch.equal(outputs(model)[2], plain[2])

@@ -6,8 +6,10 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from plans import Calibration, GuidanceSpec, Method, ModelSpec, Plan, SamplerSpec, Site, TemporalShape, Window
+from plans import Calibration, GuidanceSpec, Method, MlpShape, ModelSpec, Plan, SamplerSpec, Site, TemporalShape, Window
+from plans.forecast import feasible
 from plans.method import TOKEN_ORDERS
+from plans.site import methods_of
 
 # An alphabet, not a filter: names are drawn often, and rejected draws would trip Hypothesis' health checks.
 printable = st.text("abzAZ09_-.+ éß中😀", min_size=1, max_size=12)
@@ -26,7 +28,8 @@ def models(draw: st.DrawFn) -> ModelSpec:
     }
     temporal = draw(st.none() | st.builds(TemporalShape, layers=st.integers(1, 3), frames=st.integers(1, 9)))
     channels = {"in_channels": draw(st.integers(1, 9)), "out_channels": 4}
-    return ModelSpec(class_name=draw(printable), temporal=temporal, **channels, **counts)
+    mlp = draw(st.none() | st.builds(MlpShape, layers=st.integers(1, 3), hidden=st.integers(1, 9)))
+    return ModelSpec(class_name=draw(printable), temporal=temporal, mlp=mlp, **channels, **counts)
 
 
 @st.composite
@@ -72,12 +75,25 @@ def plans(draw: st.DrawFn) -> Plan:
     def rows(cells: st.SearchStrategy[Any], layers: int, count: int) -> list[list[Any]]:
         return draw(st.lists(st.lists(cells, min_size=layers, max_size=layers), min_size=count, max_size=count))
 
+    def column(cells: list[Method]) -> tuple[Method, ...]:
+        return feasible(cells, sampler.timesteps)
+
+    skips = draw(st.lists(st.sampled_from(methods_of("model")), min_size=steps - 1, max_size=steps - 1))
+    output = column([Method.FULL, *skips]) if draw(st.booleans()) else (Method.FULL,) * steps
     sites = {}
     for name in model.sites:
         shape = model.shape(name)
-        grid = [[Method.FULL] * shape.layers, *rows(st.sampled_from(allowed), shape.layers, steps - 1)]
+        here = [method for method in allowed if method in methods_of(name)]
+        grid = [[Method.FULL] * shape.layers, *rows(st.sampled_from(here), shape.layers, steps - 1)]
+        grid = [
+            row if method is Method.FULL else [Method.AST] * shape.layers
+            for method, row in zip(output, grid, strict=True)
+        ]
+        grid = list(zip(*map(column, zip(*grid, strict=True)), strict=True))
         own = window(shape.tokens) if name == "temporal" else None
         sites[name] = Site(methods=grid, losses=rows(losses, shape.layers, steps), window=own)
+    if any(method is not Method.FULL for method in output):
+        sites["model"] = Site(methods=[(method,) for method in output], losses=[(None,)] * steps)
     return Plan(
         model=model,
         sampler=sampler,

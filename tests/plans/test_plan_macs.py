@@ -40,7 +40,13 @@ def _visible(window: Window, tokens: int) -> int:
 
 def _by_hand(method: Method, tokens: int, width: int, window: Window, module: bool) -> float:
     """Count the multiplications of each matrix product of both guidance halves, then average."""
-    halves = 0 if method is Method.AST else 1 if method in (Method.ASC, Method.WA_RS_ASC) else 2
+    halves = (
+        0
+        if method in (Method.AST, Method.AST_1, Method.AST_2)
+        else 1
+        if method in (Method.ASC, Method.WA_RS_ASC)
+        else 2
+    )
     pairs = _visible(window, tokens) if method in (Method.WA_RS, Method.WA_RS_ASC) else tokens * tokens
     core = sum(width for _ in ("q k^T", "p v")) * pairs
     projections = sum(tokens * width * width for _ in ("q", "k", "v", "out"))

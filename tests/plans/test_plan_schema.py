@@ -20,6 +20,7 @@ from plans import (
     SamplerSpec,
     Window,
 )
+from plans.method import PAPER
 
 
 def full(**changes: Any) -> Plan:
@@ -27,7 +28,8 @@ def full(**changes: Any) -> Plan:
 
 
 def test_methods_stand_in_cost_order_and_are_their_names() -> None:
-    assert [str(method) for method in Method] == ["AST", "WA_RS_ASC", "WA_RS", "ASC", "FULL"]
+    assert [str(method) for method in Method] == ["AST", "AST_1", "AST_2", "WA_RS_ASC", "WA_RS", "ASC", "FULL"]
+    assert [str(method) for method in PAPER] == ["AST", "WA_RS_ASC", "WA_RS", "ASC", "FULL"]
     assert all(method.value == method.name for method in Method)
     assert len({method.letter for method in Method}) == len(Method)
 
@@ -36,6 +38,8 @@ def test_methods_stand_in_cost_order_and_are_their_names() -> None:
     ("method", "reuses", "windowed", "shares", "refreshes"),
     [
         (Method.AST, True, False, False, False),
+        (Method.AST_1, True, False, False, False),
+        (Method.AST_2, True, False, False, False),
         (Method.WA_RS_ASC, False, True, True, False),
         (Method.WA_RS, False, True, False, False),
         (Method.ASC, False, False, True, True),
@@ -147,7 +151,7 @@ def test_plans_cannot_be_changed() -> None:
         (lambda: calibration(threshold=float("nan")), "finite number"),
         (lambda: Calibration(**calibration().model_dump() | {"seed": "0"}), "valid integer"),
         (lambda: Plan(**dict(full()) | {"sites": {}}), "sites has no 'attn'"),
-        (lambda: Plan(**dict(full()) | {"sites": {"mlp": full().sites["attn"]}}), "Input should be 'attn'"),
+        (lambda: Plan(**dict(full()) | {"sites": {"cross": full().sites["attn"]}}), "Input should be 'attn'"),
         (lambda: Plan(**dict(full()) | {"token_order": "spiral"}), "Input should be 'raster', 'tile' or 'hilbert'"),
     ],
 )

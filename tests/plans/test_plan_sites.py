@@ -116,9 +116,11 @@ def test_broken_sites_are_refused() -> None:
 
 def test_an_unknown_site_in_a_file_is_named(tmp_path: Path) -> None:
     text = (
-        (GOLDEN / "latte-28x20.json").read_text().replace('"temporal": {\n      "methods"', '"mlp": {\n      "methods"')
+        (GOLDEN / "latte-28x20.json")
+        .read_text()
+        .replace('"temporal": {\n      "methods"', '"cross": {\n      "methods"')
     )
-    with pytest.raises(PlanError, match=r"sites\.mlp is 'mlp', which is wrong: input should be 'attn' or 'temporal'"):
+    with pytest.raises(PlanError, match=r"sites\.cross is 'cross', which is wrong: input should be 'attn', 'temp"):
         plans.loads(text)
 
 

@@ -1,0 +1,142 @@
+"""Other people's schedules as plans: what to compute at which step, decided by rule instead of by calibration.
+
+Each takes a plan for its model, sampler, guidance and window, and gives a new one with a note that says what it is. In
+all of them step 0 is computed, as in every plan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from plans.forecast import feasible
+from plans.method import Method
+from plans.model import MlpShape, SiteName
+from plans.schema import Plan
+
+ORDERS = (Method.AST, Method.AST_1, Method.AST_2)  # what forecasts of order 0, 1 and 2 are called
+PAB_EDGE = 0.15  # the share of the steps at either end in which everything is computed
+
+
+def fora(source: Plan, interval: int, *, mlp: bool = True, shape: MlpShape | None = None) -> Plan:
+    """Attention and MLPs computed every ``interval``-th step, their outputs reused between (FORA, arXiv 2407.01425).
+
+    Args:
+        mlp: False leaves the MLPs alone.
+        shape: of the MLPs, where the source does not say and they are not four times as wide as the model.
+
+    Raises:
+        ValueError: an interval below 1, or a shape that is needed.
+    """
+    what = "attention and MLPs" if mlp else "attention"
+    note = f"{what} computed every {_th(interval)} step and reused between, as in FORA (arXiv 2407.01425)"
+    return _everywhere(_empty(source, note, mlp, shape), _every(interval, 0))
+
+
+def taylorseer(source: Plan, interval: int, order: int, *, mlp: bool = True, shape: MlpShape | None = None) -> Plan:
+    """As `fora`, with forecasts of ``order`` between the computed steps (after TaylorSeer, arXiv 2503.06923).
+
+    TaylorSeer takes differences in the number of steps; these forecasts are over the sampler's timesteps. Where too few
+    outputs have been computed, at the beginning, the order is the highest that they allow.
+
+    Raises:
+        ValueError: as `fora`, or an order other than 1 and 2.
+    """
+    _check_order(order, lowest=1)
+    what = "attention and MLPs" if mlp else "attention"
+    note = (
+        f"{what} computed every {_th(interval)} step and forecast with order {order} between, over the timesteps, "
+        "after TaylorSeer (arXiv 2503.06923)"
+    )
+    return _everywhere(_empty(source, note, mlp, shape), _every(interval, order))
+
+
+def pab(source: Plan, interval: int, temporal_interval: int | None = None) -> Plan:
+    """Pyramid attention broadcast (PAB, arXiv 2408.12588): attention alone, in the middle of the trajectory.
+
+    In the first and the last 15 % of the steps all is computed; between, attention between the tokens of a frame every
+    ``interval``-th step, attention between frames every ``temporal_interval``-th. PAB also broadcasts cross-attention,
+    which plans leave alone.
+
+    Raises:
+        ValueError: an interval below 1, or a temporal one for a model of images.
+    """
+    if temporal_interval is not None and source.model.temporal is None:
+        raise ValueError(f"{source.model.class_name} has no temporal attention; leave the temporal interval out")
+    intervals: dict[SiteName, int] = {"attn": interval, "temporal": temporal_interval or interval}
+    steps, first = source.steps, round(PAB_EDGE * source.steps)
+
+    def rule_of(each: int) -> Callable[[int], Method]:
+        every = _every(each, 0)
+        return lambda step: every(step - first) if first <= step < steps - first else Method.FULL
+
+    rates = f"{_th(interval)} step"
+    if temporal_interval is not None:
+        rates += f" (between frames every {_th(temporal_interval)})"
+    note = (
+        f"attention computed every {rates} in the middle {1 - 2 * PAB_EDGE:.0%} of the steps, as in pyramid attention "
+        "broadcast (arXiv 2408.12588)"
+    )
+    plan = _empty(source, note, mlp=False)
+    for site in plan.attention_sites:
+        plan = _filled(plan, site, rule_of(intervals[site]))
+    return plan
+
+
+def skip(source: Plan, interval: int, order: int = 0) -> Plan:
+    """The model called every ``interval``-th step only; between, its output is reused, or forecast with ``order``.
+
+    Raises:
+        ValueError: an interval below 1, or an order other than 0, 1 and 2.
+    """
+    _check_order(order, lowest=0)
+    how = f"forecast with order {order}" if order else "reused"
+    plan = _empty(source, f"the model called every {_th(interval)} step, its output {how} between", mlp=False)
+    return plan.skipping(_column(plan, _every(interval, order)))
+
+
+def _empty(source: Plan, note: str, mlp: bool, shape: MlpShape | None = None) -> Plan:
+    """The all-FULL plan for what ``source`` was made for, with the site ``mlp`` or without."""
+    given = source.model.mlp if shape is None else shape
+    temporal = source.sites["temporal"].window if "temporal" in source.sites else None
+    plan = Plan.full(
+        model=source.model.model_copy(update={"mlp": None}),
+        sampler=source.sampler,
+        guidance=source.guidance,
+        window=source.window,
+        temporal_window=temporal,
+        token_order=source.token_order,
+        note=note,
+    )
+    return plan.with_mlp(given) if mlp else plan
+
+
+def _every(interval: int, order: int) -> Callable[[int], Method]:
+    if interval < 1:
+        raise ValueError(f"the interval is {interval}; computing every 2nd step, say, is an interval of 2")
+    return lambda step: Method.FULL if step % interval == 0 else ORDERS[order]
+
+
+def _column(plan: Plan, rule: Callable[[int], Method]) -> Sequence[Method]:
+    return feasible([Method.FULL, *map(rule, range(1, plan.steps))], plan.sampler.timesteps)
+
+
+def _filled(plan: Plan, site: SiteName, rule: Callable[[int], Method]) -> Plan:
+    """The plan with one column in every layer of a site."""
+    layers = plan.model.shape(site).layers
+    return plan.with_methods([[method] * layers for method in _column(plan, rule)], site=site)
+
+
+def _everywhere(plan: Plan, rule: Callable[[int], Method]) -> Plan:
+    for site in plan.sites:
+        plan = _filled(plan, site, rule)
+    return plan
+
+
+def _check_order(order: int, lowest: int) -> None:
+    if not lowest <= order < len(ORDERS):
+        raise ValueError(f"there is no forecast of order {order}; use {lowest} to {len(ORDERS) - 1}")
+
+
+def _th(number: int) -> str:
+    ending = {1: "st", 2: "nd", 3: "rd"}.get(0 if number // 10 % 10 == 1 else number % 10, "th")
+    return f"{number}{ending}"

@@ -8,6 +8,7 @@ This package needs pydantic only, so that a plan loads anywhere, at once, withou
     plan.differences(model=my_model_spec)
 """
 
+from plans.budget import Budget
 from plans.errors import PlanError, PlanMismatch
 from plans.method import Method, TokenOrder, Window
 from plans.model import ModelSpec, SiteName, SiteShape, TemporalShape
@@ -16,6 +17,7 @@ from plans.site import Site
 from plans.store import dumps, load, loads, save
 
 __all__ = [
+    "Budget",
     "Calibration",
     "GuidanceSpec",
     "Method",

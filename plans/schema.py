@@ -12,8 +12,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
+from plans.budget import Budget
 from plans.compare import guidance_differences, model_differences, sampler_differences
-from plans.fields import Frozen, Integer, Name, Number, Setting, Time
+from plans.fields import Frozen, Integer, Loss, Name, Number, Setting, Time
 from plans.method import Method, TokenOrder, Window
 from plans.model import SITES, ModelSpec, SiteName
 from plans.site import Grid, Losses, Site, check_cells, check_shape, check_window, new_site
@@ -61,7 +62,9 @@ class Calibration(Frozen):
 
     labels or prompts: of the images it was calibrated on, one of them empty. negative_prompt: None where there are no
     prompts. methods: the candidates that were tried. compiled: whether blocks ran in compiled pieces. versions:
-    package -> version. created: ISO 8601.
+    package -> version. created: ISO 8601. sensitivity: of every step, how far the final latents move (relative L2) for
+    an error of the guided prediction there (relative L2), where the loss is weighted by it. budget: what was asked for
+    instead of a threshold; ``threshold`` is then the one that was found for it.
     """
 
     loss: Name
@@ -78,6 +81,8 @@ class Calibration(Frozen):
     compiled: Annotated[bool, Field(strict=True)] = False
     versions: dict[str, str]
     created: Time
+    sensitivity: tuple[Loss, ...] = ()
+    budget: Budget | None = None
 
     @property
     def images(self) -> int:
@@ -85,10 +90,11 @@ class Calibration(Frozen):
         return len(self.labels or self.prompts)
 
     @model_serializer(mode="wrap")
-    def _without_what_labels_lack(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Plans on labels are written as they were before there were prompts."""
+    def _absent_is_not_written(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """What only prompts, or only some losses have."""
         written: dict[str, Any] = handler(self)
-        return {key: value for key, value in written.items() if key != "negative_prompt" or value is not None}
+        absent = {"negative_prompt": None, "sensitivity": (), "budget": None}
+        return {key: value for key, value in written.items() if key not in absent or getattr(self, key) != absent[key]}
 
 
 class Plan(Frozen):
@@ -238,4 +244,10 @@ class Plan(Frozen):
             check_window(place, self.window_of(name), shape.tokens, of)
             check_shape(name, site, shape, self.steps)
             check_cells(name, site, guided=self.guidance.layout != "none")
+        weights = self.calibration.sensitivity if self.calibration else ()
+        if weights and len(weights) != self.steps:
+            raise ValueError(
+                f"calibration.sensitivity has {len(weights)} numbers, but the sampler has {self.steps} timesteps; "
+                "write one per step, or none"
+            )
         return self

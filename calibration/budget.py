@@ -1,0 +1,93 @@
+"""Spending a budget for the drift of the final latents: searches at one threshold after another, each plan verified.
+
+One threshold for all steps, on losses weighted by the steps' sensitivities, lets every step move the final latents
+equally far. Which threshold keeps the whole within the budget is found by trying: each plan's drift is measured by
+sampling on noise that no search has seen. Nothing here knows what a plan's cells are, only what it costs and how far it
+drifts.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+
+from calibration.algorithm import Decision
+
+BATCHES = 6  # of other noise, on which every plan is measured
+# Student's t of BATCHES - 1 degrees of freedom at 97.5 %, for one value more: t sqrt(1 + 1 / BATCHES).
+_SPREAD = 2.571 * math.sqrt(1 + 1 / BATCHES)
+SEARCHES = 5
+_CLOSE = 0.9  # of the budget: near enough to stop
+_AIM = 0.96
+_STRIDE = 4.0  # the most a threshold changes while the budget lies on one side of all that was tried
+
+
+def step_drifts(decisions: Sequence[Decision]) -> list[float]:
+    """What each step is predicted to move the final latents: the weighted loss of its whole row, that of the last layer
+    that was compressed."""
+    return [next((loss for loss in reversed(d.losses) if loss is not None), 0.0) for d in decisions]
+
+
+def predicted_drift(decisions: Sequence[Decision]) -> float:
+    """Of all steps together, relative L2: the root of the sum of squares, as of errors that have nothing in common."""
+    return math.hypot(*step_drifts(decisions))
+
+
+def upper_drift(achieved: Sequence[float]) -> float:
+    """What one more batch like these :data:`BATCHES` stays under with a chance of 97.5 %, their drifts taken as normally
+    distributed."""
+    return fmean(achieved) + _SPREAD * stdev(achieved)
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A search that was verified. ``cost``: of its plan, in any unit."""
+
+    threshold: float
+    cost: float
+    upper: float
+
+
+def next_threshold(tried: Sequence[Tried], budget: float, steps: int) -> float | None:
+    """Where to search next, or None: one is near enough, or there were enough.
+
+    Drift is taken as a power of the threshold between two that lie on both sides of the budget, as proportional to it
+    elsewhere.
+    """
+    if not tried:
+        return budget / math.sqrt(steps)
+    if len(tried) == SEARCHES or any(_CLOSE * budget <= t.upper <= budget for t in tried):
+        return None
+    below = max((t for t in tried if t.upper <= budget), key=lambda t: t.threshold, default=None)
+    above = min((t for t in tried if t.upper > budget), key=lambda t: t.threshold, default=None)
+    aim = _AIM * budget
+    if below is None or above is None or below.threshold >= above.threshold or not below.upper:
+        one = above or below
+        assert one is not None
+        ratio = aim / one.upper if one.upper else _STRIDE
+        return one.threshold * min(max(ratio, 1 / _STRIDE), _STRIDE)
+    slope = math.log(above.upper / below.upper) / math.log(above.threshold / below.threshold)
+    between = math.log(aim / below.upper) / slope / math.log(above.threshold / below.threshold)
+    # Neither end is tried again, whatever the slope.
+    return below.threshold * (above.threshold / below.threshold) ** min(max(between, 0.15), 0.85)
+
+
+def best(tried: Sequence[Tried], budget: float) -> int | None:
+    """The cheapest within the budget; None if there is none."""
+    within = [index for index, t in enumerate(tried) if t.upper <= budget]
+    return min(within, key=lambda index: tried[index].cost, default=None)
+
+
+def spend(budget: float, steps: int, attempt: Callable[[int, float], Tried]) -> tuple[list[Tried], int | None]:
+    """Searches until a plan's drift is just within the budget.
+
+    Args:
+        attempt: searches at a threshold, verifies, and says what was found; its first argument counts the searches.
+
+    Returns:
+        All that were tried, and the index of the best; None if none is within the budget.
+    """
+    tried: list[Tried] = []
+    while (threshold := next_threshold(tried, budget, steps)) is not None:
+        tried.append(attempt(len(tried), threshold))
+    return tried, best(tried, budget)

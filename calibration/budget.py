@@ -34,8 +34,8 @@ def predicted_drift(decisions: Sequence[Decision]) -> float:
 
 
 def upper_drift(achieved: Sequence[float]) -> float:
-    """What one more batch like these :data:`BATCHES` stays under with a chance of 97.5 %, their drifts taken as normally
-    distributed."""
+    """What one more batch like these :data:`BATCHES` stays under with a chance of 97.5 %: a bound for the next value of a
+    normal distribution of which only they are known."""
     return fmean(achieved) + _SPREAD * stdev(achieved)
 
 
@@ -51,8 +51,8 @@ class Tried:
 def next_threshold(tried: Sequence[Tried], budget: float, steps: int) -> float | None:
     """Where to search next, or None: one is near enough, or there were enough.
 
-    Drift is taken as a power of the threshold between two that lie on both sides of the budget, as proportional to it
-    elsewhere.
+    Drift is taken as a power of the threshold: the one that the two nearest tries show, proportional where there is but
+    one.
     """
     if not tried:
         return budget / math.sqrt(steps)
@@ -60,16 +60,27 @@ def next_threshold(tried: Sequence[Tried], budget: float, steps: int) -> float |
         return None
     below = max((t for t in tried if t.upper <= budget), key=lambda t: t.threshold, default=None)
     above = min((t for t in tried if t.upper > budget), key=lambda t: t.threshold, default=None)
-    aim = _AIM * budget
-    if below is None or above is None or below.threshold >= above.threshold or not below.upper:
-        one = above or below
-        assert one is not None
-        ratio = aim / one.upper if one.upper else _STRIDE
-        return one.threshold * min(max(ratio, 1 / _STRIDE), _STRIDE)
-    slope = math.log(above.upper / below.upper) / math.log(above.threshold / below.threshold)
-    between = math.log(aim / below.upper) / slope / math.log(above.threshold / below.threshold)
-    # Neither end is tried again, whatever the slope.
-    return below.threshold * (above.threshold / below.threshold) ** min(max(between, 0.15), 0.85)
+    if below and above and below.threshold < above.threshold:
+        between = above.threshold / below.threshold
+        wanted = _step(below, above, _AIM * budget / below.upper) if below.upper else math.sqrt(between)
+        # Neither end is tried again, whatever the power.
+        return below.threshold * min(max(wanted, between**0.15), between**0.85)
+    one = above or below
+    assert one is not None
+    if not one.upper:
+        return one.threshold * _STRIDE
+    others = [t for t in tried if t is not one and t.upper]
+    wanted = _AIM * budget / one.upper
+    if others:
+        wanted = _step(min(others, key=lambda t: abs(math.log(t.threshold / one.threshold))), one, wanted)
+    return one.threshold * min(max(wanted, 1 / _STRIDE), _STRIDE)
+
+
+def _step(one: Tried, other: Tried, ratio: float) -> float:
+    """By how much the threshold changes for a drift that changes by ``ratio``, if both follow a power through two
+    tries. The power is kept from 1/4 to 4, so that noise between near tries does not lead far away."""
+    power = math.log(other.upper / one.upper) / math.log(other.threshold / one.threshold)
+    return ratio ** (1 / min(max(power, 0.25), 4.0))
 
 
 def best(tried: Sequence[Tried], budget: float) -> int | None:

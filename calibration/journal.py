@@ -1,4 +1,4 @@
-"""The trace file of a calibration: one JSON line of settings, then one line a finished step, with every candidate tried.
+"""A trace file: one JSON line of settings, then one line a finished step, with every candidate tried.
 
 Written as the search goes, so it is also what an interrupted run resumes from.
 """
@@ -168,4 +168,3 @@ def _lines(path: Path) -> Iterator[Any]:
                 yield json.loads(text)
             except json.JSONDecodeError:
                 return
-

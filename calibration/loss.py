@@ -1,6 +1,6 @@
 """How far a candidate's model output is from the uncompressed one. Adding a loss is adding a function to LOSSES.
 
-``drift`` alone is none of them: it needs the run's guidance and a weight for each step (:mod:`calibration.sensitivity`).
+``drift`` alone is none of them: it needs the run's guidance and a weight for each step (``calibration.sensitivity``).
 
 Every loss takes the reference O and the candidate O' (B, C, h, w), both guidance branches and all channels (learned
 sigma included, as in the paper), and returns a float64 scalar tensor, 0 for equal outputs. It is a mean over rows: of

@@ -113,8 +113,8 @@ class Work:
     def _loss_at(self, step: int) -> Loss:
         """Predicted drift of the final latents: the step's sensitivity times the error of the guided prediction."""
         weight, run = self.sensitivities[step].value, self.run
-        return lambda reference, candidate: weight * relative_l2(
-            run.guided(reference), run.guided(candidate), self.ranks
+        return lambda reference, candidate: (
+            weight * relative_l2(run.guided(reference), run.guided(candidate), self.ranks)
         )
 
     def within(self, asked: float) -> tuple[Found, float, Budget]:
@@ -176,9 +176,7 @@ class Work:
 
         The calibration's own images are the first of its seed, and the next as many those of its report; these follow.
         """
-        batches = [
-            [(2 + batch) * self.settings.images + image for image in self.images] for batch in range(BATCHES)
-        ]
+        batches = [[(2 + batch) * self.settings.images + image for image in self.images] for batch in range(BATCHES)]
         if not self._full:
             self._full = [self._sample(indices) for indices in batches]
         with ditfastattn.apply(self.pipe.transformer, plan, kernel=self.settings.kernel):

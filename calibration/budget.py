@@ -34,8 +34,10 @@ def predicted_drift(decisions: Sequence[Decision]) -> float:
 
 
 def upper_drift(achieved: Sequence[float]) -> float:
-    """What one more batch like these :data:`BATCHES` stays under with a chance of 97.5 %: a bound for the next value of a
-    normal distribution of which only they are known."""
+    """What one more batch like these :data:`BATCHES` stays under with a chance of 97.5 %.
+
+    It is the prediction limit for the next value of a normal distribution of which only they are known.
+    """
     return fmean(achieved) + _SPREAD * stdev(achieved)
 
 

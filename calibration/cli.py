@@ -73,12 +73,16 @@ def _explain(options: argparse.Namespace) -> int:
         print("  step 0 is FULL in every layer, by rule: nothing is stored before it")
         return 0
     threshold = plan.calibration.threshold if plan.calibration else header["threshold"]
-    print(f"  loss {header['loss']}, threshold {threshold:g}, limit threshold * (layer + 1) / {layers}")
+    if plan.calibration and plan.calibration.budget:
+        print(f"  loss drift at the price {threshold:.4g}; under its limit a method is better than FULL, and of several it "
+              "is the one\n  of least (its MACs / MACs of a FULL step) + (loss / price)^2")  # fmt: skip
+    else:
+        print(f"  loss {header['loss']}, threshold {threshold:g}, limit threshold * (layer + 1) / {layers}")
     for line in explain_drift(plan, options.step):
         print(f"  {line}")
     for trial in decision.trials:
         if trial.layer == options.layer:
-            print(f"  {explain_trial(trial)}")
+            print(f"  {explain_trial(trial, method)}")
     if decision.losses[options.layer] is None:
         print("  FULL       no candidate stayed under the limit")
     return 0

@@ -44,13 +44,13 @@ def bars(name: str) -> Iterator[Watch]:
     def on_search(threshold: float) -> None:
         nonlocal spent, done, search
         close()
-        spent, done, search = 0.0, 0, f"threshold {threshold:.4g}"
+        spent, done, search = 0.0, 0, f"price {threshold:.4g}"
 
     def on_verified(searched: Searched, percent: float) -> None:
         close()
         most, upper = max(searched.achieved), upper_drift(searched.achieved)
         print(
-            f"  threshold {searched.threshold or 0:.4g}: {percent:.1f} % of attention MACs, on other noise a drift of "
+            f"  price {searched.threshold or 0:.4g}: {percent:.1f} % of attention MACs, on other noise a drift of "
             f"{most:.4f} at most, {upper:.4f} to be safe"
         )
 

@@ -12,7 +12,7 @@ from calibration.budget import predicted_drift
 from calibration.calibrate import Result, package_versions
 from calibration.drift import Drift
 from ditfastattn.cost import PlanTime
-from plans import Plan
+from plans import Method, Plan
 from plans.files import write_text
 from plans.macs import plan_macs, shares
 from plans.render import curve
@@ -79,7 +79,7 @@ def explain_drift(plan: Plan, step: int) -> list[str]:
     if record.budget is not None:
         found = record.budget
         lines.append(
-            f"the threshold was found for a drift of {found.asked:g}: predicted {found.predicted:.4f}, on other noise "
+            f"the price was found for a drift of {found.asked:g}: predicted {found.predicted:.4f}, on other noise "
             f"{max(found.achieved):.4f} at most"
         )
     return lines
@@ -118,8 +118,12 @@ def calibration_loss(result: Result) -> str:
     return result.plan.calibration.loss if result.plan.calibration else "loss"
 
 
-def explain_trial(trial: Trial) -> str:
-    """One candidate in words."""
+def explain_trial(trial: Trial, chosen: Method | None = None) -> str:
+    """One candidate in words. ``chosen``: what the layer does, if that need not be the first that was accepted."""
+    if trial.accepted and chosen not in (None, trial.method):
+        return (
+            f"{trial.method:<10} loss {trial.loss:.5f} < limit {trial.limit:.5f}: better than FULL, not than {chosen}"
+        )
     if trial.accepted:
         return f"{trial.method:<10} loss {trial.loss:.5f} < limit {trial.limit:.5f}: accepted"
     if not math.isfinite(trial.loss):

@@ -1,20 +1,21 @@
 """Algorithm 1 step after step, on the trajectory of the plan chosen so far: for any model and any condition."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
 
-from calibration.algorithm import Decision, all_full, choose_methods
+from calibration.algorithm import Decision, Step, all_full, choose_methods
 from calibration.bench import bench
-from calibration.loss import Loss, over_ranks
+from calibration.loss import over_ranks
 from calibration.plain import PlainStep
 from calibration.replay import ReplayStep
 from calibration.settings import Settings
 from ditfastattn.models.base import Call, ModelAdapter, Place
 from ditfastattn.ranks import ALONE, Ranks
-from plans import Plan, SiteName
+from plans import Method, Plan, SiteName
 from plans.macs import method_macs, plan_macs
 
 
@@ -51,25 +52,23 @@ def search(
     record: Callable[[Decision], None] | None = None,
     on_step: Callable[[int, float], None] | None = None,
     ranks: Ranks = ALONE,
-    loss_at: Callable[[int], Loss] | None = None,
+    choose: Callable[[Step, int], Decision] | None = None,
 ) -> Found:
-    """Fills in the cells of an all-FULL plan, by the settings' threshold.
+    """Fills in the cells of an all-FULL plan.
 
     Args:
         call: a model call of this run; its latents, whose values do not matter, are those of the whole batch.
         done: decisions of the first steps, made before: the same on every rank.
         record: called with every new decision.
         on_step, ranks: as in :func:`calibration.calibrate.calibrate`.
-        loss_at: the loss of each step; without it the settings' loss at all.
+        choose: decides one step, given its index; without it Algorithm 1 does, by the settings' loss and threshold.
 
     Raises:
         CalibrationError: an output that is not finite.
         RankError: another rank has ended.
     """
-    candidates, threshold = settings.candidates(), settings.threshold
-    assert threshold is not None, "a budget is spent by thresholds"
+    choose = choose or _algorithm_1(settings, ranks)
     step_class = ReplayStep if settings.search == "replay" else PlainStep
-    everywhere = None if loss_at else over_ranks(settings.loss, ranks)
     decisions: list[Decision] = []
     plain_runs = 0
     with bench(adapter, plan, call, settings, ranks) as probe:
@@ -85,8 +84,7 @@ def search(
                 plain_runs += probe.layers
             else:
                 step = step_class(probe, predict)
-                loss = everywhere or loss_at(index)  # type: ignore[misc]
-                decision = choose_methods(step, candidates, loss, threshold)
+                decision = choose(step, index)
                 output = step.output()
                 plain_runs += probe.layers * (len(decision.trials) + 2)  # O, every O', and the chosen run
             if index >= len(done) and record:
@@ -124,10 +122,19 @@ def filled_in(plan: Plan, order: Sequence[SiteName], decisions: Sequence[Decisio
     return plan
 
 
+def _algorithm_1(settings: Settings, ranks: Ranks) -> Callable[[Step, int], Decision]:
+    candidates, loss, threshold = settings.candidates(), over_ranks(settings.loss, ranks), settings.threshold
+    assert threshold is not None
+    return lambda step, _: choose_methods(step, candidates, loss, threshold)
+
+
+def cell_macs(plan: Plan, place: Place, method: Method) -> float:
+    """Attention MACs of one cell as a share of a step that is all FULL."""
+    shape, window = plan.model.shape(place.site), plan.window_of(place.site)
+    macs = shape.rows * method_macs(method, tokens=shape.tokens, width=plan.model.width, window=window)
+    return macs / plan_macs(plan).full_step
+
+
 def _macs_share(plan: Plan, places: Sequence[Place], decision: Decision) -> float:
     """Attention MACs of one step in units of all-FULL."""
-    macs = 0
-    for place, method in zip(places, decision.methods, strict=True):
-        shape, window = plan.model.shape(place.site), plan.window_of(place.site)
-        macs += shape.rows * method_macs(method, tokens=shape.tokens, width=plan.model.width, window=window)
-    return macs / plan_macs(plan).full_step
+    return math.fsum(cell_macs(plan, place, m) for place, m in zip(places, decision.methods, strict=True))

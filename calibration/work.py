@@ -8,12 +8,12 @@ from typing import Any
 from torch import Tensor
 
 import ditfastattn
-from calibration.algorithm import all_full
+from calibration.algorithm import Decision, Step, all_full, choose_by_price, choose_methods
 from calibration.bench import bench
 from calibration.budget import BATCHES, Tried, predicted_drift, spend, upper_drift
 from calibration.journal import Journal
 from calibration.loss import Loss, relative_l2
-from calibration.search import Found, filled_in, search
+from calibration.search import Found, cell_macs, filled_in, search
 from calibration.sensitivity import Sensitivity, measure
 from calibration.settings import Settings
 from calibration.trace import Searched, Trace
@@ -22,7 +22,7 @@ from ditfastattn.models.base import Call, ModelAdapter
 from ditfastattn.ranks import Ranks
 from ditfastattn.samplers import inference_steps
 from ditfastattn.sampling import Denoiser, Trajectory, sample_latents
-from plans import Budget, Plan
+from plans import Budget, Method, Plan
 from plans.macs import plan_macs
 
 
@@ -95,19 +95,36 @@ class Work:
             self.watch.on_sensitivity(self.plan.steps, sensitivity)
 
     def search(self, threshold: float, done: Searched) -> Found:
-        """One search from the beginning, with what is known of it."""
+        """One search from the beginning, with what is known of it.
+
+        Args:
+            threshold: of Algorithm 1; under a budget the price (:func:`calibration.algorithm.choose_by_price`).
+        """
         self.run = self._begin()
+        candidates = self.settings.candidates()
+        costs = {
+            (layer, method): cell_macs(self.plan, place, method)
+            for layer, place in enumerate(self.adapter.places)
+            for method in Method
+        }
+
+        def choose(step: Step, index: int) -> Decision:
+            loss = self._loss_at(index)
+            if self.settings.budget is None:
+                return choose_methods(step, candidates, loss, threshold)
+            return choose_by_price(step, candidates, loss, threshold, lambda layer, method: costs[layer, method])
+
         return search(
             self.adapter,
             self.plan,
             self.run,
             self._call,
-            replace(self.settings, threshold=threshold, budget=None),
+            self.settings,
             tuple(done.decisions),
             self.journal.append if self.journal else None,
             self.watch.on_step,
             self.ranks,
-            self._loss_at if self.sensitivities else None,
+            choose if self.sensitivities else None,
         )
 
     def _loss_at(self, step: int) -> Loss:
@@ -158,7 +175,9 @@ class Work:
             self.journal.choose(index)
         chosen = searches[index]
         self.watch = Watch()
-        last = self.search(1.0, chosen)  # every step is decided: its latents are what is still lacking
+        last = self.search(
+            chosen.threshold or 0.0, chosen
+        )  # every step is decided: its latents are what is still lacking
         found = replace(
             last,
             block_runs=last.block_runs + sum(run.block_runs for run in runs),

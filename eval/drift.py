@@ -1,8 +1,8 @@
 """What weighting by sensitivity is worth, and how well a drift budget holds: on other noise, classes and guidance.
 
-Two losses, mrae (the paper's) and drift, at several thresholds each: attention MACs, PSNR to the uncompressed images of
-a longer run, and relative L2 of the final latents, on classes and noise that no search has seen. Then a plan for each
-budget, and its drift batch by batch: on ten other seeds, on other classes, at other guidance scales.
+Two losses, mrae (the paper's) and drift, at several thresholds each, and plans within budgets ("within"): attention
+MACs, PSNR to the uncompressed images of a longer run, and relative L2 of the final latents, on classes and noise that no
+search has seen. Then each budget's drift batch by batch: on other seeds, on other classes, at other guidance scales.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
@@ -35,6 +35,7 @@ from plans.files import write_text
 from plans.macs import plan_macs
 
 RESULTS = Path("eval/results")
+WITHIN = "within"  # a plan within a budget; its "threshold" is the budget
 UNSEEN = 1000  # seeds from here on are no calibration's
 
 
@@ -51,7 +52,7 @@ def parser() -> argparse.ArgumentParser:
     add("--mrae", type=float, nargs="*", default=[0.0025, 0.005, 0.0075, 0.01, 0.015, 0.025], metavar="T")
     add("--drift", type=float, nargs="*", default=[0.0025, 0.005, 0.01, 0.02, 0.04, 0.08], metavar="T")
     add("--macs", type=float, default=70.0, help="percent of attention MACs at which the losses are compared (70)")
-    add("--budgets", type=float, nargs="*", default=[0.05, 0.1, 0.2], metavar="D")
+    add("--budgets", type=float, nargs="*", default=[0.1, 0.2, 0.3], metavar="D")
     add("--seeds", type=int, default=10, help="other seeds that a budget is tested on (10)")
     add("--classes", type=int, default=10, help="batches of other classes (10)")
     add("--scales", type=float, nargs="*", default=[2.0, 3.0, 6.0], metavar="S", help="other guidance (2 3 6)")
@@ -92,8 +93,9 @@ class Subject:
         return final_latents(self.pipe, plan, labels, seed, scale, steps, self.args.batch)
 
 
-def compare_losses(subject: Subject) -> dict[str, Any]:
-    """Rows of both losses, and PSNR at equal MACs by interpolation between them."""
+def compare_losses(subject: Subject, write: Callable[[dict[str, Any]], None]) -> dict[float, Plan]:
+    """Rows of both losses and of the budgets, and PSNR at equal MACs by interpolation between them, written as they are
+    measured. The budgets' plans."""
     args = subject.args
     labels = subject.other_labels(args.n)
 
@@ -103,9 +105,13 @@ def compare_losses(subject: Subject) -> dict[str, Any]:
     full = sampled(None, args.steps)
     long = full if args.reference_steps == args.steps else sampled(None, args.reference_steps)
     found: dict[str, Any] = {"uncompressed_psnr": psnr(long, full), "rows": []}
-    for loss, thresholds in (("mrae", args.mrae), (DRIFT, args.drift)):
+    within: dict[float, Plan] = {}
+    for loss, thresholds in (("mrae", args.mrae), (DRIFT, args.drift), (WITHIN, args.budgets)):
         for threshold in thresholds:
-            plan = subject.calibrated(threshold=threshold, loss=loss)
+            if loss == WITHIN:
+                plan = within[threshold] = subject.calibrated(budget=threshold, loss=DRIFT)
+            else:
+                plan = subject.calibrated(threshold=threshold, loss=loss)
             ours = sampled(plan, args.steps)
             row = {
                 "loss": loss,
@@ -116,17 +122,17 @@ def compare_losses(subject: Subject) -> dict[str, Any]:
                 "latent_rel_l2": round(full.distance(ours), 5),
             }
             found["rows"].append(row)
+            write(found)
             print(
                 f"{loss:>6} {threshold:<8g} {row['macs']:6.1f} % of MACs  {row['psnr']} dB to {args.reference_steps} "
                 f"steps, {row['psnr_same_steps']} dB to {args.steps}  latents {row['latent_rel_l2']:.4f}",
                 flush=True,
             )
-    at = {loss: at_macs([r for r in found["rows"] if r["loss"] == loss], args.macs) for loss in ("mrae", DRIFT)}
-    found["at_equal_macs"] = {"macs": args.macs, **at}
-    if None not in at.values():
-        found["at_equal_macs"]["gain"] = round(at[DRIFT] - at["mrae"], 2)  # type: ignore[operator]
-    print(f"at {args.macs:g} % of MACs: {found['at_equal_macs']}", flush=True)
-    return found
+    at = {loss: at_macs([r for r in found["rows"] if r["loss"] == loss], args.macs) for loss in ("mrae", DRIFT, WITHIN)}
+    found["at_equal_macs"] = {"macs": args.macs, "psnr": at}
+    print(f"at {args.macs:g} % of MACs: " + ", ".join(f"{loss} {value} dB" for loss, value in at.items()), flush=True)
+    write(found)
+    return within
 
 
 def at_macs(rows: Sequence[dict[str, Any]], macs: float) -> float | None:
@@ -138,10 +144,9 @@ def at_macs(rows: Sequence[dict[str, Any]], macs: float) -> float | None:
     return None
 
 
-def test_budget(subject: Subject, asked: float) -> dict[str, Any]:
-    """A plan within ``asked``, and its drift, batch by batch, on what it was not calibrated on."""
+def tested(subject: Subject, plan: Plan, asked: float) -> dict[str, Any]:
+    """The drift of a plan within ``asked``, batch by batch, on what it was not calibrated on."""
     args = subject.args
-    plan = subject.calibrated(budget=asked, loss=DRIFT)
     record = plan.calibration
     assert record is not None and record.budget is not None
     count = len(subject.labels)
@@ -170,7 +175,7 @@ def test_budget(subject: Subject, asked: float) -> dict[str, Any]:
         tests[f"other seeds, guidance {scale:g}"] = drifts(same, scale)
     row = {
         "asked": asked,
-        "threshold": record.threshold,
+        "price": record.threshold,
         "macs": round(plan_macs(plan).percent, 2),
         "predicted": round(record.budget.predicted, 5),
         "verified": [round(value, 5) for value in record.budget.achieved],
@@ -209,16 +214,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         "images": args.n,
     }
 
-    def write() -> None:
+    def write(more: dict[str, Any]) -> None:
+        result.update(more)
         weights = [round(s.value, 4) for s in subject.measured]
         args.out.mkdir(parents=True, exist_ok=True)
         write_text(file, json.dumps({**result, "sensitivity": weights}, indent=1, allow_nan=False) + "\n")
 
-    if args.mrae or args.drift:
-        result |= compare_losses(subject)
-        write()
-    result["budgets"] = []
-    for asked in args.budgets:
-        result["budgets"].append(test_budget(subject, asked))
-        write()
+    budgets: list[dict[str, Any]] = []
+    for asked, plan in compare_losses(subject, write).items():
+        budgets.append(tested(subject, plan, asked))
+        write({"budgets": budgets})
     print(f"written: {file}")

@@ -64,7 +64,8 @@ class Calibration(Frozen):
     prompts. methods: the candidates that were tried. compiled: whether blocks ran in compiled pieces. versions:
     package -> version. created: ISO 8601. sensitivity: of every step, how far the final latents move (relative L2) for
     an error of the guided prediction there (relative L2), where the loss is weighted by it. budget: what was asked for
-    instead of a threshold; ``threshold`` is then the one that was found for it.
+    instead of a threshold; ``threshold`` is then the price that was found for it, the drift that a step may add for
+    saving all of its attention MACs.
     """
 
     loss: Name

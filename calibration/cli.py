@@ -20,7 +20,7 @@ from calibration.memory import keep_freed_memory
 from calibration.picture import save_grid
 from calibration.progress import bars
 from calibration.prompts import choose_prompts
-from calibration.report import describe, explain_drift, explain_trial, summary_row, write_summary
+from calibration.report import describe, explain_rule, explain_trial, summary_row, write_summary
 from calibration.search import filled_in
 from calibration.sensitivity import Sensitivity
 from calibration.settings import Settings, parse_threshold
@@ -73,12 +73,7 @@ def _explain(options: argparse.Namespace) -> int:
         print("  step 0 is FULL in every layer, by rule: nothing is stored before it")
         return 0
     threshold = plan.calibration.threshold if plan.calibration else header["threshold"]
-    if plan.calibration and plan.calibration.budget:
-        print(f"  loss drift at the price {threshold:.4g}; under its limit a method is better than FULL, and of several it "
-              "is the one\n  of least (its MACs / MACs of a FULL step) + (loss / price)^2")  # fmt: skip
-    else:
-        print(f"  loss {header['loss']}, threshold {threshold:g}, limit threshold * (layer + 1) / {layers}")
-    for line in explain_drift(plan, options.step):
+    for line in explain_rule(plan, header["loss"], threshold, layers, options.step):
         print(f"  {line}")
     for trial in decision.trials:
         if trial.layer == options.layer:

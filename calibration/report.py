@@ -66,12 +66,19 @@ def _weighted(result: Result) -> list[str]:
     return lines
 
 
-def explain_drift(plan: Plan, step: int) -> list[str]:
-    """What weighs a step's losses, in words; nothing for losses that are not weighted."""
+def explain_rule(plan: Plan, loss: str, threshold: float, layers: int, step: int) -> list[str]:
+    """By what rule the cells of a step were chosen, in words."""
     record = plan.calibration
+    rule = f"loss {loss}, threshold {threshold:g}, limit threshold * (layer + 1) / {layers}"
     if record is None or not record.sensitivity:
-        return []
+        return [rule]
+    if record.budget is not None:
+        rule = (
+            f"loss {loss} at the price {threshold:.4g}: under its limit a method is better than FULL, and the one "
+            "taken is that of least (its MACs / MACs of a FULL step) + (loss / price)^2"
+        )
     lines = [
+        rule,
         f"a loss is the error of the guided prediction (relative L2) times {record.sensitivity[step]:.4g}, which is "
         "how far the final latents move for it",
         f"that of all steps: {curve(record.sensitivity)} (0 to {max(record.sensitivity):.3g}, as the fourth root)",

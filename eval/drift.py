@@ -1,8 +1,8 @@
 """What weighting by sensitivity is worth, and how well a drift budget holds: on other noise, classes and guidance.
 
 Two losses, mrae (the paper's) and drift, at several thresholds each, and plans within budgets ("within"): attention
-MACs, PSNR to the uncompressed images of a longer run, and relative L2 of the final latents, on classes and noise that no
-search has seen. Then each budget's drift batch by batch: on other seeds, on other classes, at other guidance scales.
+MACs, PSNR to the uncompressed images of a longer run, and relative L2 of the final latents, on classes and noise that
+no search has seen. Then each budget's drift batch by batch: on other seeds, on other classes, at other guidance scales.
 """
 
 from __future__ import annotations

@@ -1,6 +1,9 @@
-"""DiTFastAttn, Algorithm 1: at one step, the cheapest method per layer whose error stays under the layer's limit."""
+"""What each layer does at one step: by DiTFastAttn's Algorithm 1, the cheapest method whose error stays under the
+layer's limit, or by price, the method that saves most for the drift it adds.
+"""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -65,12 +68,7 @@ def choose_methods(step: Step, candidates: Sequence[Method], loss: Loss, thresho
     Raises:
         CalibrationError: the uncompressed model output is not finite.
     """
-    reference = step.reference()
-    if not torch.isfinite(reference).all():
-        raise CalibrationError(
-            "the uncompressed model output holds NaN or infinite values, so no method can be judged: check the "
-            "checkpoint, or use --dtype float32 or bfloat16"
-        )
+    reference = _reference(step)
     methods: list[Method] = []
     losses: list[float | None] = []
     trials: list[Trial] = []
@@ -89,6 +87,61 @@ def choose_methods(step: Step, candidates: Sequence[Method], loss: Loss, thresho
             losses.append(None)
         step.keep(layer, methods[-1])
     return Decision(tuple(methods), tuple(losses), tuple(trials))
+
+
+def choose_by_price(
+    step: Step, candidates: Sequence[Method], loss: Loss, price: float, cost: Callable[[int, Method], float]
+) -> Decision:
+    """The methods of least cost + loss^2 / price^2, layer by layer (a Lagrangian of cost under a bound for the sum of
+    squares over steps and layers, in which what one layer adds to the square does not depend on the others as long as
+    their errors have nothing in common).
+
+    A trial's limit is the loss at which it is no better than FULL; of several under their limits the one of least cost
+    + loss^2 / price^2 is taken. Candidates that cost more than what was found already are not tried.
+
+    Args:
+        candidates: in cost order, cheapest first, without FULL.
+        price: the loss that a step may have for saving all it costs.
+        cost: of a layer by a method, as a share of the step with every layer FULL.
+
+    Raises:
+        CalibrationError: the uncompressed model output is not finite.
+    """
+    reference = _reference(step)
+    methods: list[Method] = []
+    losses: list[float | None] = []
+    trials: list[Trial] = []
+    before = 0.0  # the loss of the layers so far
+    for layer in range(step.layers):
+        full = cost(layer, Method.FULL)
+        chosen, least, after = Method.FULL, full, before
+        for method in candidates:
+            if cost(layer, method) >= least:
+                continue
+            limit = math.sqrt(before**2 + price**2 * (full - cost(layer, method)))
+            trial = Trial(layer, method, float(loss(reference, step.attempt(layer, method))), limit)
+            trials.append(trial)
+            total = cost(layer, method) + (trial.loss**2 - before**2) / price**2
+            if total < least:  # never of NaN
+                chosen, least, after = method, total, trial.loss
+        if chosen is not Method.FULL and chosen is not trials[-1].method:
+            step.attempt(layer, chosen)  # what is kept is what was attempted last
+        step.keep(layer, chosen)
+        methods.append(chosen)
+        losses.append(None if chosen is Method.FULL else after)
+        before = after
+    return Decision(tuple(methods), tuple(losses), tuple(trials))
+
+
+def _reference(step: Step) -> Tensor:
+    """The uncompressed model output, if it is finite."""
+    reference = step.reference()
+    if not torch.isfinite(reference).all():
+        raise CalibrationError(
+            "the uncompressed model output holds NaN or infinite values, so no method can be judged: check the "
+            "checkpoint, or use --dtype float32 or bfloat16"
+        )
+    return reference
 
 
 def all_full(layers: int) -> Decision:

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from calibration.errors import CalibrationError
-from calibration.loss import LOSSES
+from calibration.loss import DRIFT, LOSS_NAMES
 from calibration.prompts import clean
 from calibration.settings import CANDIDATES, SEARCHES, THRESHOLDS
 from ditfastattn.condition import VideoSize
@@ -18,6 +18,8 @@ EXAMPLES = """examples:
   python -m calibration --model demo-long --threshold 0.05    the one of 1,024 tokens, where attention dominates
   python -m calibration --threshold D1 D3 D6 --output runs    three plans and a summary in runs/
   python -m calibration --model facebook/DiT-XL-2-512 --threshold D2 --device cuda --dtype float16
+  python -m calibration --drift 0.1                           the final latents within 10 % (relative L2) on other noise
+  python -m calibration --threshold 0.02 --loss drift         each step's part in that at most 2 %
   python -m calibration --threshold 0.05 --methods AST,ASC --labels 3,7,11,19
   python -m calibration --threshold 0.05 --resume             go on after an interruption
   python -m calibration --model PixArt-alpha/PixArt-Sigma-XL-2-1024-MS --threshold 0.05 --device cuda --dtype float16
@@ -44,7 +46,15 @@ def calibrate_parser() -> argparse.ArgumentParser:
     )
     names = ", ".join(f"{name} = {value}" for name, value in THRESHOLDS.items())
     add = parser.add_argument
-    add("--threshold", nargs="+", required=True, metavar="T", help=f"one or more numbers or names ({names})")
+    how_much = parser.add_mutually_exclusive_group(required=True)
+    how_much.add_argument("--threshold", nargs="+", metavar="T", help=f"one or more numbers or names ({names})")
+    how_much.add_argument(
+        "--drift",
+        nargs="+",
+        metavar="D",
+        help="in place of a threshold: how far the final latents may end from the uncompressed ones, relative L2, on "
+        "noise that was not calibrated on",
+    )
     add_parts(parser)
     add("--steps", type=int, help="sampler steps (default: 50; ddpm and iddpm 250, Open-Sora's iddpm 200, heun 25)")
     add("--sampler", choices=list(SAMPLERS), help="default: dpm (DPM-Solver++ 2M), of Open-Sora iddpm")
@@ -69,7 +79,8 @@ def calibrate_parser() -> argparse.ArgumentParser:
         choices=TOKEN_ORDERS,
         help="how tokens stand, and so what a window covers: whole rows (raster, the paper's; default), or a patch",
     )
-    add("--loss", default="mrae", choices=list(LOSSES), help="default: mrae, the paper's")
+    add("--loss", choices=LOSS_NAMES, help="default: mrae, the paper's; drift weighs the error of the guided "
+        "prediction by how far it moves the final latents, measured first")  # fmt: skip
     add("--methods", default=",".join(CANDIDATES), help=f"candidates, with commas (default: {','.join(CANDIDATES)})")
     add("--search", default="replay", choices=SEARCHES, help="plain runs the whole model for every candidate")
     add("--seed", type=parse_seed, default=0, help="of the noise, and of the choice of labels (default: 0)")
@@ -126,6 +137,19 @@ def parse_seed(text: str) -> int:
 
 def parse_negative(text: str) -> str:
     return clean(text, "--negative-prompt")
+
+
+def parse_budget(text: str) -> float:
+    """ "0.05"."""
+    try:
+        return float(text)
+    except ValueError:
+        raise CalibrationError(f"{text!r} is no drift: give a relative L2 distance such as 0.05") from None
+
+
+def loss_of(options: argparse.Namespace) -> str:
+    """The loss that was named, or the one that goes with what was asked for."""
+    return options.loss or (DRIFT if options.drift else "mrae")
 
 
 def parse_methods(text: str) -> tuple[Method, ...]:

@@ -14,9 +14,12 @@ import ditfastattn
 from calibration.algorithm import Decision
 from calibration.errors import CalibrationError
 from calibration.journal import Journal
-from calibration.search import search
+from calibration.loss import DRIFT
+from calibration.sensitivity import Sensitivity
 from calibration.settings import Settings
 from calibration.subjects import condition_of, sampled_by
+from calibration.trace import Searched
+from calibration.work import Watch, Work
 from ditfastattn.condition import Condition, FromPrompts
 from ditfastattn.layout import Layout
 from ditfastattn.models import adapt
@@ -24,13 +27,13 @@ from ditfastattn.models.base import ModelAdapter
 from ditfastattn.order import order_for
 from ditfastattn.ranks import ALONE, Ranks
 from ditfastattn.samplers import sampler_spec
-from ditfastattn.sampling import Denoiser, Trajectory
-from plans import Calibration, GuidanceSpec, Plan
+from plans import Budget, Calibration, GuidanceSpec, Plan
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a calibration found. ``block_runs`` counts this run only, not the steps a resumed run took over."""
+    """What a calibration found. ``block_runs`` counts this run only, not the steps a resumed run took over; of all
+    searches, where a budget took several."""
 
     plan: Plan
     decisions: tuple[Decision, ...]
@@ -39,6 +42,8 @@ class Result:
     residual_passes: int
     resumed_steps: int
     latents: Tensor  # (B, C, h, w), the end of the compressed trajectory, of all ranks' images in order
+    sensitivities: tuple[Sensitivity, ...] = ()  # of the steps, for the loss drift
+    measuring_runs: int = 0  # of blocks, for the sensitivities
 
 
 @torch.no_grad()
@@ -49,6 +54,8 @@ def calibrate(
     on_step: Callable[[int, float], None] | None = None,
     ranks: Ranks = ALONE,
     condition: Condition | None = None,
+    watch: Watch | None = None,
+    sensitivities: Sequence[Sensitivity] = (),
 ) -> Result:
     """Chooses a plan for a pipeline.
 
@@ -62,6 +69,8 @@ def calibrate(
             all and the step's attention MACs as a share of full attention.
         condition: of the settings' labels or prompts, where it was made before; None makes it, which needs the
             pipeline's text encoder if it has one.
+        watch: told of all else that goes on, in place of ``on_step``.
+        sensitivities: of a calibration with other thresholds or budgets, but all else alike; else they are measured.
 
     Raises:
         CalibrationError: a model conditioned otherwise, labels it does not know, fewer labels or prompts than ranks, or
@@ -85,12 +94,19 @@ def calibrate(
     plan = empty_plan(adapter, pipe.scheduler, settings, condition.latent_shape)
 
     images = ranks.share(settings.images)
-    denoiser = Denoiser(pipe.transformer, condition.of(images), settings.guidance_scale)
-    run = Trajectory(denoiser, pipe.scheduler, settings.steps, settings.seed, images)
-    rows = run.latents.new_empty((denoiser.rows, *run.latents.shape[1:]))
-    call = adapter.read_call((rows,), {"timestep": run.timesteps[0], **denoiser.arguments})
-    found = search(adapter, plan, run, call, settings, journal, on_step, ranks)
-    record = _record(settings, adapter, found.kernel)
+    share = condition.of(images)
+    work = Work(pipe, adapter, plan, settings, share, images, journal, ranks, watch or Watch(on_step))
+    if settings.loss == DRIFT:
+        work.measure(sensitivities)
+    threshold, budget = settings.threshold, None
+    if settings.budget is not None:
+        found, threshold, budget = work.within(settings.budget)
+    else:
+        assert threshold is not None, "settings have one or the other"
+        found = work.search(threshold, work.done.searches[0] if work.done.searches else Searched())
+    weights = tuple(sensitivity.value for sensitivity in work.sensitivities)
+    record = _record(settings, adapter, threshold, weights, budget, found.kernel)
+    run = work.run
     latents = (
         torch.cat([part.to(run.latents) for part in ranks.gather(run.latents.cpu())])
         if ranks.world > 1
@@ -104,6 +120,8 @@ def calibrate(
         residual_passes=found.residual_passes,
         resumed_steps=found.resumed_steps,
         latents=latents,
+        sensitivities=tuple(work.sensitivities),
+        measuring_runs=work.measuring_runs,
     )
 
 
@@ -130,7 +148,14 @@ def empty_plan(adapter: ModelAdapter, scheduler: Any, settings: Settings, latent
     )
 
 
-def _record(settings: Settings, adapter: ModelAdapter, kernel: str) -> Calibration:
+def _record(
+    settings: Settings,
+    adapter: ModelAdapter,
+    threshold: float,
+    sensitivity: tuple[float, ...],
+    budget: Budget | None,
+    kernel: str,
+) -> Calibration:
     parameter = next(adapter.model.parameters())
     negative, video = None, None
     if isinstance(adapter, FromPrompts):
@@ -139,7 +164,7 @@ def _record(settings: Settings, adapter: ModelAdapter, kernel: str) -> Calibrati
     device = torch.cuda.get_device_name(parameter.device) if parameter.is_cuda else platform.machine() + " CPU"
     return Calibration(
         loss=settings.loss,
-        threshold=settings.threshold,
+        threshold=threshold,
         methods=settings.candidates(),
         search=settings.search,
         labels=settings.labels,
@@ -153,6 +178,8 @@ def _record(settings: Settings, adapter: ModelAdapter, kernel: str) -> Calibrati
         compiled=settings.compile,
         versions=package_versions(),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
+        sensitivity=sensitivity,
+        budget=budget,
     )
 
 

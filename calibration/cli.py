@@ -9,19 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from calibration.algorithm import Decision
-from calibration.arguments import calibrate_parser, explain_parser, parse_methods, parse_window
+from calibration.arguments import calibrate_parser, explain_parser, loss_of, parse_budget, parse_methods, parse_window
 from calibration.calibrate import Result, calibrate, package_versions
 from calibration.drift import Drift, Images, drift, sample
 from calibration.errors import CalibrationError
 from calibration.journal import Journal, partial_path, read_trace, trace_path
 from calibration.memory import keep_freed_memory
 from calibration.picture import save_grid
+from calibration.progress import bars
 from calibration.prompts import choose_prompts
-from calibration.report import describe, explain_trial, summary_row, write_summary
+from calibration.report import describe, explain_rule, explain_trial, summary_row, write_summary
 from calibration.search import filled_in
+from calibration.sensitivity import Sensitivity
 from calibration.settings import Settings, parse_threshold
 from calibration.subjects import choose_subjects, condition_of, release_encoders, sampled_by
 from ditfastattn.condition import Condition
@@ -70,10 +71,12 @@ def _explain(options: argparse.Namespace) -> int:
     if options.step == 0:
         print("  step 0 is FULL in every layer, by rule: nothing is stored before it")
         return 0
-    print(f"  loss {header['loss']}, threshold {header['threshold']:g}, limit threshold * (layer + 1) / {layers}")
+    threshold = plan.calibration.threshold if plan.calibration else header["threshold"]
+    for line in explain_rule(plan, header["loss"], threshold, layers, options.step):
+        print(f"  {line}")
     for trial in decision.trials:
         if trial.layer == options.layer:
-            print(f"  {explain_trial(trial)}")
+            print(f"  {explain_trial(trial, method)}")
     if decision.losses[options.layer] is None:
         print("  FULL       no candidate stayed under the limit")
     return 0
@@ -87,15 +90,18 @@ def _is_trace_of(plan: Plan, order: list[SiteName], decisions: list[Decision]) -
 
 
 def _calibrate(options: argparse.Namespace, arguments: list[str], ranks: Ranks) -> int:
-    thresholds = [(text, parse_threshold(text)) for text in options.threshold]
+    if options.drift:
+        asked = [(text, parse_budget(text)) for text in options.drift]
+    else:
+        asked = [(text, parse_threshold(text)) for text in options.threshold]
     options.sampler, usual_steps = usual_schedule(options.model, options.sampler)
     steps = usual_steps if options.steps is None else options.steps
     window, temporal_window = parse_window(options.window), parse_window(options.temporal_window)
     methods = parse_methods(options.methods)
     device = ranks.device(options.device)
-    paths = [_plan_path(options, steps, value, len(thresholds)) for _, value in thresholds]
+    paths = [_plan_path(options, steps, value, len(asked)) for _, value in asked]
     if len(set(paths)) < len(paths):
-        raise CalibrationError(f"a threshold stands twice: {' '.join(options.threshold)}")
+        raise CalibrationError(f"a value stands twice: {' '.join(text for text, _ in asked)}")
     if options.prompts is not None:
         choose_prompts(options.prompts, options.n_calib)  # whatever is wrong there is told before a model is loaded
     for path in paths if ranks.first else ():
@@ -113,10 +119,9 @@ def _calibrate(options: argparse.Namespace, arguments: list[str], ranks: Ranks) 
     guidance = sampled_by(pipe.transformer).usual_guidance if options.guidance is None else options.guidance
     all_settings = [
         Settings(
-            threshold=value,
             steps=steps,
             guidance_scale=guidance,
-            loss=options.loss,
+            loss=loss_of(options),
             methods=methods,
             window=window,
             temporal_window=temporal_window,
@@ -125,9 +130,11 @@ def _calibrate(options: argparse.Namespace, arguments: list[str], ranks: Ranks) 
             kernel=options.kernel,
             compile=options.compile,
             seed=options.seed,
+            threshold=None if options.drift else value,
+            budget=value if options.drift else None,
             **subjects.settings,
         )
-        for _, value in thresholds
+        for _, value in asked
     ]
     condition = condition_of(pipe, all_settings[0])
     release_encoders(pipe)
@@ -137,12 +144,15 @@ def _calibrate(options: argparse.Namespace, arguments: list[str], ranks: Ranks) 
 
     references: list[Images] = []
     rows = []
-    for (text, _), settings, path in zip(thresholds, all_settings, paths, strict=True):
+    measured: tuple[Sensitivity, ...] = ()  # the same for every threshold and budget
+    for (text, _), settings, path in zip(asked, all_settings, paths, strict=True):
         if not ranks.first:  # what follows a search is one process's work
-            calibrate(pipe, settings, ranks=ranks, condition=condition)
+            measured = calibrate(pipe, settings, ranks=ranks, condition=condition, sensitivities=measured).sensitivities
             continue
         journal = Journal(trace_path(path), _header(pipe, options, settings, device), options.resume)
-        result = _search(pipe, settings, condition, journal, text, ranks)
+        with bars(f"threshold {text}") as watch:
+            result = calibrate(pipe, settings, journal, None, ranks, condition, watch, measured)
+        measured = result.sensitivities
         if not references:  # the uncompressed images are the same for every threshold
             references = [_sample(pipe, result.plan, settings, condition, unseen, False) for unseen in (False, True)]
         compressed = [
@@ -160,28 +170,13 @@ def _calibrate(options: argparse.Namespace, arguments: list[str], ranks: Ranks) 
         plan_device = result.plan.calibration.device if result.plan.calibration else device
         command = "python -m calibration " + shlex.join(arguments)
         write_summary(summary, command, plan_device, options.dtype, rows)
-        print("threshold  attention MACs  latents rel. L2      PSNR      SSIM")
+        print(f"{'drift' if options.drift else 'threshold':>9}  attention MACs  latents rel. L2      PSNR      SSIM")
         for row in rows:
             decibels = "equal" if row["psnr"] is None else f"{row['psnr']:.1f} dB"
             print(f"{row['threshold']:>9}  {row['attention_macs']:12.1f} %  {row['latent_rel_l2']:15.4f}  {decibels:>8}"
                   f"  {row['ssim']:8.4f}")  # fmt: skip
         print(f"\nsummary  {summary}")
     return 0
-
-
-def _search(pipe: Any, settings: Settings, condition: Condition, journal: Journal, name: str, ranks: Ranks) -> Result:
-    """Algorithm 1 under a bar that shows the step, the attention MACs left so far and the time left."""
-    spent, done = 0.0, 0
-    with tqdm(total=0, desc=f"threshold {name}", unit="step", dynamic_ncols=True) as bar:
-
-        def on_step(total: int, share: float) -> None:
-            nonlocal spent, done
-            bar.total = total
-            spent, done = spent + share, done + 1
-            bar.set_postfix_str(f"attention MACs {100 * spent / done:.1f} %", refresh=False)
-            bar.update()
-
-        return calibrate(pipe, settings, journal, on_step, ranks, condition)
 
 
 def _sample(pipe: Any, plan: Plan, settings: Settings, condition: Condition, unseen: bool, compressed: bool) -> Images:
@@ -210,14 +205,15 @@ def _write(
     save_grid(_grid_path(path), [("full", full), ("compressed", compressed)], names, title)
 
 
-def _plan_path(options: argparse.Namespace, steps: int, threshold: float, count: int) -> Path:
-    output = Path(options.output)
+def _plan_path(options: argparse.Namespace, steps: int, value: float, count: int) -> Path:
+    output, what = Path(options.output), "drifts" if options.drift else "thresholds"
     if output.suffix == ".json":
         if count > 1:
-            raise CalibrationError(f"--output {output} is one file, but {count} thresholds were given: name a folder")
+            raise CalibrationError(f"--output {output} is one file, but {count} {what} were given: name a folder")
         return output
     model = Path(options.model).name.removesuffix(".pt") or "model"
-    return output / f"{model}-{options.sampler}{steps}-{options.loss}-{threshold:g}.json"
+    how = "within" if options.drift else loss_of(options)
+    return output / f"{model}-{options.sampler}{steps}-{how}-{value:g}.json"
 
 
 def _traces(path: Path) -> list[Path]:

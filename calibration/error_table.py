@@ -2,11 +2,11 @@
 
 At each step what a method would put in the place of a layer's output is compared with that output: older outputs (AST),
 their extrapolation (forecasts), the other branch's (ASC), a window with an older residual (WA_RS). How far the guided
-prediction moves by the difference is measured at some of the steps (``calibration.response``), and between them taken to
-be in proportion to its size.
+prediction moves by the difference is measured at some of the steps (``calibration.response``), and between them taken
+to be in proportion to its size.
 
-Errors are squared relative L2 of the guided prediction, of one cell alone with all others full. What several do together
-is left to whoever chooses, and to sampling with what was chosen.
+Errors are squared relative L2 of the guided prediction, of one cell alone with all others full. What several do
+together is left to whoever chooses, and to sampling with what was chosen.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from calibration.probe import Probe
-from calibration.response import Response, respond
+from calibration.response import respond
 from ditfastattn.kernels.sdpa import SDPA
 from ditfastattn.layout import both_halves
 from plans import Method
@@ -46,7 +46,6 @@ class ErrorTable:
         if key not in self.squared:
             return np.full(self.layers, np.inf)
         return np.nan_to_num(self.squared[key][step], nan=np.inf, posinf=np.inf)
-
 
 
 def measure(

@@ -1,4 +1,4 @@
-"""The trace of a calibration: one JSON line of settings, then one line a finished step, with every candidate tried.
+"""A trace file: one JSON line of settings, then one line a finished step, with every candidate tried.
 
 Written as the search goes, so it is also what an interrupted run resumes from.
 """
@@ -6,13 +6,13 @@ Written as the search goes, so it is also what an interrupted run resumes from.
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from calibration.algorithm import Decision, Trial
+from calibration.algorithm import Decision
 from calibration.errors import CalibrationError
-from plans import Method
+from calibration.sensitivity import Sensitivity
+from calibration.trace import Searched, Trace, decision_line, read_lines, sensitivity_line
 from plans.files import write_text
 
 FORMAT = "ditfastattn-trace"
@@ -29,7 +29,7 @@ def partial_path(trace: Path) -> Path:
 
 
 class Journal:
-    """Appends decisions to a trace file; :meth:`finish` is called when the plan stands.
+    """Appends what was found to a trace file; :meth:`finish` is called when the plan stands.
 
     Args:
         path: the trace's final path; while the search runs the file is called ``<path>.partial``.
@@ -40,30 +40,61 @@ class Journal:
         self.path = path
         self.partial = partial_path(path)
         self.header = json.loads(json.dumps({"format": FORMAT, "version": 1, **header}))
-        self.decisions: list[Decision] = []
+        self.trace = Trace()
         if self.partial.exists() and not resume:
             raise CalibrationError(
                 f"{self.partial} is an interrupted calibration: go on with --resume, or delete it to begin anew"
             )
         if self.partial.exists():
-            self.decisions = self._read_partial()
+            self.trace = self._read_partial()
         elif self.path.exists():
-            header, finished = read_trace(self.path)
+            header, finished = _read(path)
             self._refuse_other_plan(header)
-            self.decisions = finished if resume else []
+            self.trace = finished if resume else Trace()
         self._begun = False  # nothing is written before the first decision: a run that fails at once leaves no file
 
+    @property
+    def decisions(self) -> list[Decision]:
+        """Of the search that became the plan, or of the last one begun."""
+        return self.trace.decisions
+
     def append(self, decision: Decision) -> None:
-        self.decisions.append(decision)
+        if not self.trace.searches:
+            self.trace.searches.append(Searched())
+        decisions = self.trace.searches[-1].decisions
+        decisions.append(decision)
+        self._write(decision_line(len(decisions) - 1, decision))
+
+    def measured(self, sensitivity: Sensitivity) -> None:
+        self.trace.sensitivities.append(sensitivity)
+        self._write(sensitivity_line(len(self.trace.sensitivities) - 1, sensitivity))
+
+    def begin_search(self, threshold: float) -> None:
+        """The decisions that follow are of another search."""
+        self.trace.searches.append(Searched(threshold))
+        self._write({"search": threshold})
+
+    def achieved(self, drift: tuple[float, ...]) -> None:
+        """What was measured of the last search's plan."""
+        self.trace.searches[-1].achieved = drift
+        self._write({"achieved": list(drift)})
+
+    def choose(self, search: int) -> None:
+        """Which search became the plan."""
+        if self.trace.chosen is None:
+            self.trace.chosen = search
+            self._write({"chosen": search})
+
+    def _write(self, line: dict[str, Any]) -> None:
+        """Adds the line of what the trace has just got."""
         if not self._begun:
             self._write_all()
             return
         with open(self.partial, "a") as file:
-            file.write(json.dumps(_encode(len(self.decisions) - 1, decision)) + "\n")
+            file.write(json.dumps(line) + "\n")
 
     def _write_all(self) -> None:
-        lines = [self.header, *(_encode(step, decision) for step, decision in enumerate(self.decisions))]
-        write_text(self.partial, "".join(json.dumps(line) + "\n" for line in lines))
+        write_text(self.partial, "".join(json.dumps(line) + "\n" for line in (self.header, *self.trace.lines())))
         self._begun = True
 
     def _refuse_other_plan(self, header: dict[str, Any]) -> None:
@@ -80,14 +111,14 @@ class Journal:
             self._write_all()
         os.replace(self.partial, self.path)
 
-    def _read_partial(self) -> list[Decision]:
+    def _read_partial(self) -> Trace:
         try:
             lines = list(_lines(self.partial))
             if not lines:
-                return []  # killed before the first line was whole
-            decisions = [_decode(line) for line in lines[1:]]
+                return Trace()  # killed before the first line was whole
+            trace = read_lines(lines[1:])
             lines[0].keys()
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
             raise CalibrationError(f"{self.partial} is damaged ({error!r}): delete it to begin anew") from error
         if lines[0] != self.header:
             changed = _changed(lines[0], self.header)
@@ -95,7 +126,7 @@ class Journal:
                 f"{self.partial} was begun with other settings ({', '.join(changed)}): resume with the same command, "
                 "or delete it to begin anew"
             )
-        return decisions
+        return trace
 
 
 def read_trace(path: Path) -> tuple[dict[str, Any], list[Decision]]:
@@ -104,6 +135,11 @@ def read_trace(path: Path) -> tuple[dict[str, Any], list[Decision]]:
     Raises:
         CalibrationError: missing or not a trace.
     """
+    header, trace = _read(path)
+    return header, trace.decisions
+
+
+def _read(path: Path) -> tuple[dict[str, Any], Trace]:
     try:
         lines = list(_lines(path))
     except FileNotFoundError:
@@ -115,8 +151,8 @@ def read_trace(path: Path) -> tuple[dict[str, Any], list[Decision]]:
     if not lines or not isinstance(lines[0], dict) or lines[0].get("format") != FORMAT:
         raise CalibrationError(f"{path} is not a calibration trace")
     try:
-        return lines[0], [_decode(line) for line in lines[1:]]
-    except (KeyError, TypeError, ValueError) as error:
+        return lines[0], read_lines(lines[1:])
+    except (IndexError, KeyError, TypeError, ValueError) as error:
         raise CalibrationError(f"{path} is a damaged calibration trace ({error})") from error
 
 
@@ -132,20 +168,3 @@ def _lines(path: Path) -> Iterator[Any]:
                 yield json.loads(text)
             except json.JSONDecodeError:
                 return
-
-
-def _encode(step: int, decision: Decision) -> dict[str, Any]:
-    return {
-        "step": step,
-        "methods": list(decision.methods),
-        "losses": list(decision.losses),
-        "trials": [asdict(trial) for trial in decision.trials],
-    }
-
-
-def _decode(line: dict[str, Any]) -> Decision:
-    return Decision(
-        methods=tuple(Method(name) for name in line["methods"]),
-        losses=tuple(line["losses"]),
-        trials=tuple(Trial(t["layer"], Method(t["method"]), t["loss"], t["limit"]) for t in line["trials"]),
-    )

@@ -1,10 +1,13 @@
 """How far a candidate's model output is from the uncompressed one. Adding a loss is adding a function to LOSSES.
 
+``drift`` alone is none of them: it needs the run's guidance and a weight for each step (``calibration.sensitivity``).
+
 Every loss takes the reference O and the candidate O' (B, C, h, w), both guidance branches and all channels (learned
 sigma included, as in the paper), and returns a float64 scalar tensor, 0 for equal outputs. It is a mean over rows: of
 rows that lie with several ranks it is the mean of their means, weighted by their rows (:func:`over_ranks`).
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -19,7 +22,9 @@ from ditfastattn.ranks import Ranks
 EPSILON = 1e-6
 _SSIM_WINDOW = 11
 
-Loss = Callable[[Tensor, Tensor], Tensor]
+DRIFT = "drift"
+
+Loss = Callable[[Tensor, Tensor], Tensor | float]
 
 
 def mrae(reference: Tensor, candidate: Tensor) -> Tensor:
@@ -68,6 +73,19 @@ def _extent(reference: Tensor) -> tuple[float, float]:
 
 
 LOSSES: dict[str, Loss] = {"mrae": mrae, "mrae-signed": mrae_signed, "mse": mse, "cosine": cosine, "ssim": ssim}
+
+LOSS_NAMES = (*LOSSES, DRIFT)
+
+
+def relative_l2(reference: Tensor, candidate: Tensor, ranks: Ranks) -> float:
+    """|candidate - reference| / |reference|, Euclidean norms over all elements of the rows of all ranks together: the
+    same number on each, NaN where a value is not finite. All ranks must call it in step."""
+    error = (candidate.double() - reference.double()).square().sum()
+    parts = ranks.gather((float(error), float(reference.double().square().sum())))
+    if not all(math.isfinite(part) for pair in parts for part in pair):
+        return math.nan
+    above, below = (math.fsum(pair[i] for pair in parts) for i in (0, 1))
+    return math.sqrt(above / below) if below else (math.inf if above else 0.0)
 
 
 def over_ranks(name: str, ranks: Ranks) -> Loss:

@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from calibration.algorithm import Trial
+from calibration.budget import predicted_drift
 from calibration.calibrate import Result, package_versions
 from calibration.drift import Drift
 from ditfastattn.cost import PlanTime
+from plans import Method, Plan
 from plans.files import write_text
 from plans.macs import plan_macs, shares
+from plans.render import curve
 
 LITTLE = 90.0  # percent of attention MACs left, above which a plan is called little compressed
 
@@ -36,8 +39,57 @@ def describe(result: Result, seen: Drift, unseen: Drift, time: PlanTime | None =
         "drift from the uncompressed sampler       latents rel. L2    PSNR       SSIM",
         f"  on the calibration noise                {_drift(seen)}",
         f"  {f'on other noise, the same {what}':<38}  {_drift(unseen)}",
+        *_weighted(result),
     ]
     return "\n".join(lines + _why_little(result, macs.percent))
+
+
+def _weighted(result: Result) -> list[str]:
+    """What the loss drift knows: sensitivities, the drift it predicts, and what became of a budget."""
+    record = result.plan.calibration
+    if record is None or not record.sensitivity:
+        return []
+    least, most = min(record.sensitivity[1:], default=0.0), max(record.sensitivity)
+    lines = [
+        "",
+        f"final drift per error of a step   {curve(record.sensitivity)}  {most:.3g} at most, {least:.3g} at least "
+        f"({result.measuring_runs} block runs to measure)",
+        f"predicted final drift             {predicted_drift(result.decisions):.4f}",
+    ]
+    if record.budget is not None:
+        found = record.budget
+        batches = " ".join(f"{value:.4f}" for value in found.achieved)
+        lines += [
+            f"asked for                         {found.asked:g}",
+            f"achieved on other noise           {batches}: under {found.upper:.4f} in 39 of 40 batches like these",
+        ]
+    return lines
+
+
+def explain_rule(plan: Plan, loss: str, threshold: float, layers: int, step: int) -> list[str]:
+    """By what rule the cells of a step were chosen, in words."""
+    record = plan.calibration
+    rule = f"loss {loss}, threshold {threshold:g}, limit threshold * (layer + 1) / {layers}"
+    if record is None or not record.sensitivity:
+        return [rule]
+    if record.budget is not None:
+        rule = (
+            f"loss {loss} at the price {threshold:.4g}: under its limit a method is better than FULL, and the one "
+            "taken is that of least (its MACs / MACs of a FULL step) + (loss / price)^2"
+        )
+    lines = [
+        rule,
+        f"a loss is the error of the guided prediction (relative L2) times {record.sensitivity[step]:.4g}, which is "
+        "how far the final latents move for it",
+        f"that of all steps: {curve(record.sensitivity)} (0 to {max(record.sensitivity):.3g}, as the fourth root)",
+    ]
+    if record.budget is not None:
+        found = record.budget
+        lines.append(
+            f"the price was found for a drift of {found.asked:g}: predicted {found.predicted:.4f}, on other noise "
+            f"{max(found.achieved):.4f} at most"
+        )
+    return lines
 
 
 def _drift(values: Drift) -> str:
@@ -73,8 +125,12 @@ def calibration_loss(result: Result) -> str:
     return result.plan.calibration.loss if result.plan.calibration else "loss"
 
 
-def explain_trial(trial: Trial) -> str:
-    """One candidate in words."""
+def explain_trial(trial: Trial, chosen: Method | None = None) -> str:
+    """One candidate in words. ``chosen``: what the layer does, if that need not be the first that was accepted."""
+    if trial.accepted and chosen not in (None, trial.method):
+        return (
+            f"{trial.method:<10} loss {trial.loss:.5f} < limit {trial.limit:.5f}: better than FULL, not than {chosen}"
+        )
     if trial.accepted:
         return f"{trial.method:<10} loss {trial.loss:.5f} < limit {trial.limit:.5f}: accepted"
     if not math.isfinite(trial.loss):
@@ -89,8 +145,11 @@ def summary_row(threshold: str, result: Result, seen: Drift, unseen: Drift) -> d
     def finite(value: float) -> float | None:
         return round(value, 4) if math.isfinite(value) else None
 
+    record = result.plan.calibration
+    budget = record.budget if record else None
     return {
         "threshold": threshold,
+        **({"budget": budget.model_dump(mode="json")} if budget else {}),
         "attention_macs": round(plan_macs(result.plan).percent, 3),
         "latent_rel_l2": round(seen.latent_rel_l2, 6),
         "psnr": finite(seen.psnr),

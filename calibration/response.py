@@ -1,8 +1,8 @@
 """How far the guided prediction moves when the outputs of layers are off: of all layers at once, to first order.
 
-A layer's output off by d moves the prediction P by J d, J the Jacobian of all that follows. For v of independent standard
-normal numbers E <v, J d>^2 = |J d|^2, as in Hutchinson's estimator of a trace (1989), and <v, J d> = <J^T v, d>: one
-backward pass gives J^T v of every layer, and with it the error of whatever could stand in a layer's place there.
+A layer's output off by d moves the prediction P by J d, J the Jacobian of all that follows. For v of independent
+standard normal numbers E <v, J d>^2 = |J d|^2, as in Hutchinson's estimator of a trace (1989), and <v, J d> = <J^T v, d>:
+one backward pass gives J^T v of every layer, and with it the error of whatever could stand in a layer's place there.
 """
 
 from __future__ import annotations

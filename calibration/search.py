@@ -1,28 +1,21 @@
 """Algorithm 1 step after step, on the trajectory of the plan chosen so far: for any model and any condition."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
 
-from calibration.algorithm import Decision, all_full, choose_methods
-from calibration.blocks import Blocks, EagerBlocks, PieceBlocks
-from calibration.journal import Journal
+from calibration.algorithm import Decision, Step, all_full, choose_methods
+from calibration.bench import bench
 from calibration.loss import over_ranks
 from calibration.plain import PlainStep
-from calibration.probe import Probe
 from calibration.replay import ReplayStep
 from calibration.settings import Settings
-from ditfastattn.batch import like_queries
-from ditfastattn.execute import Context, Contexts
-from ditfastattn.kernels import make_kernel, settled
-from ditfastattn.layout import Layout
-from ditfastattn.models.base import Call, ModelAdapter, Place, prepared
-from ditfastattn.order import Ordering, order_for
-from ditfastattn.pieces import compiled_pieces
+from ditfastattn.models.base import Call, ModelAdapter, Place
 from ditfastattn.ranks import ALONE, Ranks
-from plans import Plan, SiteName
+from plans import Method, Plan, SiteName
 from plans.macs import method_macs, plan_macs
 
 
@@ -55,35 +48,32 @@ def search(
     run: Sampling,
     call: Call,
     settings: Settings,
-    journal: Journal | None = None,
+    done: Sequence[Decision] = (),
+    record: Callable[[Decision], None] | None = None,
     on_step: Callable[[int, float], None] | None = None,
     ranks: Ranks = ALONE,
+    choose: Callable[[Step, int], Decision] | None = None,
 ) -> Found:
     """Fills in the cells of an all-FULL plan.
 
     Args:
         call: a model call of this run; its latents, whose values do not matter, are those of the whole batch.
-        journal, on_step, ranks: as in :func:`calibration.calibrate.calibrate`.
+        done: decisions of the first steps, made before: the same on every rank.
+        record: called with every new decision.
+        on_step, ranks: as in :func:`calibration.calibrate.calibrate`.
+        choose: decides one step, given its index; without it Algorithm 1 does, by the settings' loss and threshold.
 
     Raises:
         CalibrationError: an output that is not finite.
         RankError: another rank has ended.
     """
-    candidates, latents = settings.candidates(), call.latents
-    contexts = _contexts(adapter, plan, latents, settings.kernel, ranks)
-    ordering = Ordering(order_for(plan.token_order, candidates), plan.window, adapter.per_image)
-    ordering.fit(adapter.grid(*latents.shape[-2:]), latents.device)
+    choose = choose or _algorithm_1(settings, ranks)
     step_class = ReplayStep if settings.search == "replay" else PlainStep
-    done = ranks.broadcast(list(journal.decisions) if journal else [])
-    loss = over_ranks(settings.loss, ranks)
     decisions: list[Decision] = []
     plain_runs = 0
-    blocks: Blocks = EagerBlocks(adapter, contexts)
-    if settings.compile:
-        blocks = PieceBlocks(prepared(adapter), contexts, compiled_pieces(), call)
-    with Probe(adapter, contexts, ordering, any(method.windowed for method in candidates), blocks) as probe:
+    with bench(adapter, plan, call, settings, ranks) as probe:
         for index, timestep in enumerate(plan.sampler.timesteps):
-            blocks.begin_step(timestep)
+            probe.blocks.begin_step(timestep)
 
             def predict(index: int = index) -> Tensor:
                 return run.predict(index)
@@ -94,16 +84,16 @@ def search(
                 plain_runs += probe.layers
             else:
                 step = step_class(probe, predict)
-                decision = choose_methods(step, candidates, loss, settings.threshold)
+                decision = choose(step, index)
                 output = step.output()
                 plain_runs += probe.layers * (len(decision.trials) + 2)  # O, every O', and the chosen run
-            if index >= len(done) and journal:
-                journal.append(decision)
+            if index >= len(done) and record:
+                record(decision)
             decisions.append(decision)
             run.advance(index, output)
             if on_step:
                 on_step(plan.steps, _macs_share(plan, probe.places, decision))
-    names = dict.fromkeys(context.kernel.name for context in contexts.values())
+    names = dict.fromkeys(context.kernel.name for context in probe.contexts.values())
     return Found(
         plan=filled_in(plan, [place.site for place in probe.places], decisions),
         decisions=tuple(decisions),
@@ -132,21 +122,19 @@ def filled_in(plan: Plan, order: Sequence[SiteName], decisions: Sequence[Decisio
     return plan
 
 
-def _contexts(adapter: ModelAdapter, plan: Plan, latents: Tensor, kernel: str, ranks: Ranks) -> Contexts:
-    """Kernel and window of every site."""
-    found = {}
-    for site in plan.sites:
-        queries, window = like_queries(plan, site, latents, adapter.dtype), plan.window_of(site)
-        # What one rank has measured, all use.
-        name = ranks.broadcast(settled(kernel, queries, window) if ranks.first else "")
-        found[site] = Context(make_kernel(name, queries, window), window, Layout(plan.guidance.layout))
-    return found
+def _algorithm_1(settings: Settings, ranks: Ranks) -> Callable[[Step, int], Decision]:
+    candidates, loss, threshold = settings.candidates(), over_ranks(settings.loss, ranks), settings.threshold
+    assert threshold is not None
+    return lambda step, _: choose_methods(step, candidates, loss, threshold)
+
+
+def cell_macs(plan: Plan, place: Place, method: Method) -> float:
+    """Attention MACs of one cell as a share of a step that is all FULL."""
+    shape, window = plan.model.shape(place.site), plan.window_of(place.site)
+    macs = shape.rows * method_macs(method, tokens=shape.tokens, width=plan.model.width, window=window)
+    return macs / plan_macs(plan).full_step
 
 
 def _macs_share(plan: Plan, places: Sequence[Place], decision: Decision) -> float:
     """Attention MACs of one step in units of all-FULL."""
-    macs = 0
-    for place, method in zip(places, decision.methods, strict=True):
-        shape, window = plan.model.shape(place.site), plan.window_of(place.site)
-        macs += shape.rows * method_macs(method, tokens=shape.tokens, width=plan.model.width, window=window)
-    return macs / plan_macs(plan).full_step
+    return math.fsum(cell_macs(plan, place, m) for place, m in zip(places, decision.methods, strict=True))

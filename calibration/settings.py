@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from calibration.errors import CalibrationError
-from calibration.loss import LOSSES
+from calibration.loss import DRIFT, LOSS_NAMES
 from ditfastattn.condition import VideoSize
 from plans import Method, TokenOrder, Window
 from plans.method import PAPER, TOKEN_ORDERS
@@ -18,10 +18,11 @@ SEARCHES = ("replay", "plain")
 class Settings:
     """One calibration, on labels or on prompts.
 
-    ``methods`` are the candidates besides FULL, tried in cost order whatever order they are in.
+    ``methods`` are the candidates besides FULL, tried in cost order whatever order they are in. A ``budget`` for the
+    drift of the final latents (relative L2) stands in place of a threshold, with the loss ``drift``.
     """
 
-    threshold: float
+    threshold: float | None = None
     labels: tuple[int, ...] = ()
     prompts: tuple[str, ...] = ()
     negative_prompt: str = ""
@@ -37,10 +38,19 @@ class Settings:
     kernel: str = "auto"
     compile: bool = False
     seed: int = 0
+    budget: float | None = None
 
     def __post_init__(self) -> None:
-        if not self.threshold > 0 or self.threshold == float("inf"):
+        if (self.threshold is None) == (self.budget is None):
+            raise CalibrationError("calibration needs a threshold, or a budget for the drift, and not both")
+        if self.threshold is not None and not 0 < self.threshold < float("inf"):
             raise CalibrationError(f"the threshold must be a positive number or D1..D6, got {self.threshold}")
+        if self.budget is not None and not 0 < self.budget < 1:
+            raise CalibrationError(
+                f"the drift is a relative L2 distance of the final latents, above 0 and below 1, got {self.budget}"
+            )
+        if self.budget is not None and self.loss != DRIFT:
+            raise CalibrationError(f"a budget is spent by the loss drift, not by {self.loss}: leave --loss out")
         if bool(self.labels) == bool(self.prompts):
             raise CalibrationError("calibration needs at least one label, or at least one prompt, and not both")
         if self.negative_prompt and not (self.prompts and self.guided):
@@ -53,8 +63,8 @@ class Settings:
             raise CalibrationError(f"the seed must be a whole number from 0, got {self.seed}")
         if not 1 <= self.guidance_scale < float("inf"):
             raise CalibrationError(f"the guidance scale must be 1 (no guidance) or more, got {self.guidance_scale}")
-        if self.loss not in LOSSES:
-            raise CalibrationError(f"there is no loss {self.loss!r}; choose one of {', '.join(LOSSES)}")
+        if self.loss not in LOSS_NAMES:
+            raise CalibrationError(f"there is no loss {self.loss!r}; choose one of {', '.join(LOSS_NAMES)}")
         if self.search not in SEARCHES:
             raise CalibrationError(f"there is no search {self.search!r}; choose one of {', '.join(SEARCHES)}")
         if self.token_order not in TOKEN_ORDERS:
@@ -82,6 +92,8 @@ class Settings:
         values = asdict(self)
         for name in ("window", "temporal_window"):
             values[name] = None if values[name] is None else str(values[name])
+        given = "threshold" if self.budget is None else "budget"
+        values = {key: value for key, value in values.items() if key not in ("threshold", "budget") or key == given}
         return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
 
 

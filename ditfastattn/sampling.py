@@ -1,8 +1,9 @@
 """Guided sampling in latent space with noise that depends on (seed, image index) alone."""
 
+import copy as copying
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -102,6 +103,19 @@ class Trajectory:
 
     def predict(self, step: int) -> Tensor:
         return self.denoiser.predict(self.model_input(step), self.timesteps[step])
+
+    def guided(self, output: Tensor) -> Tensor:
+        """The guided prediction that the sampler goes by, (B, C, h, w), from the transformer's output: guidance as this
+        run applies it, and no learned variance."""
+        return self.denoiser.guide(output, self._channels, with_variance=False)
+
+    def fork(self) -> Self:
+        """A second run that stands where this one stands; from here on neither moves the other. The noise that a
+        stochastic sampler adds is the same in both."""
+        other = copying.copy(self)
+        other.scheduler = copying.deepcopy(self.scheduler)
+        other._generators = [generator.clone_state() for generator in self._generators]
+        return other
 
     def advance(self, step: int, output: Tensor) -> None:
         """Moves the latents on by the transformer's output at ``step``."""

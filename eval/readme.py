@@ -202,6 +202,23 @@ def token_order() -> str:
     return "\n".join([*lines, "", source_line(result, file)])
 
 
+def drift() -> str:
+    """Both losses and the budgets by attention MACs, then what budgets came to on what was not calibrated on."""
+    file = "eval/results/drift.json"
+    result = json.loads((ROOT / file).read_text())
+    to = f"PSNR to {result['reference_steps']} steps"
+    lines = [f"| search | attention MACs | {to} | latents rel. L2 |", "|---" * 4 + "|"]
+    for row in result["rows"]:
+        name = f"`--drift {row['threshold']:g}`" if row["loss"] == "within" else f"{row['loss']} {row['threshold']:g}"
+        lines.append(f"| {name} | {row['macs']:.1f} % | {row['psnr']:.1f} dB | {row['latent_rel_l2']:.3f} |")
+    tests = [test for row in result["budgets"][:1] for test in row["tests"]]
+    lines += ["", f"| asked for | predicted | {' | '.join(tests)} |", "|---" * (2 + len(tests)) + "|"]
+    for row in result["budgets"]:
+        cells = [f"{test['mean']:.3f}, {test['within']} of {test['of']} within" for test in row["tests"].values()]
+        lines.append(f"| {row['asked']:g} | {row['predicted']:.3f} | {' | '.join(cells)} |")
+    return "\n".join([*lines, "", source_line(result, file)])
+
+
 def models() -> str:
     """What plans can be applied to, from the registry."""
     lines = ["| transformer | as in | a guided batch | eager | prepared | calibration |", "|---" * 6 + "|"]
@@ -227,6 +244,7 @@ TABLES = {
     "agreement": agreement,
     "xformers": xformers,
     "token_order": token_order,
+    "drift": drift,
     "demo_thresholds": demo_thresholds,
     "demo_clips": demo_clips,
     "demo_quality": demo_quality,

@@ -10,6 +10,7 @@ This package needs pydantic only, so that a plan loads anywhere, at once, withou
     plan.differences(model=my_model_spec)
 """
 
+from plans.budget import Budget
 from plans.errors import PlanError, PlanMismatch
 from plans.method import Method, TokenOrder, Window
 from plans.model import MlpShape, ModelSpec, SiteName, SiteShape, TemporalShape
@@ -19,6 +20,7 @@ from plans.site import Site
 from plans.store import dumps, load, loads, save
 
 __all__ = [
+    "Budget",
     "Calibration",
     "GuidanceSpec",
     "Method",

@@ -5,6 +5,7 @@ The same plan gives the same bytes: no dates, no random ids, no user style.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import groupby
 from os import PathLike
 from pathlib import Path
@@ -29,6 +30,7 @@ _CELL_WIDTH = 0.19
 _WIDEST_GRID = 13.0
 _NARROWEST_GRID = 7.0
 _STRIP = 0.75
+_CURVE = 0.6  # sensitivities, where the plan has them
 _GAP = 0.14
 _LEFT, _RIGHT, _TOP, _BOTTOM = 0.75, 0.25, 1.24, 0.55
 _DPI = 160
@@ -66,7 +68,9 @@ def figure(plan: Plan) -> Figure:
     grid_width = min(_WIDEST_GRID, max(_NARROWEST_GRID, _CELL_WIDTH * plan.steps))
     heights = {site: max(_CELL_HEIGHT * plan.model.shape(site).layers, 0.5) for site in plan.sites}
     width = _LEFT + grid_width + _RIGHT
-    height = _TOP + sum(heights.values()) + _GAP * len(heights) + _STRIP + _BOTTOM
+    weights = plan.calibration.sensitivity if plan.calibration else ()
+    curve_height = _CURVE + _GAP if weights else 0.0
+    height = _TOP + sum(heights.values()) + _GAP * len(heights) + curve_height + _STRIP + _BOTTOM
     fig = Figure(figsize=(width, height), facecolor="white")
 
     def box(bottom: float, box_height: float) -> tuple[float, float, float, float]:
@@ -76,6 +80,8 @@ def figure(plan: Plan) -> Figure:
     for site, grid_height in heights.items():
         _draw_grid(fig.add_axes(box(top - grid_height, grid_height)), plan, site)
         top -= grid_height + _GAP
+    if weights:
+        _draw_sensitivities(fig.add_axes(box(top - _CURVE, _CURVE)), weights)
     _draw_strip(fig.add_axes(box(_BOTTOM, _STRIP)), plan)
     _write_titles(fig, plan, left=_LEFT / width, height=height)
     return fig
@@ -117,6 +123,19 @@ def _draw_grid(axes: Axes, plan: Plan, site: SiteName) -> None:
     axes.xaxis.set_label_position("top")
     axes.set_xlabel("timestep", fontsize=8, color=_STEP)
     axes.tick_params(axis="x", labelsize=7.5, colors=_STEP, length=2)
+
+
+def _draw_sensitivities(axes: Axes, weights: Sequence[float]) -> None:
+    """How far the final latents move for an error of a step; on a log scale, as they span decades."""
+    steps = [step for step, weight in enumerate(weights) if weight > 0]  # step 0 has none
+    axes.plot([step + 0.5 for step in steps], [weights[step] for step in steps], ".-", color=_STEP, linewidth=1)
+    axes.set_yscale("log")
+    axes.set_xlim(0, len(weights))
+    axes.set_xticks([])
+    axes.set_ylabel("drift /\nerror", fontsize=7.5)
+    axes.tick_params(axis="y", which="both", length=2, labelsize=7)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
 
 
 def _draw_strip(axes: Axes, plan: Plan) -> None:

@@ -62,7 +62,10 @@ def costline(plan: Plan) -> str:
     if plan.calibration is None:
         origin = "not calibrated"
     else:
-        origin = f"{plan.calibration.loss}, threshold {plan.calibration.threshold:g}"
+        found = plan.calibration
+        origin = f"{found.loss}, threshold {found.threshold:g}"
+        if found.budget is not None:
+            origin = f"final drift within {found.budget.asked:g}"
     module, core = plan_macs(plan, "module"), plan_macs(plan, "core")
     text = f"{origin}; attention MACs {module.percent:.1f} % of full (softmax core alone {core.percent:.1f} %)"
     if module.residual_store:
@@ -97,6 +100,13 @@ def bars_of(plan: Plan, site: SiteName) -> PlanMacs:
     if site in plan.attention_sites:
         return site_macs(plan, site)
     return mlp_macs(plan) if site == "mlp" else shown_macs(plan)
+
+
+def curve(values: Sequence[float]) -> str:
+    """One block character a value, from 0 to the greatest; of the fourth root, so that values 100 times smaller than
+    others can still be told apart."""
+    greatest = max(values, default=0.0)
+    return "".join(_BARS[round((len(_BARS) - 1) * (value / greatest) ** 0.25)] if greatest else " " for value in values)
 
 
 def timestep_label(timestep: float) -> str:

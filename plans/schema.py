@@ -11,8 +11,9 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
+from plans.budget import Budget
 from plans.compare import guidance_differences, model_differences, sampler_differences
-from plans.fields import Count, Frozen, Integer, Name, Time
+from plans.fields import Count, Frozen, Integer, Loss, Name, Time
 from plans.method import Method, TokenOrder, Window
 from plans.model import ATTENTION_SITES, MLP_RATIO, SITES, MlpShape, ModelSpec, SiteName
 from plans.run import GuidanceSpec, SamplerSpec
@@ -35,7 +36,10 @@ class Calibration(Frozen):
     labels or prompts: of the images it was calibrated on, one of them empty. negative_prompt: None where there are no
     prompts, or the model has a caption of its own. video: frames, height and width in pixels of the videos, where the
     model makes them of any size. methods: the candidates that were tried. compiled: whether blocks ran in compiled
-    pieces. versions: package -> version. created: ISO 8601.
+    pieces. versions: package -> version. created: ISO 8601. sensitivity: of every step, how far the final latents move
+    (relative L2) for an error of the guided prediction there (relative L2), where the loss is weighted by it. budget:
+    what was asked for instead of a threshold; ``threshold`` is then the price that was found for it, the drift that a
+    step may add for saving all of its attention MACs.
     """
 
     loss: Name
@@ -53,6 +57,8 @@ class Calibration(Frozen):
     compiled: Annotated[bool, Field(strict=True)] = False
     versions: dict[str, str]
     created: Time
+    sensitivity: tuple[Loss, ...] = ()
+    budget: Budget | None = None
 
     @property
     def images(self) -> int:
@@ -61,10 +67,10 @@ class Calibration(Frozen):
 
     @model_serializer(mode="wrap")
     def _absent_is_not_written(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Neither where there are no prompts, nor where all videos are of one size."""
+        """What only prompts, only videos of any size, or only some losses have."""
         written: dict[str, Any] = handler(self)
-        optional = ("negative_prompt", "video")
-        return {key: value for key, value in written.items() if key not in optional or value is not None}
+        absent = {"negative_prompt": None, "video": None, "sensitivity": (), "budget": None}
+        return {key: value for key, value in written.items() if key not in absent or getattr(self, key) != absent[key]}
 
 
 class Plan(Frozen):
@@ -272,4 +278,10 @@ class Plan(Frozen):
             check_shape(name, site, shape, self.steps)
             check_cells(name, site, self.guidance.layout != "none", self.sampler.timesteps)
         check_skips(self.sites)
+        weights = self.calibration.sensitivity if self.calibration else ()
+        if weights and len(weights) != self.steps:
+            raise ValueError(
+                f"calibration.sensitivity has {len(weights)} numbers, but the sampler has {self.steps} timesteps; "
+                "write one per step, or none"
+            )
         return self

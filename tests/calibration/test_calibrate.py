@@ -252,7 +252,7 @@ def test_small_transformer_weights_are_alive() -> None:
 @pytest.mark.parametrize("threshold", [0.1, 0.4])
 def test_in_pieces_it_finds_the_same_plan(threshold: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """Everything of the compiled calibration but the compiler, which only rounds otherwise."""
-    monkeypatch.setattr("calibration.search.compiled_pieces", Pieces)
+    monkeypatch.setattr("calibration.bench.compiled_pieces", Pieces)
     eager = run(small_pipeline(), threshold=threshold)
     pieces = run(small_pipeline(), threshold=threshold, compile=True)
     assert pieces.plan.methods == eager.plan.methods

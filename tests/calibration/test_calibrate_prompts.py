@@ -88,7 +88,7 @@ def test_prompts_and_the_negative_prompt_matter() -> None:
 @pytest.mark.parametrize("sigma", [True, False])
 def test_in_pieces_it_finds_the_same_plan(sigma: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Everything of the compiled calibration but the compiler, which only rounds otherwise."""
-    monkeypatch.setattr("calibration.search.compiled_pieces", Pieces)
+    monkeypatch.setattr("calibration.bench.compiled_pieces", Pieces)
     config: dict[str, Any] = {} if sigma else {"sample_size": 128, "patch_size": 32}
     eager, pieces = (run(small_text_to_image(sigma, **config), compile=compile) for compile in (False, True))
     assert pieces.plan.methods == eager.plan.methods and pieces.block_runs == eager.block_runs

@@ -6,7 +6,19 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from plans import Calibration, GuidanceSpec, Method, MlpShape, ModelSpec, Plan, SamplerSpec, Site, TemporalShape, Window
+from plans import (
+    Budget,
+    Calibration,
+    GuidanceSpec,
+    Method,
+    MlpShape,
+    ModelSpec,
+    Plan,
+    SamplerSpec,
+    Site,
+    TemporalShape,
+    Window,
+)
 from plans.forecast import feasible
 from plans.method import TOKEN_ORDERS
 from plans.site import methods_of
@@ -17,6 +29,8 @@ texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 finite = st.floats(allow_nan=False, allow_infinity=False)
 scalars = st.none() | st.booleans() | st.integers(-(2**70), 2**70) | finite | texts
 settings = st.dictionaries(printable, scalars | st.lists(scalars, max_size=3), max_size=4)
+unit = st.floats(0, 1)
+drifts = st.lists(unit, min_size=1, max_size=3).map(tuple)
 losses = st.none() | st.floats(0, 2)
 
 
@@ -48,7 +62,7 @@ def guidances(draw: st.DrawFn) -> GuidanceSpec:
 
 
 @st.composite
-def calibrations(draw: st.DrawFn) -> Calibration:
+def calibrations(draw: st.DrawFn, steps: int) -> Calibration:
     fields: dict[str, Any] = {name: draw(printable) for name in ("loss", "search", "dtype", "device", "kernel")}
     return Calibration(
         threshold=draw(st.floats(0, 2)),
@@ -59,6 +73,10 @@ def calibrations(draw: st.DrawFn) -> Calibration:
         seed=draw(st.integers()),
         versions=draw(st.dictionaries(texts, texts, max_size=2)),
         created=draw(st.datetimes()).isoformat(),
+        sensitivity=draw(st.just(()) | st.tuples(*[st.floats(0, 99)] * steps)),
+        budget=draw(
+            st.none() | st.builds(Budget, asked=st.floats(0.01, 1), achieved=drifts, upper=unit, predicted=unit)
+        ),
         **fields,
     )
 
@@ -101,6 +119,6 @@ def plans(draw: st.DrawFn) -> Plan:
         window=window(model.tokens),
         token_order=draw(st.sampled_from(TOKEN_ORDERS)),
         sites=sites,
-        calibration=draw(st.none() | calibrations()),
+        calibration=draw(st.none() | calibrations(steps)),
         note=draw(texts),
     )

@@ -1,0 +1,60 @@
+"""The bars of a calibration: steps of the search, the attention MACs left so far and the time left."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from tqdm import tqdm
+
+from calibration.budget import upper_drift
+from calibration.sensitivity import Sensitivity
+from calibration.trace import Searched
+from calibration.work import Watch
+
+
+@contextmanager
+def bars(name: str) -> Iterator[Watch]:
+    """A bar for each part of a calibration, one after the other.
+
+    Args:
+        name: of the search, where there is one only.
+    """
+    shown: list[tqdm] = []
+    spent, done, search = 0.0, 0, name
+
+    def close() -> None:
+        while shown:
+            shown.pop().close()
+
+    def bar(description: str, total: int) -> tqdm:
+        if not shown or shown[0].desc != f"{description}: ":
+            close()
+            shown.append(tqdm(total=total, desc=description, unit="step", dynamic_ncols=True))
+        return shown[0]
+
+    def on_sensitivity(total: int, sensitivity: Sensitivity) -> None:
+        bar("sensitivities", total).set_postfix_str(f"last {sensitivity.value:.2g}", refresh=False)
+        shown[0].update()
+
+    def on_step(total: int, share: float) -> None:
+        nonlocal spent, done
+        spent, done = spent + share, done + 1
+        bar(search, total).set_postfix_str(f"attention MACs {100 * spent / done:.1f} %", refresh=False)
+        shown[0].update()
+
+    def on_search(threshold: float) -> None:
+        nonlocal spent, done, search
+        close()
+        spent, done, search = 0.0, 0, f"price {threshold:.4g}"
+
+    def on_verified(searched: Searched, percent: float) -> None:
+        close()
+        most, upper = max(searched.achieved), upper_drift(searched.achieved)
+        print(
+            f"  price {searched.threshold or 0:.4g}: {percent:.1f} % of attention MACs, on other noise a drift of "
+            f"{most:.4f} at most, {upper:.4f} to be safe"
+        )
+
+    try:
+        yield Watch(on_step, on_sensitivity, on_search, on_verified)
+    finally:
+        close()

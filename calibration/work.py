@@ -1,0 +1,207 @@
+"""One calibration at work: sensitivities, searches and verification on one pipeline, by the ranks together."""
+
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor
+
+import ditfastattn
+from calibration.algorithm import Decision, Step, all_full, choose_by_price, choose_methods
+from calibration.bench import bench
+from calibration.budget import BATCHES, Tried, predicted_drift, spend, upper_drift
+from calibration.journal import Journal
+from calibration.loss import Loss, relative_l2
+from calibration.search import Found, cell_macs, filled_in, search
+from calibration.sensitivity import Sensitivity, measure
+from calibration.settings import Settings
+from calibration.trace import Searched, Trace
+from ditfastattn.condition import Condition
+from ditfastattn.models.base import Call, ModelAdapter
+from ditfastattn.ranks import Ranks
+from ditfastattn.samplers import inference_steps
+from ditfastattn.sampling import Denoiser, Trajectory, sample_latents
+from plans import Budget, Method, Plan
+from plans.macs import plan_macs
+
+
+@dataclass
+class Watch:
+    """Who is told how far a calibration is."""
+
+    on_step: Callable[[int, float], None] | None = None  # steps in all, attention MACs of this one as a share of full
+    on_sensitivity: Callable[[int, Sensitivity], None] | None = None  # steps in all, what was measured at this one
+    on_search: Callable[[float], None] | None = None  # the threshold of the search that begins
+    on_verified: Callable[[Searched, float], None] | None = None  # a finished search, and what its plan costs (percent)
+
+
+class Work:
+    """
+    Args:
+        condition: of this rank's images, ``images`` of all.
+        plan: all FULL.
+    """
+
+    def __init__(
+        self,
+        pipe: Any,
+        adapter: ModelAdapter,
+        plan: Plan,
+        settings: Settings,
+        condition: Condition,
+        images: range,
+        journal: Journal | None,
+        ranks: Ranks,
+        watch: Watch,
+    ) -> None:
+        self.pipe, self.adapter, self.plan, self.settings = pipe, adapter, plan, settings
+        self.images, self.journal, self.ranks, self.watch = images, journal, ranks, watch
+        self.denoiser = Denoiser(pipe.transformer, condition, settings.guidance_scale)
+        self.run = self._begin()
+        rows = self.run.latents.new_empty((self.denoiser.rows, *self.run.latents.shape[1:]))
+        self._call: Call = adapter.read_call((rows,), {"timestep": self.run.timesteps[0], **self.denoiser.arguments})
+        # What is there already, the same on every rank; the journal goes on changing.
+        self.done: Trace = ranks.broadcast(deepcopy(journal.trace) if journal else Trace())
+        self.sensitivities: list[Sensitivity] = []
+        self.measuring_runs = 0
+        self._full: list[Tensor] = []
+
+    def _begin(self) -> Trajectory:
+        settings = self.settings
+        return Trajectory(self.denoiser, self.pipe.scheduler, settings.steps, settings.seed, self.images)
+
+    def measure(self, known: Sequence[Sensitivity] = ()) -> None:
+        """Sensitivities of all steps; ``known`` are those of another calibration that began alike."""
+        done, steps = list(known or self.done.sensitivities), self.plan.steps
+        for index, sensitivity in enumerate(done):
+            self._measured(sensitivity, new=index >= len(self.done.sensitivities))
+        with bench(self.adapter, self.plan, self._call, self.settings, self.ranks) as probe:
+            self.sensitivities = measure(
+                probe,
+                self.run,
+                self.plan.sampler.timesteps,
+                self.settings.candidates()[0],
+                self.ranks,
+                done[:steps],
+                lambda sensitivity: self._measured(sensitivity, new=True),
+            )
+            self.measuring_runs = probe.block_runs
+
+    def _measured(self, sensitivity: Sensitivity, new: bool) -> None:
+        if new and self.journal:
+            self.journal.measured(sensitivity)
+        if self.watch.on_sensitivity:
+            self.watch.on_sensitivity(self.plan.steps, sensitivity)
+
+    def search(self, threshold: float, done: Searched) -> Found:
+        """One search from the beginning, with what is known of it.
+
+        Args:
+            threshold: of Algorithm 1; under a budget the price (:func:`calibration.algorithm.choose_by_price`).
+        """
+        self.run = self._begin()
+        candidates = self.settings.candidates()
+        costs = {
+            (layer, method): cell_macs(self.plan, place, method)
+            for layer, place in enumerate(self.adapter.places)
+            for method in Method
+        }
+
+        def choose(step: Step, index: int) -> Decision:
+            loss = self._loss_at(index)
+            if self.settings.budget is None:
+                return choose_methods(step, candidates, loss, threshold)
+            return choose_by_price(step, candidates, loss, threshold, lambda layer, method: costs[layer, method])
+
+        return search(
+            self.adapter,
+            self.plan,
+            self.run,
+            self._call,
+            self.settings,
+            tuple(done.decisions),
+            self.journal.append if self.journal else None,
+            self.watch.on_step,
+            self.ranks,
+            choose if self.sensitivities else None,
+        )
+
+    def _loss_at(self, step: int) -> Loss:
+        """Predicted drift of the final latents: the step's sensitivity times the error of the guided prediction."""
+        weight, run = self.sensitivities[step].value, self.run
+        return lambda reference, candidate: (
+            weight * relative_l2(run.guided(reference), run.guided(candidate), self.ranks)
+        )
+
+    def within(self, asked: float) -> tuple[Found, float, Budget]:
+        """The cheapest plan whose drift stays within ``asked``, its threshold, and what was found of its drift."""
+        searches: list[Searched] = []
+        runs: list[Found] = []
+
+        def attempt(index: int, threshold: float) -> Tried:
+            known = index < len(self.done.searches)
+            searched = self.done.searches[index] if known else Searched(threshold)
+            if not known and self.journal:
+                self.journal.begin_search(threshold)
+            if searched.achieved:
+                plan = filled_in(self.plan, [place.site for place in self.adapter.places], searched.decisions)
+            else:
+                if self.watch.on_search:
+                    self.watch.on_search(searched.threshold or threshold)
+                found = self.search(searched.threshold or threshold, searched)
+                runs.append(found)
+                plan = found.plan
+                searched = Searched(searched.threshold, list(found.decisions), self.verify(plan))
+                if self.journal:
+                    self.journal.achieved(searched.achieved)
+            searches.append(searched)
+            cost = plan_macs(plan).percent
+            if self.watch.on_verified:
+                self.watch.on_verified(searched, cost)
+            return Tried(searched.threshold or threshold, cost, upper_drift(searched.achieved))
+
+        _, index = spend(asked, self.plan.steps, attempt)
+        if index is None:  # nothing is compressed, which drifts by nothing
+            index = len(searches)
+            full = [all_full(len(self.adapter.places))] * self.plan.steps
+            searches.append(Searched(0.0, full, (0.0,) * BATCHES))
+            if self.journal and len(self.journal.trace.searches) == index:
+                self.journal.begin_search(0.0)
+                for decision in full:
+                    self.journal.append(decision)
+                self.journal.achieved(searches[-1].achieved)
+        if self.journal:
+            self.journal.choose(index)
+        chosen = searches[index]
+        self.watch = Watch()
+        last = self.search(
+            chosen.threshold or 0.0, chosen
+        )  # every step is decided: its latents are what is still lacking
+        found = replace(
+            last,
+            block_runs=last.block_runs + sum(run.block_runs for run in runs),
+            plain_block_runs=last.plain_block_runs + sum(run.plain_block_runs for run in runs),
+            residual_passes=last.residual_passes + sum(run.residual_passes for run in runs),
+            resumed_steps=sum(run.resumed_steps for run in runs),
+        )
+        achieved = chosen.achieved
+        predicted = predicted_drift(chosen.decisions)
+        budget = Budget(asked=asked, predicted=predicted, achieved=achieved, upper=upper_drift(achieved))
+        return found, chosen.threshold or 0.0, budget
+
+    def verify(self, plan: Plan) -> tuple[float, ...]:
+        """Drift of the final latents in batches of other noise, each as large as the calibration's, all ranks together.
+
+        The calibration's own images are the first of its seed, and the next as many those of its report; these follow.
+        """
+        batches = [[(2 + batch) * self.settings.images + image for image in self.images] for batch in range(BATCHES)]
+        if not self._full:
+            self._full = [self._sample(indices) for indices in batches]
+        with ditfastattn.apply(self.pipe.transformer, plan, kernel=self.settings.kernel):
+            compressed = [self._sample(indices) for indices in batches]
+        return tuple(relative_l2(a, b, self.ranks) for a, b in zip(self._full, compressed, strict=True))
+
+    def _sample(self, indices: Sequence[int]) -> Tensor:
+        steps = inference_steps(self.pipe.scheduler, self.plan.steps)
+        return sample_latents(self.denoiser, self.pipe.scheduler, steps, self.settings.seed, indices)

@@ -13,15 +13,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from calibration.parts import Part, Parts
 from calibration.probe import Probe
 from calibration.response import respond
-from ditfastattn.kernels.sdpa import SDPA
+from calibration.sensitivity import Run
 from ditfastattn.layout import both_halves
 from plans import Method
 from plans.forecast import forecast_weights
@@ -31,31 +31,36 @@ Key = tuple[Method, int, int]  # method, age, gap
 
 @dataclass
 class ErrorTable:
-    """``squared[method, age, gap]``: (steps, L) float64; NaN where a method has nothing to reuse."""
+    """``squared[method, age, gap]``: (steps, parts) float64; NaN where a method has nothing to reuse.
+
+    Attributes:
+        parts: attention and MLPs, in the order in which the model runs them.
+    """
 
     steps: int
-    layers: int
+    parts: Sequence[Part]
     squared: dict[Key, np.ndarray] = field(default_factory=dict)
     block_runs: int = 0
 
-    def __call__(self, step: int, method: Method, age: int, gap: int) -> np.ndarray:
-        """Of every layer, (L,); infinite where a method has nothing to reuse, or was not measured."""
+    def at(self, step: int, method: Method, age: int, gap: int) -> np.ndarray:
+        """Of every part, (parts,); infinite where a method has nothing to reuse, or was not measured."""
         if method is Method.FULL:
-            return np.zeros(self.layers)
+            return np.zeros(len(self.parts))
         key = (method, age, gap if method.forecasts else 0)
         if key not in self.squared:
-            return np.full(self.layers, np.inf)
+            return np.full(len(self.parts), np.inf)
         return np.nan_to_num(self.squared[key][step], nan=np.inf, posinf=np.inf)
 
 
 def measure(
     probe: Probe,
-    run: Any,
+    run: Run,
     timesteps: Sequence[float],
     methods: Sequence[Method],
     *,
     longest: int,
     measured: int,
+    mlps: bool = False,
     projections: int = 1,
     seed: int = 0,
     on_step: Callable[[int], None] | None = None,
@@ -63,141 +68,144 @@ def measure(
     """Samples once, uncompressed, from where ``run`` stands to its end.
 
     Args:
-        run: a sampling run with ``predict``, ``guided`` and ``advance``.
-        methods: the candidates.
+        methods: the candidates, FULL not among them.
         longest: steps over which anything is reused at most.
         measured: steps at which the response is measured, spread evenly; at least 2.
-        projections: random ones for each of them.
+        mlps: measure those too.
+        projections: random ones for each of the measured steps.
+        on_step: called after every step with the number of all.
     """
-    steps = len(timesteps)
-    table = ErrorTable(steps, probe.layers)
+    steps, parts = len(timesteps), Parts(probe, mlps)
+    table = ErrorTable(steps, parts.parts)
     sizes: dict[Key, np.ndarray] = {}
     at = {round(step) for step in np.linspace(1, steps - 1, min(measured, steps - 1))}
     generator = torch.Generator().manual_seed(seed)
     begun = probe.block_runs
-    past = _Past(probe, longest, any(method.windowed for method in methods))
+    past = _Past(parts, longest, any(method.windowed for method in methods))
     for step, timestep in enumerate(timesteps):
-        probe.blocks.begin_step(timestep)
 
         def predict(step: int = step) -> Tensor:
             return run.predict(step)
 
         past.begin(timestep)
         if step in at:
-            output, response = respond(probe, predict, run.guided, past.output_of, projections, generator)
+            output, response = respond(parts, predict, run.guided, past, projections, generator)
         else:
-            output, response = _plainly(probe, predict, past), None
-        for layer in range(probe.layers) if step else ():
-            for key, off in past.candidates(layer, methods):
-                _at(sizes, key, table)[step, layer] = float(off.double().square().sum())
-                if response is not None:
-                    _at(table.squared, key, table)[step, layer] = response.error(layer, off)
+            output, response = parts.call(predict, past), None
+        for part in range(len(parts)) if step else ():
+            for key, off in past.candidates(part, methods):
+                size = float(off.double().square().sum())
+                _at(sizes, key, table)[step, part] = size
+                if response is not None and size:
+                    _at(table.squared, key, table)[step, part] = response.error(part, off)
         past.end()
         run.advance(step, output)
         if on_step:
             on_step(steps)
-    for key, squared in table.squared.items():
-        table.squared[key] = sizes[key] * _between(squared / sizes[key])
+    for kind in dict.fromkeys(map(_kind, sizes)):
+        keys = [key for key in sizes if _kind(key) == kind]
+        gains = _between(_mean([table.squared[key] / sizes[key] for key in keys if key in table.squared]))
+        for key in keys:
+            table.squared[key] = sizes[key] * gains
     table.block_runs = probe.block_runs - begun
     return table
 
 
 class _Past:
-    """What layers gave at the last steps, and what a method would make of it now."""
+    """What the parts gave at the last steps, and what a method would make of it now."""
 
-    def __init__(self, probe: Probe, longest: int, residuals: bool) -> None:
-        self._probe, self._longest, self._residuals = probe, longest, residuals
-        self._reference = SDPA()  # has gradients
-        self._times: list[float] = []  # of the steps in the past, the last one first, then of the outputs below
-        self._outputs: list[list[Tensor]] = [[] for _ in range(probe.layers)]
-        self._cores: list[list[Tensor]] = [[] for _ in range(probe.layers)]  # residuals, before the out-projection
+    def __init__(self, parts: Parts, longest: int, residuals: bool) -> None:
+        self._probe, self._parts = parts.probe, parts.parts
+        self._longest, self._residuals = longest, residuals
+        self._times: list[float] = []  # of the steps so far, the present one first
+        self._outputs: list[list[Tensor]] = [[] for _ in parts.parts]  # of the steps before, the last one first
+        self._kept: list[list[Tensor]] = [[] for _ in parts.parts]  # residuals, the present one first
         self._now: list[Tensor] = []
-        self._full: list[Tensor] = []
+        self._cores: dict[int, Tensor] = {}  # full attention before the out-projection
 
     def begin(self, timestep: float) -> None:
         self._times.insert(0, timestep)
-        self._now, self._full = [], []
+        self._now, self._cores = [], {}
 
-    def output_of(self, layer: int, hidden: Tensor, *args: Any, **kwargs: Any) -> tuple[Any, Tensor]:
-        block = self._probe.adapter.blocks[layer]
-        state = block.begin(hidden, *args, skip_attention=False, **kwargs)
-        q, k, v = block.qkv(state, slice(0, state.hidden.shape[0]))
-        core = self._reference.full(q, k, v)
-        output = block.project(core)
-        self._now.append(output.detach())
+    @torch.no_grad()
+    def attention(self, part: int, output: Tensor, q: Tensor, k: Tensor, v: Tensor, core: Tensor) -> Tensor:
+        self._now.append(output)
         if self._residuals:
-            context = self._probe.contexts[block.site]
-            with torch.no_grad():
-                residual = context.kernel.residual(q.detach(), k.detach(), v.detach(), core.detach(), context.window)
-            self._full.append(core.detach())
-            self._cores[layer].insert(0, residual)
-        return state, output
+            context = self._probe.contexts[self._parts[part].site]
+            self._cores[part] = core
+            self._kept[part].insert(0, context.kernel.residual(q, k, v, core, context.window))
+        return output
+
+    def mlp(self, part: int, output: Tensor) -> Tensor:
+        self._now.append(output)
+        return output
 
     def end(self) -> None:
         for outputs, now in zip(self._outputs, self._now, strict=True):
             outputs.insert(0, now)
             del outputs[3 * self._longest :]
-        for cores in self._cores:
-            del cores[self._longest :]
+        for kept in self._kept:
+            del kept[self._longest :]
 
-    def candidates(self, layer: int, methods: Sequence[Method]) -> Iterator[tuple[Key, Tensor]]:
-        """How far off the layer's output would be by each method, age and gap: (rows, N, C)."""
-        now = self._now[layer]
+    def candidates(self, part: int, methods: Sequence[Method]) -> Iterator[tuple[Key, Tensor]]:
+        """How far off the part's output would be by each method, age and gap: (rows, N, C)."""
+        now = self._now[part]
         for method in methods:
             if method.reuses_output:
-                yield from self._reused(layer, method)
-            elif method.windowed:
-                yield from self._windowed(layer, method)
+                yield from self._reused(part, method)
             elif method is Method.ASC:
-                yield (method, 0, 0), self._shared(layer, now) - now
+                yield (method, 0, 0), self._shared(part, now) - now
+            elif method.windowed and part in self._cores:
+                yield from self._windowed(part, method)
 
-    def _reused(self, layer: int, method: Method) -> Iterator[tuple[Key, Tensor]]:
-        past, now = self._outputs[layer], self._now[layer]
-        read = method.outputs_read
+    def _reused(self, part: int, method: Method) -> Iterator[tuple[Key, Tensor]]:
+        past, now = self._outputs[part], self._now[part]
         for age in range(1, min(self._longest, len(past)) + 1):
             for gap in range(1, self._longest + 1) if method.forecasts else (0,):
-                which = [age + gap * i for i in range(read)]
-                if which[-1] > len(past):
+                back = [age + gap * i for i in range(method.outputs_read)][::-1]
+                if back[0] > len(past):
                     continue
-                weights = forecast_weights(self._times[0], [self._times[back] for back in which])
-                found = sum(weight * past[back - 1] for weight, back in zip(weights, which, strict=True))
-                yield (method, age, gap), found - now
+                weights = forecast_weights(self._times[0], [self._times[steps] for steps in back])
+                found = torch.stack([weight * past[steps - 1] for weight, steps in zip(weights, back, strict=True)])
+                yield (method, age, gap), found.sum(0) - now
 
-    def _windowed(self, layer: int, method: Method) -> Iterator[tuple[Key, Tensor]]:
-        block, now = self._probe.adapter.blocks[layer], self._now[layer]
-        residual, *older = self._cores[layer]
-        for age, stored in enumerate(older[: self._longest], start=1):
-            found = block.project(self._full[layer] - residual + stored)
-            yield (method, age, 0), (self._shared(layer, found) if method.shares_guidance else found) - now
+    def _windowed(self, part: int, method: Method) -> Iterator[tuple[Key, Tensor]]:
+        block, now = self._probe.adapter.blocks[self._parts[part].block], self._now[part]
+        residual, *older = self._kept[part]
+        for age, stored in enumerate(older, start=1):
+            found = block.project(self._cores[part] - residual + stored)
+            yield (method, age, 0), (self._shared(part, found) if method.shares_guidance else found) - now
 
-    def _shared(self, layer: int, output: Tensor) -> Tensor:
+    def _shared(self, part: int, output: Tensor) -> Tensor:
         """The conditional half for both."""
-        layout = self._probe.contexts[self._probe.places[layer].site].layout
+        layout = self._probe.contexts["attn"].layout
         return both_halves(output[layout.conditional_rows(len(output))])
 
 
-def _plainly(probe: Probe, predict: Callable[[], Tensor], past: _Past) -> Tensor:
-    """One model call without a response."""
-
-    def behaviour(layer: int, hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        probe.block_runs += 1
-        return probe.adapter.blocks[layer].finish(*past.output_of(layer, hidden, *args, **kwargs))
-
-    return probe.call(predict, behaviour)
-
-
 def _at(found: dict[Key, np.ndarray], key: Key, table: ErrorTable) -> np.ndarray:
-    return found.setdefault(key, np.full((table.steps, table.layers), np.nan))
+    return found.setdefault(key, np.full((table.steps, len(table.parts)), np.nan))
+
+
+def _kind(key: Key) -> Method:
+    """What differs from the output in much the same direction, however old: its gains are averaged."""
+    return Method.AST if key[0].reuses_output else key[0]
+
+
+def _mean(gains: Sequence[np.ndarray]) -> np.ndarray:
+    """Of those that are known, each (steps, parts); NaN where none is."""
+    stacked = np.stack(gains)
+    known = np.isfinite(stacked)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(known, stacked, 0).sum(0) / known.sum(0)
 
 
 def _between(gains: np.ndarray) -> np.ndarray:
-    """(steps, L) with the rows that are NaN filled in: in between along the logarithm, level at the ends."""
+    """(steps, parts) with what was not measured filled in: in between along the logarithm, level at the ends; 0 where
+    nothing was."""
     rows = np.arange(len(gains))
-    filled = np.full_like(gains, np.nan)
-    for layer, column in enumerate(gains.T):
+    filled = np.zeros_like(gains)
+    for part, column in enumerate(gains.T):
         known = np.isfinite(column) & (column > 0)
         if known.any():
-            filled[:, layer] = np.exp(np.interp(rows, rows[known], np.log(column[known])))
-        else:
-            filled[:, layer] = 0.0
+            filled[:, part] = np.exp(np.interp(rows, rows[known], np.log(column[known])))
     return filled

@@ -21,10 +21,10 @@ from torch import Tensor
 
 from ditfastattn.errors import DitFastAttnError
 from eval import npz
-from eval.sources import THREADS
 
 # Two runs that differ in one of these are of other noise, or of other things.
 NOISE_KEYS = ("n", "seed", "labels", "prompts", "negative_prompt", "video", "sampler", "steps")
+_THREADS = 8  # PIL decodes outside of Python's lock
 
 
 class RunError(DitFastAttnError):
@@ -157,7 +157,7 @@ class Run:
             yield indices, torch.tensor(images).movedim(-1, -3)  # copied: rows of an archive are read-only
 
     def _stacked(self, indices: range) -> np.ndarray:
-        with ThreadPoolExecutor(THREADS) as pool:
+        with ThreadPoolExecutor(_THREADS) as pool:
             images = list(pool.map(self.image, indices))
         shapes = {image.shape[:2] for image in images}
         if len(shapes) > 1:

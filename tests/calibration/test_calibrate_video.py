@@ -109,4 +109,4 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert len(session.summary().methods) > 1
 
     assert evaluate(["sample", "--model", str(tmp_path / "latte"), "--n", "1", "--out", str(tmp_path / "run")]) == 2
-    assert "LatteTransformer3DModel makes videos, and this draws images" in capsys.readouterr().err
+    assert "--prompts" in capsys.readouterr().err

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 
 from plans import Calibration, GuidanceSpec, Method, ModelSpec, Plan, SamplerSpec, TemporalShape, Window
+from plans.make import taylorseer
 from plans.method import PAPER
 
 DIT_12 = ModelSpec(
@@ -128,7 +129,9 @@ def _grid(
 def golden() -> dict[str, Plan]:
     """Name of the golden file -> the plan in it."""
     no_guidance = synthetic(DIT_12, dpm_solver(20), NO_GUIDANCE, note="no classifier-free guidance")
+    vocabulary = taylorseer(no_guidance, 3, 2)
     return {
+        "forecasts-12x20": vocabulary.skipping([Method.FULL] * 13 + [Method.AST_1] + [Method.FULL] * 6),
         "dit-12x50": synthetic(DIT_12, dpm_solver(50), COND_FIRST),
         "stdit-28x200": synthetic(STDIT_28, dpm_solver(200), COND_FIRST, eagerness=0.8),
         "latte-28x20": synthetic(LATTE_28, dpm_solver(20), UNCOND_FIRST),

@@ -22,6 +22,7 @@ import torch
 from calibration.calibrate import calibrate, package_versions
 from calibration.labels import choose_labels
 from calibration.loss import DRIFT
+from calibration.progress import bars
 from calibration.sensitivity import Sensitivity
 from calibration.settings import Settings
 from ditfastattn.condition import FromLabels
@@ -85,7 +86,9 @@ class Subject:
         args = self.args
         settings = Settings(labels=self.labels, steps=args.steps, guidance_scale=args.guidance, seed=args.seed,
                             compile=args.compile, **how)  # fmt: skip
-        found = calibrate(self.pipe, settings, sensitivities=self.measured if settings.loss == DRIFT else ())
+        known = self.measured if settings.loss == DRIFT else ()
+        with bars(f"{settings.loss} {settings.threshold or 0:g}") as watch:
+            found = calibrate(self.pipe, settings, watch=watch, sensitivities=known)
         self.measured = found.sensitivities or self.measured
         return found.plan
 

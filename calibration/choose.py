@@ -49,7 +49,7 @@ def _chosen(
     count = sum(sizes)
     of_layer = np.repeat(np.arange(len(layers)), sizes)
     one_each = coo_array((np.ones(count), (of_layer, np.arange(count))), shape=(len(layers), count))
-    scale, unit = max(max(minimised), 1e-300), max(limit, 1e-300)  # the solver's tolerances are absolute
+    scale, unit = max(minimised) or 1.0, limit or max(limited) or 1.0  # the solver's tolerances are absolute
     found = milp(
         np.asarray(minimised) / scale,
         integrality=np.ones(count),

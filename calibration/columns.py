@@ -152,7 +152,7 @@ def _open(step: int, state: _State, costs: Costs, errors: Errors, longest: int) 
             if method is Method.WA_RS and state.residual is Rows.CONDITIONAL_HALF and not state.shared:
                 continue
             age = state.residual_age + 1
-        if age > longest:
+        if age > longest or (method.forecasts and not gap) or (method is Method.AST_2 and not state.even):
             continue
         error = errors(step, method, age, gap)
         if np.isfinite(error).any():

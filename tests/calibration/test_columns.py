@@ -98,7 +98,7 @@ def test_choice_is_the_best_of_all_choices(seed):
 
 def test_what_cannot_be_had_is_said():
     menus = schedules(4, COSTS, errors_from(0, 4), LONGEST)
-    with pytest.raises(CalibrationError, match="the cheapest plan"):
+    with pytest.raises(CalibrationError, match="the cheapest costs"):
         least_error(menus, 1.0)
     with pytest.raises(CalibrationError, match="the least that plans have"):
         least_cost([menus[0][1:]], 0.0)

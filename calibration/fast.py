@@ -1,0 +1,124 @@
+"""Plans from the errors of single cells: no candidate is tried, all are priced at once.
+
+The drift of the final latents is taken as the root of the sum of squares over cells, each cell's being its step's
+sensitivity times its error of the guided prediction (``calibration.error_table``). Cells of one part depend on each
+other by what is reused, and so are chosen as schedules (``calibration.columns``); parts meet only in the sum, and so
+are chosen by an integer program (``calibration.choose``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+
+import numpy as np
+
+from calibration.choose import least_cost, least_error
+from calibration.columns import Choice, Costs, Schedule, error_of, schedules
+from calibration.error_table import ErrorTable
+from ditfastattn.cache import Rows
+from plans import Method, Plan, SiteName
+from plans.macs import method_macs
+from plans.site import methods_of
+
+LONGEST = 4  # steps over which anything is reused at most
+
+
+class Menu:
+    """The schedules of all parts of a model, for plans of any budget.
+
+    Args:
+        plan: all FULL, with the sites that are to be chosen for.
+        table: errors of the parts of those sites.
+        weights: every step's sensitivity.
+        candidates: methods besides FULL.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        table: ErrorTable,
+        weights: Sequence[float],
+        candidates: Sequence[Method],
+        longest: int = LONGEST,
+    ) -> None:
+        self._plan, self._table, self._longest = plan, table, longest
+        self._squares = np.square(np.asarray(weights, dtype=np.float64))
+        self._candidates = candidates
+        self._sites: list[SiteName] = [site for site in plan.sites if site != "model"]
+
+    def within(self, drift: float) -> Plan:
+        """The least MACs among plans that are predicted to drift by no more."""
+        return self._filled_in(least_cost(self._menus, drift**2))
+
+    def costing(self, macs: float) -> Plan:
+        """The least predicted drift among plans of no more MACs, per item, storing residuals included.
+
+        Raises:
+            CalibrationError: the cheapest plan costs more.
+        """
+        return self._filled_in(least_error(self._menus, macs))
+
+    def predicted(self, plan: Plan) -> float:
+        """The drift of a plan whose cells are all priced here."""
+        return float(
+            np.sqrt(
+                sum(
+                    error_of(plan.column(layer, site), layer, lambda *cell, site=site: self._errors(site, *cell))
+                    for site in self._sites
+                    for layer in range(plan.model.shape(site).layers)
+                )
+            )
+        )
+
+    @cached_property
+    def _menus(self) -> list[list[Schedule]]:
+        """Of every layer, site after site."""
+        found = []
+        for site in self._sites:
+            costs = costs_of(self._plan, site, self._candidates)
+            found += schedules(
+                self._plan.steps, costs, lambda *cell, site=site: self._errors(site, *cell), self._longest
+            )
+        return found
+
+    def _errors(self, site: SiteName, step: int, method: Method, age: int, gap: int) -> np.ndarray:
+        mine = [index for index, part in enumerate(self._table.parts) if part.site == site]
+        return self._squares[step] * self._table.at(step, method, age, gap)[mine]
+
+    def _filled_in(self, chosen: Sequence[Schedule]) -> Plan:
+        plan, begin = self._plan, 0
+        for site in self._sites:
+            columns = [schedule.methods for schedule in chosen[begin : begin + plan.model.shape(site).layers]]
+            begin += len(columns)
+            plan = plan.with_methods(list(zip(*columns, strict=True)), site=site)
+        return plan
+
+
+def costs_of(plan: Plan, site: SiteName, candidates: Sequence[Method]) -> Costs:
+    """MACs of every cell that a layer of the site may have, per item."""
+    model, shape = plan.model, plan.model.shape(site)
+    usable = [method for method in (*candidates, Method.FULL) if method in methods_of(site)]
+    if site == "mlp":
+        assert model.mlp is not None
+        full = 2 * shape.rows * shape.tokens * model.width * model.mlp.hidden
+        return {
+            Choice(method): 0.0 if method.reuses_output else full / 2 if method.shares_guidance else float(full)
+            for method in usable
+        }
+    window = plan.window_of(site)
+    found = {
+        Choice(method): float(shape.rows * method_macs(method, tokens=shape.tokens, width=model.width, window=window))
+        for method in usable
+    }
+    whole = float(shape.rows * 2 * window.pairs(shape.tokens) * model.width)  # of a window's core, to store a residual
+    for method in (Method.FULL, Method.ASC):
+        if method not in usable:
+            continue
+        if Method.WA_RS_ASC in usable or method is Method.ASC:
+            found[Choice(method, Rows.CONDITIONAL_HALF)] = found[Choice(method)] + whole / 2
+        if Method.WA_RS in usable and method is Method.FULL:
+            found[Choice(method, Rows.WHOLE_BATCH)] = found[Choice(method)] + whole
+    if not any(method.windowed for method in usable):
+        found = {choice: cost for choice, cost in found.items() if choice.stores is Rows.NOTHING}
+    return found

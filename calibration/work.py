@@ -60,7 +60,7 @@ class Work:
         self.denoiser = Denoiser(pipe.transformer, condition, settings.guidance_scale)
         self.run = self._begin()
         rows = self.run.latents.new_empty((self.denoiser.rows, *self.run.latents.shape[1:]))
-        self._call: Call = adapter.read_call((rows,), {"timestep": self.run.timesteps[0], **self.denoiser.arguments})
+        self.call: Call = adapter.read_call((rows,), {"timestep": self.run.timesteps[0], **self.denoiser.arguments})
         # What is there already, the same on every rank; the journal goes on changing.
         self.done: Trace = ranks.broadcast(deepcopy(journal.trace) if journal else Trace())
         self.sensitivities: list[Sensitivity] = []
@@ -76,7 +76,7 @@ class Work:
         done, steps = list(known or self.done.sensitivities), self.plan.steps
         for index, sensitivity in enumerate(done):
             self._measured(sensitivity, new=index >= len(self.done.sensitivities))
-        with bench(self.adapter, self.plan, self._call, self.settings, self.ranks) as probe:
+        with bench(self.adapter, self.plan, self.call, self.settings, self.ranks) as probe:
             self.sensitivities = measure(
                 probe,
                 self.run,
@@ -118,7 +118,7 @@ class Work:
             self.adapter,
             self.plan,
             self.run,
-            self._call,
+            self.call,
             self.settings,
             tuple(done.decisions),
             self.journal.append if self.journal else None,

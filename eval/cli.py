@@ -21,6 +21,7 @@ COMMANDS = {
     "cost": "what each method costs one layer: MACs, bytes, and microseconds measured on the model's own block",
     "agreement": "PSNR between the demo's images by every kernel that fits and by the reference kernel",
     "calibration-time": "time a calibration's work, with the trials of a synthetic plan",
+    "pareto": "quality against MACs: fewer steps, others' schedules, the paper's search, plans priced cell by cell",
     "drift": "what weighting by sensitivity is worth, and how well a drift budget holds, on labels and noise unseen",
     "demo": "Frechet distances of a bundled demo's samples (EfficientNet-Lite0 features)",
     "demo-clips": "attention MACs and drift of a small Open-Sora trained on clips, at five thresholds",

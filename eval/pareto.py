@@ -23,6 +23,7 @@ from calibration.fast import Menu
 from calibration.labels import choose_labels
 from calibration.loss import DRIFT
 from calibration.priced import CANDIDATES, priced
+from calibration.sensitivity import Sensitivity
 from calibration.settings import Settings
 from calibration.subjects import condition_of
 from ditfastattn.condition import FromLabels
@@ -37,8 +38,8 @@ from plans.files import write_text
 from plans.macs import plan_macs, total_macs
 from plans.method import PAPER
 
-SHARES = (0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)  # of the base's MACs
-STEPS = (1.0, 0.8, 0.6, 0.5, 0.4, 0.3, 0.2)  # of the base's steps, that a plan of ours may take
+SHARES = (0.8, 0.65, 0.5, 0.4, 0.3, 0.2)  # of the base's MACs
+STEPS = (1.0, 0.8, 0.6, 0.5, 0.4, 0.3)  # of the base's steps, that a plan of ours may take
 
 
 def parser() -> argparse.ArgumentParser:
@@ -70,6 +71,7 @@ class Bench:
         others = [label for label in dict.fromkeys(every) if label not in self.labels] or list(self.labels)
         self._unseen = [others[index % len(others)] for index in range(args.n)]
         self._menus: dict[tuple[int, str], Menu] = {}
+        self._sensitivities: dict[int, tuple[Sensitivity, ...]] = {}
 
     def settings(self, steps: int, **how: Any) -> Settings:
         args = self.args
@@ -90,12 +92,11 @@ class Bench:
             begun = time.monotonic()
             paper = tuple(method for method in PAPER if method is not Method.FULL)
             candidates = paper if kind == "attn" else CANDIDATES
-            menu, table = priced(self.pipe, self.settings(steps, threshold=1.0, loss=DRIFT), kind == "all", candidates)
-            self._menus[steps, kind] = menu
-            print(
-                f"menu of {steps} steps, {kind}: {table.block_runs} block runs, {time.monotonic() - begun:.0f} s",
-                flush=True,
-            )
+            settings = self.settings(steps, threshold=1.0, loss=DRIFT)
+            found = priced(self.pipe, settings, kind == "all", candidates, self._sensitivities.get(steps, ()))
+            self._menus[steps, kind], self._sensitivities[steps] = found.menu, found.sensitivities
+            seconds = time.monotonic() - begun
+            print(f"menu of {steps} steps, {kind}: {found.table.block_runs} block runs, {seconds:.0f} s", flush=True)
         return self._menus[steps, kind]
 
 
@@ -128,7 +129,9 @@ def ours(bench: Bench, base: int) -> Iterator[tuple[str, str, Plan | None, int]]
     """Plans of at most a share of the base's MACs, of the number of steps that is predicted to end nearest."""
     full = total_macs(full_plan(bench, base)).full
     reference = bench.calibrated_on(base)
-    short = {steps: reference.distance(bench.calibrated_on(steps)) for steps in {round(s * base) for s in STEPS}}
+    short = {
+        steps: reference.distance(bench.calibrated_on(steps)) for steps in {max(2, round(s * base)) for s in STEPS}
+    }
     for kind in ("attn", "all"):
         for share in SHARES:
             tried: list[tuple[float, int, Plan]] = []

@@ -106,6 +106,7 @@ class EagerRunner(Runner):
         self._first, self._last = spatial[0], spatial[-1]  # between them the tokens stand in the plan's order
         self._run: Run | None = None
         self._step: int | None = None  # the step whose model call is running now
+        self._ran: set[int] = set()  # the blocks that have run in it
 
     def install(self, overrides: Overrides) -> None:
         for module, indices in self.adapter.modules:
@@ -128,12 +129,21 @@ class EagerRunner(Runner):
         self, step: int, call: Call, original: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> tuple[Tensor, Any]:
         self._step = step
+        self._ran.clear()
         try:
             output = original(*args, **kwargs)
+            self._check_all_ran(step)
         finally:
             self._step = None
         self._free(step)
         return self.adapter.unwrap(output), output
+
+    def _check_all_ran(self, step: int) -> None:
+        if missing := [str(place) for i, place in enumerate(self._places) if i not in self._ran]:
+            raise StepError(
+                f"{', '.join(missing[:3])} did not run at step {step}, but a plan counts on every layer at every step: "
+                "do without one where the model leaves layers out"
+            )
 
     def _block_forward(self, indices: range, original: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
         """The forward of a module that runs the blocks of these indices, most often one."""
@@ -148,6 +158,12 @@ class EagerRunner(Runner):
             )
         if not args and "hidden_states" not in kwargs:
             raise StepError(f"{name} was called without a positional argument: pass its hidden states first")
+        if indices[0] in self._ran:
+            raise StepError(
+                f"{name} was called twice at step {self._step}: what a plan keeps of a layer is of one call a step, so "
+                "a module that runs in several places cannot follow it"
+            )
+        self._ran.update(indices)
         hidden, *others = args or (kwargs.pop("hidden_states"),)
         for index in indices:
             hidden = self._run_block(self._run, index, hidden, others, kwargs)

@@ -133,7 +133,7 @@ class DescribedModel(ModelAdapter):
     def _described_spec(self) -> ModelSpec:
         name = type(self.model).__name__
         try:
-            given = self.description.shape(self.model)
+            given: Any = self.description.shape(self.model)
         except Exception as error:  # whatever a user's function raises
             raise ApplyError(f"the shape= registered for {name} does not fit this model ({_reason(error)})") from error
         try:

@@ -14,6 +14,8 @@ from small_models import same, small_pipeline
 from torch import Tensor, nn
 
 import ditfastattn
+from calibration.errors import CalibrationError
+from calibration.subjects import sampled_by
 from ditfastattn.errors import ApplyError, StepError
 from ditfastattn.models import REGISTRY
 from plans import GuidanceSpec, Method, Plan, PlanMismatch, SamplerSpec, Window
@@ -171,6 +173,11 @@ def test_plans_of_other_models_and_orders_are_refused(mine: dict[str, Any]) -> N
         with pytest.raises(ApplyError, match="by its attention alone, and they need the whole block") as error:
             ditfastattn.apply(model, plan_for(model), **{wish: True})
         assert "\n" not in str(error.value)
+
+
+def test_calibration_says_that_it_cannot_call_it(mine: dict[str, Any]) -> None:
+    with pytest.raises(CalibrationError, match=r"the forward of MyTransformer is called with .* FromLabels"):
+        sampled_by(mine["model"])
 
 
 def test_an_unknown_module_is_told_what_is_missing() -> None:

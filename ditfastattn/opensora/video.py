@@ -56,9 +56,9 @@ def _pixels(frames: Any) -> NDArray[np.uint8]:
     arrays: list[NDArray[Any]] = [np.asarray(frame) for frame in frames]
     shapes = sorted({array.shape for array in arrays})
     if len(shapes) != 1 or len(shapes[0]) != 3 or shapes[0][2] != 3 or 0 in shapes[0]:
-        given = f"{len(arrays)} frames of {' and '.join(map(str, shapes[:3]))}" if arrays else "none"
-        raise DitFastAttnError(f"one video is frames of one size (height, width, 3), one at least, not {given}")
-    given = np.stack(arrays)
+        what = f"{len(arrays)} frames of {' and '.join(map(str, shapes[:3]))}" if arrays else "none"
+        raise DitFastAttnError(f"one video is frames of one size (height, width, 3), one at least, not {what}")
+    given: NDArray[Any] = np.stack(arrays)
     if given.dtype == np.uint8:
         return given
     if not np.issubdtype(given.dtype, np.floating):

@@ -63,7 +63,12 @@ def calibrate_parser() -> argparse.ArgumentParser:
     add("--n-calib", type=int, metavar="N", help="images to calibrate on (default: 4 labels on a CPU, 8 on a GPU, 6 "
         "prompts of ours, of Open-Sora 4, all of --prompts)")  # fmt: skip
     add("--labels", help="the labels themselves, by number or name, with commas (default: spread over all)")
-    add("--prompts", type=Path, metavar="FILE", help="prompts, one a line (default: a varied dozen of ours)")
+    add(
+        "--prompts",
+        type=Path,
+        metavar="FILE",
+        help="prompts, one a line (default: the first of a varied dozen of ours)",
+    )
     add(
         "--negative-prompt",
         type=parse_negative,

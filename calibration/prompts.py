@@ -10,7 +10,7 @@ OURS = Path(__file__).parent / "prompts.txt"
 
 
 def read_prompts(path: Path) -> tuple[str, ...]:
-    """One prompt a line, spaces put in order, empty lines left out; UTF-8, with or without a byte order mark.
+    """One prompt a line, spaces put in order, empty lines left out; UTF-8, with or without byte order marks.
 
     Raises:
         CalibrationError: no such file, another encoding, characters that are no text, or no prompt at all.
@@ -34,12 +34,24 @@ def read_prompts(path: Path) -> tuple[str, ...]:
 
 
 def clean(text: str, source: str) -> str:
-    """The text with single spaces. Raises CalibrationError for control characters: plans carry it to terminals."""
-    words = " ".join(text.split())
-    strange = [letter for letter in words if unicodedata.category(letter) in ("Cc", "Cs")]
+    """The text with single spaces and without what is never seen; "" if nothing is left to see.
+
+    Raises:
+        CalibrationError: control characters, or such as turn the direction of writing: plans carry them to terminals.
+    """
+    words = " ".join(text.translate(_UNSEEN).split())
+    strange = [letter for letter in words if _is_no_text(letter)]
     if strange:
-        raise CalibrationError(f"{source} holds the character {strange[0]!r}, which is no text: take it out")
-    return words
+        raise CalibrationError(f"{source} holds the character {strange[0]!a}, which is no text: take it out")
+    return words if words.strip(_JOINERS + " ") else ""
+
+
+_JOINERS = "\u200c\u200d"  # between letters, and between the parts of an emoji, they say how these are drawn
+_UNSEEN = dict.fromkeys(map(ord, "\ufeff\u200b\u2060\u00ad"))  # byte order mark of a joined file, breaks, hyphen
+
+
+def _is_no_text(letter: str) -> bool:
+    return unicodedata.category(letter) in ("Cc", "Cs", "Cf") and letter not in _JOINERS
 
 
 def choose_prompts(path: Path | None, count: int | None, usual: int = FromPrompts.usual_prompts) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from calibration.prompts import choose_prompts
 from calibration.settings import Settings
 from ditfastattn.condition import Condition, FromLabels, FromPrompts
 from ditfastattn.models import adapt
+from ditfastattn.models.native_dit import NativeDiT
 
 
 @dataclass(frozen=True)
@@ -40,12 +41,17 @@ def sampled_by(transformer: Any) -> FromLabels | FromPrompts:
         ApplyError: an unknown one.
     """
     adapter = adapt(transformer)
-    if not isinstance(adapter, FromLabels | FromPrompts):
+    if isinstance(adapter, FromLabels | FromPrompts):
+        return adapter
+    if isinstance(adapter, NativeDiT):
         raise CalibrationError(
-            f"{type(transformer).__name__} is not one of diffusers' classes, which calibration runs: for the original "
-            "DiT give --model its .pt checkpoint, whose plans fit the original too"
+            "the original DiT module is sampled by its own program, and calibration runs diffusers' class: give "
+            "--model its .pt checkpoint, whose plans fit the original too"
         )
-    return adapter
+    raise CalibrationError(
+        f"what the forward of {type(transformer).__name__} is called with for a label or a prompt is known to nobody "
+        "here: its adapter must be a FromLabels or a FromPrompts (CONTRIBUTING.md, Adding an architecture)"
+    )
 
 
 def choose_subjects(pipe: Any, options: argparse.Namespace, device: str) -> Subjects:

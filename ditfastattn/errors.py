@@ -10,7 +10,8 @@ class ApplyError(DitFastAttnError):
 
 
 class StepError(DitFastAttnError):
-    """A model call does not fit the plan's timesteps; raised before that call computes anything."""
+    """A model call does not fit the plan's timesteps; raised before that call computes anything, or where only
+    its layers tell, before it returns."""
 
 
 class KernelError(DitFastAttnError):

@@ -123,6 +123,7 @@ class EagerRunner(Runner):
         self._first, self._last = spatial[0], spatial[-1]  # between them the tokens stand in the plan's order
         self._run: Run | None = None
         self._step: int | None = None  # the step whose model call is running now
+        self._ran: set[int] = set()  # the blocks that have run in it
         self._form: Form | None = None  # of what the model's forward returned in this run
 
     def install(self, overrides: Overrides) -> None:
@@ -154,8 +155,10 @@ class EagerRunner(Runner):
     def _computed(self, run: Run, step: int, cell: Cell | None, forward: Callable[[], Any]) -> tuple[Tensor, Any]:
         """The model's own output, kept if ``cell`` says so."""
         self._step = step
+        self._ran.clear()
         try:
             result = forward()
+            self._check_all_ran(step)
         finally:
             self._step = None
         output = self.adapter.unwrap(result)
@@ -178,6 +181,13 @@ class EagerRunner(Runner):
         for held in zip(*by_site.values(), strict=True):  # at each step
             self.predicted.see(dict(zip(by_site, held, strict=True)))
 
+    def _check_all_ran(self, step: int) -> None:
+        if missing := [str(place) for i, place in enumerate(self._places) if i not in self._ran]:
+            raise StepError(
+                f"{', '.join(missing[:3])} did not run at step {step}, but a plan counts on every layer at every step: "
+                "do without one where the model leaves layers out"
+            )
+
     def _block_forward(self, indices: range, original: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
         """The forward of a module that runs the blocks of these indices, most often one."""
         if self._closed:
@@ -191,6 +201,12 @@ class EagerRunner(Runner):
             )
         if not args and "hidden_states" not in kwargs:
             raise StepError(f"{name} was called without a positional argument: pass its hidden states first")
+        if indices[0] in self._ran:
+            raise StepError(
+                f"{name} was called twice at step {self._step}: what a plan keeps of a layer is of one call a step, so "
+                "a module that runs in several places cannot follow it"
+            )
+        self._ran.update(indices)
         hidden, *others = args or (kwargs.pop("hidden_states"),)
         for index in indices:
             hidden = self._run_block(self._run, index, hidden, others, kwargs)

@@ -79,6 +79,25 @@ def make_sampler(name: str, config: Any) -> Any:
     return cls.from_config({**training, **settings})
 
 
+def takes_variance(scheduler: Any) -> bool:
+    """Whether a scheduler is to be given the variance that a model predicts beside the noise.
+
+    Raises:
+        LoadError: it would cut the model's output to three channels, which are those of pixels, not of latents:
+            diffusers' DPM-Solvers do so where their config has the variance of the sampler that it was made from.
+    """
+    learned = getattr(scheduler.config, "variance_type", None) in ("learned", "learned_range")
+    if not learned or isinstance(scheduler, DDPMScheduler):
+        return learned
+    name = type(scheduler).__name__
+    if "variance_type" in inspect.signature(type(scheduler).__init__).parameters:
+        raise LoadError(
+            f"{name} with variance_type={scheduler.config.variance_type!r} would cut the latents to three channels: "
+            "make it with ditfastattn.samplers.make_sampler(name, config), or by load_pipeline(..., sampler=name)"
+        )
+    return False
+
+
 def sampler_spec(scheduler: Any, num_inference_steps: int, known_settings: Container[str] | None = None) -> SamplerSpec:
     """What a plan records of a sampler: class, settings, and the timesteps it runs through.
 

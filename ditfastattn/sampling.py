@@ -13,6 +13,7 @@ from ditfastattn.condition import Condition, FromLabels
 from ditfastattn.errors import ApplyError
 from ditfastattn.layout import Layout
 from ditfastattn.models import adapt
+from ditfastattn.samplers import takes_variance
 
 
 def image_generators(seed: int, indices: Sequence[int]) -> list[torch.Generator]:
@@ -90,8 +91,7 @@ class Trajectory:
         self.scheduler.set_timesteps(num_inference_steps)
         self.timesteps: Tensor = self.scheduler.timesteps
         self._channels = shape[0]
-        learned = getattr(self.scheduler.config, "variance_type", "") in ("learned", "learned_range")
-        self._with_variance = learned and denoiser.transformer.out_channels == 2 * shape[0]
+        self._with_variance = takes_variance(scheduler) and denoiser.transformer.out_channels == 2 * shape[0]
         self._generators = image_generators(seed, indices)
         noise = torch.stack([torch.randn(shape, generator=generator) for generator in self._generators])
         dtype = denoiser.condition.latents_dtype or parameter.dtype

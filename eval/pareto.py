@@ -35,7 +35,7 @@ from eval.drift_runs import Sampled, final_latents, psnr
 from eval.record import command_line
 from plans import Method, Plan, make
 from plans.files import write_text
-from plans.macs import plan_macs, total_macs
+from plans.macs import mlp_macs, plan_macs, total_macs
 from plans.method import PAPER
 
 SHARES = (0.8, 0.65, 0.5, 0.4, 0.3, 0.2)  # of the base's MACs
@@ -56,6 +56,9 @@ def parser() -> argparse.ArgumentParser:
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     add("--out", type=Path, default=RESULTS, help="folder of pareto-MODEL.json (eval/results)")
     return p
+
+
+Candidate = tuple[str, str, Plan | None, int]  # method, setting, plan (None: uncompressed), steps
 
 
 class Bench:
@@ -100,8 +103,8 @@ class Bench:
         return self._menus[steps, kind]
 
 
-def rivals(bench: Bench, base: int) -> Iterator[tuple[str, str, Plan | None, int]]:
-    """(method, setting, plan, steps) of what is not ours."""
+def rivals(bench: Bench, base: int) -> Iterator[Candidate]:
+    """What is not ours."""
     for share in STEPS[1:]:
         yield "fewer steps", f"{round(share * base)}", None, round(share * base)
     full = full_plan(bench, base)
@@ -125,36 +128,28 @@ def full_plan(bench: Bench, steps: int) -> Plan:
     return empty_plan(adapt(bench.pipe.transformer), bench.pipe.scheduler, settings, shape)
 
 
-def ours(bench: Bench, base: int) -> Iterator[tuple[str, str, Plan | None, int]]:
-    """Plans of at most a share of the base's MACs, of the number of steps that is predicted to end nearest."""
+def ours(bench: Bench, base: int) -> Iterator[Candidate]:
+    """Plans of at most a share of the base's MACs: over all its steps, and over as many steps as are predicted to end
+    nearest to its images."""
     full = total_macs(full_plan(bench, base)).full
     reference = bench.calibrated_on(base)
-    short = {
-        steps: reference.distance(bench.calibrated_on(steps)) for steps in {max(2, round(s * base)) for s in STEPS}
-    }
+    counts = sorted({max(2, round(share * base)) for share in STEPS}, reverse=True)
+    short = {steps: reference.distance(bench.calibrated_on(steps)) for steps in counts}
     for kind in ("attn", "all"):
         for share in SHARES:
             tried: list[tuple[float, int, Plan]] = []
-            for steps in sorted(short, reverse=True):
+            for steps in counts:
+                mlps = 0 if kind == "all" else mlp_macs(full_plan(bench, steps)).total
                 try:
-                    plan = bench.menu(steps, kind).costing(share * full)
+                    plan = bench.menu(steps, kind).costing(share * full - mlps)
                 except DitFastAttnError:
                     continue  # not even the cheapest plan of so many steps
                 tried.append((math.hypot(short[steps], bench.menu(steps, kind).predicted(plan)), steps, plan))
-            if tried:
-                predicted, steps, plan = min(tried, key=lambda one: one[0])
-                yield f"ours, {kind}", f"{share:g}, {steps} steps, predicted {predicted:.4f}", plan, steps
-            if base in short:
-                try:
-                    plan = bench.menu(base, kind).costing(share * full)
-                except DitFastAttnError:
+            for what, some in ((f"ours, {kind}", tried), (f"ours, {kind}, all steps", tried[:1])):
+                if not some or (what.endswith("all steps") and some[0][1] != base):
                     continue
-                yield (
-                    f"ours, {kind}, all steps",
-                    f"{share:g}, predicted {bench.menu(base, kind).predicted(plan):.4f}",
-                    plan,
-                    base,
-                )
+                predicted, steps, plan = min(some, key=lambda one: one[0])
+                yield what, f"{share:g}, {steps} steps, predicted {predicted:.4f}", plan, steps
 
 
 @torch.no_grad()
@@ -179,7 +174,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for base in args.base_steps:
         reference = bench.sampled(None, base)
         full = total_macs(full_plan(bench, base)).full
-        sources: tuple[Callable[..., Iterator[tuple[str, str, Plan | None, int]]], ...] = (ours, rivals)
+        sources: tuple[Callable[..., Iterator[Candidate]], ...] = (ours, rivals)
         for source in sources:
             for method, setting, plan, steps in source(bench, base):
                 found = bench.sampled(plan, steps)

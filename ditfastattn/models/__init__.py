@@ -77,13 +77,14 @@ def register(
 
     Only self-attention is taken over: the blocks around it run as they are, in eager mode, in raster order. What
     ``qkv`` and ``project`` give is compared with what each attention's own forward gives, at its first call in a
-    session; nothing else is known of the module, so nothing else is guessed.
+    session and at every first one with other arguments (a mask that was None, another shape); nothing else is known of
+    the module, so nothing else is guessed.
 
     Args:
         transformer: the class; its subclasses follow, and another call for the same class takes this one's place.
         attentions: model -> its self-attention modules, one a layer, in the order in which they run. Each is called
-            with hidden states (B, N, C) first and returns (B, N, C); whatever else it is given must not depend on the
-            row of the batch.
+            once a step, with hidden states (B, N, C) first, and returns (B, N, C); whatever else it is given must not
+            depend on the row of the batch.
         qkv: (attention, x, *the rest of its arguments) -> queries, keys and values, (rows, N, H, D) each, for
             x (rows, N, C), which is the whole batch or its conditional half. Norms and rotary embeddings of q and k
             included. A plan's core is softmax(q k^T / sqrt(D)) v.
@@ -95,10 +96,13 @@ def register(
             ``apply(..., scheduler=...)`` can see that the branches come in another order than ``guided`` says.
 
     Raises:
-        ApplyError: no class of modules, or one that is built in.
+        ApplyError: no class of modules, or one that is built in, or no such layout.
     """
     if not isinstance(transformer, type) or not issubclass(transformer, nn.Module):
         raise ApplyError(f"register() takes a class of modules, not {transformer!r}")
+    layouts = [layout.value for layout in Layout]
+    if guided not in layouts:
+        raise ApplyError(f"guided= is one of {', '.join(layouts)}, not {guided!r}")
     description = Description(attentions, qkv, project, call, shape, Layout(guided), unconditional)
     REGISTRY.add(transformer, partial(DescribedModel, description))
 

@@ -1,7 +1,8 @@
 """One's own transformer, as :func:`ditfastattn.register` was told of it: its self-attention alone is taken over."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from ditfastattn.errors import ApplyError, StepError
 from ditfastattn.layout import Layout
 from ditfastattn.models.agreement import agree, softmax_attention
+from ditfastattn.models.arguments import kind_of, tensors_of
 from ditfastattn.models.base import BlockAdapter, Call, ModelAdapter, common_obstacles
 from plans import ModelSpec, TokenOrder
 
@@ -45,7 +47,7 @@ class DescribedAttention(BlockAdapter[AttentionCall]):
     def __init__(self, module: nn.Module, model: "DescribedModel") -> None:
         self.module = module
         self._model = model
-        self._agrees = False
+        self._agreed: set[Hashable] = set()  # kinds of calls whose outcome was compared
 
     def begin(  # type: ignore[override]
         self, hidden_states: Tensor, *args: Any, skip_attention: bool, **kwargs: Any
@@ -57,15 +59,16 @@ class DescribedAttention(BlockAdapter[AttentionCall]):
                 f"{name} was called with {tuple(hidden_states.shape)}, but a plan needs (B, N, C) with the latents' "
                 f"{expected[0]} rows and the {expected[1]} tokens that shape= gave"
             )
-        for other in (*args, *kwargs.values()):
-            if isinstance(other, Tensor) and other.dim() and other.shape[0] == expected[0] > 1:
+        for other in tensors_of((args, kwargs)):
+            if other.dim() and other.shape[0] == expected[0] > 1:
                 raise StepError(
                     f"{name} also takes a tensor {tuple(other.shape)} with one entry for each row of the batch, which "
                     "a plan that computes half of the rows cannot pass on"
                 )
         call = AttentionCall(hidden_states, args, kwargs)
-        if not self._agrees:
+        if (kind := kind_of((args, kwargs))) not in self._agreed:
             self._compare(call)
+            self._agreed.add(kind)
         return call
 
     def qkv(self, state: AttentionCall, rows: slice) -> tuple[Tensor, Tensor, Tensor]:
@@ -79,25 +82,26 @@ class DescribedAttention(BlockAdapter[AttentionCall]):
         return attention_output
 
     def _compare(self, call: AttentionCall) -> None:
-        """Full attention by the description against the module's own forward, once.
+        """Full attention by the description against the module's own forward, once for each kind of call.
 
         Raises:
             StepError: they differ.
         """
         spec, name = self._model.spec(), type(self.module).__name__
         heads = (*call.hidden.shape[:2], spec.heads, spec.head_dim)
-        parts = self._model.description.qkv(self.module, call.hidden, *call.args, **call.kwargs)
-        shapes = [tuple(part.shape) for part in parts]
+        parts = _asked("qkv", name, self._model.description.qkv, self.module, call.hidden, *call.args, **call.kwargs)
+        shapes = [tuple(p.shape) for p in parts] if _all_tensors(parts) else type(parts).__name__
         if shapes != [heads] * 3:
             raise StepError(f"qkv= gave {shapes} for {name}, but a plan needs q, k and v of {heads}: (B, N, H, D)")
-        ours = self.project(softmax_attention(*parts))
+        ours = _asked("project", name, self._model.description.project, self.module, softmax_attention(*parts))
+        if not isinstance(ours, Tensor):
+            raise StepError(f"project= gave a {type(ours).__name__} for {name}, but a plan needs a tensor (B, N, C)")
         theirs = type(self.module).forward(self.module, call.hidden, *call.args, **call.kwargs)
         if not isinstance(theirs, Tensor) or not agree(ours, theirs):
             raise StepError(
                 f"{name}'s own forward is not project(softmax(q k^T / sqrt(D)) v) of what qkv= and project= gave: the "
                 "registration misses something (a norm, a rotation, a mask, another scale, a second output?)"
             )
-        self._agrees = True
 
 
 class DescribedModel(ModelAdapter):
@@ -117,8 +121,9 @@ class DescribedModel(ModelAdapter):
         name = type(self.model).__name__
         try:
             found = list(self.description.attentions(self.model))
-        except (AttributeError, TypeError, KeyError, IndexError) as error:
-            raise ApplyError(f"the attentions= registered for {name} does not fit this model ({error})") from error
+        except Exception as error:  # whatever a user's function raises
+            message = f"the attentions= registered for {name} does not fit this model ({_reason(error)})"
+            raise ApplyError(message) from error
         if not found or not all(isinstance(module, nn.Module) for module in found):
             raise ApplyError(f"the attentions= registered for {name} must give modules, one a layer, not {found!r}")
         if len(set(map(id, found))) < len(found):
@@ -126,7 +131,11 @@ class DescribedModel(ModelAdapter):
         return found
 
     def _described_spec(self) -> ModelSpec:
-        name, given = type(self.model).__name__, dict[str, Any](self.description.shape(self.model))
+        name = type(self.model).__name__
+        try:
+            given: Any = self.description.shape(self.model)
+        except Exception as error:  # whatever a user's function raises
+            raise ApplyError(f"the shape= registered for {name} does not fit this model ({_reason(error)})") from error
         try:
             return ModelSpec(class_name=name, layers=len(self._blocks), **given)
         except (ValidationError, TypeError) as error:
@@ -162,18 +171,49 @@ class DescribedModel(ModelAdapter):
         name = type(self.model).__name__
         try:
             call = self.description.call(*args, **kwargs)
-        except TypeError as error:
-            raise StepError(f"the call= registered for {name} does not take this call's arguments ({error})") from error
-        if not isinstance(call, Call) or not isinstance(call.latents, Tensor):
-            raise StepError(f"the call= registered for {name} must return ditfastattn.Call(latents, timestep, ...)")
+        except Exception as error:  # whatever a user's function raises
+            reason = _reason(error)
+            raise StepError(
+                f"the call= registered for {name} does not take this call's arguments ({reason})"
+            ) from error
+        if not isinstance(call, Call) or not isinstance(call.latents, Tensor) or call.latents.dim() < 3:
+            raise StepError(
+                f"the call= registered for {name} must return ditfastattn.Call(latents, timestep, ...) with latents "
+                f"(B, C, h, w), not {_shown(call)}"
+            )
+        if not isinstance(call.timestep, Tensor | Real):
+            raise StepError(f"the call= registered for {name} gave {call.timestep!r} as timestep: a number or a tensor")
+        if not isinstance(call.condition, Tensor | None) or not isinstance(call.mask, Tensor | None):
+            raise StepError(f"the call= registered for {name} must give condition and mask as tensors, or as None")
+        if call.condition is None and self.description.unconditional is not None:
+            raise StepError(
+                f"the call= registered for {name} gave no condition, which its unconditional= reads: give both or none"
+            )
         self.rows = call.latents.shape[0]
         return call
+
+    def unwrap(self, output: Any) -> Tensor:
+        listed = output.to_tuple() if hasattr(output, "to_tuple") else output  # diffusers' and transformers' outputs
+        bare = listed[0] if isinstance(listed, list | tuple) and listed else output
+        if not isinstance(bare, Tensor):
+            raise StepError(
+                f"{type(self.model).__name__} returned a {type(output).__name__}, in which a plan cannot find its "
+                "output: return the tensor, a tuple that begins with it, or one of diffusers' outputs"
+            )
+        return bare
 
     def _unconditional(self, call: Call) -> Tensor | None:
         """(B,) bool, on the CPU."""
         if self.description.unconditional is None or call.condition is None:
             return None
-        return self.description.unconditional(call.condition).bool().cpu()
+        name, rows = type(self.model).__name__, call.latents.shape[0]
+        found = _asked("unconditional", name, self.description.unconditional, call.condition)
+        if not isinstance(found, Tensor) or found.shape != (rows,):
+            raise StepError(
+                f"the unconditional= registered for {name} gave {_shown(found)}, but a plan needs one bool for each of "
+                f"the {rows} rows"
+            )
+        return found.bool().cpu()
 
     def is_guided(self, call: Call) -> bool:
         rows = call.latents.shape[0]
@@ -194,3 +234,26 @@ class DescribedModel(ModelAdapter):
             return False
         (noise, same_noise), (first, second) = call.latents.chunk(2), call.condition.chunk(2)
         return torch.equal(noise, same_noise) and not torch.equal(first, second)
+
+
+def _asked(argument: str, name: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """What a registered function returns. Raises StepError for whatever it raises."""
+    try:
+        return function(*args, **kwargs)
+    except Exception as error:
+        raise StepError(f"the {argument}= registered for {name} failed ({_reason(error)})") from error
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
+def _shown(value: Any) -> str:
+    """A value in a message: tensors by their shape."""
+    if isinstance(value, Call) and isinstance(value.latents, Tensor):
+        return f"latents {tuple(value.latents.shape)}"
+    return f"a tensor {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+
+
+def _all_tensors(parts: Any) -> bool:
+    return isinstance(parts, Tensor | list | tuple) and all(isinstance(part, Tensor) for part in parts)

@@ -168,18 +168,29 @@ class NativeDiT(Labelled, PreparedModel):
         return found + end_disagreements(self) if prepared and not found else found
 
     def read_call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
-        given = dict(self._signature.bind(self.model, *args, **kwargs).arguments)
-        _, latents, timestep, labels, *others = given.values()
-        if any(value is not None for value in others):
+        bound = self._signature.bind(self.model, *args, **kwargs)
+        given = [name for name, value in bound.arguments.items() if value is not None]
+        bound.apply_defaults()
+        names = list(bound.arguments)
+        if others := [name for name in given if name not in names[:4]]:
             raise StepError(
                 f"a plan knows the latents, timesteps and labels of DiT's forward(x, t, y), but this call also brings "
-                f"{', '.join(list(given)[4:])}: call it without"
+                f"{', '.join(others)}: call it without"
             )
+        latents, timestep, labels = (bound.arguments[name] for name in names[1:4])
+        if labels is None:
+            raise StepError(f"this call brings no labels ({names[3]}), by which a plan tells its branches: pass them")
         return Call(latents, timestep, labels)
 
     def given_scale(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> float:
         assert self._guided_signature is not None
-        return float(self._guided_signature.bind(self.model, *args, **kwargs).arguments["cfg_scale"])
+        bound = self._guided_signature.bind(self.model, *args, **kwargs)
+        bound.apply_defaults()
+        scale = bound.arguments["cfg_scale"]
+        values = set(scale.flatten().tolist()) if isinstance(scale, Tensor) else {scale}
+        if len(values) != 1:
+            raise StepError(f"a plan has one guidance scale for all rows, but cfg_scale= holds {len(values)} of them")
+        return float(values.pop())
 
     def example(self, batch: int, tokens: int) -> dict[str, Any]:
         """Names are those of the original's forward. ``tokens`` must be the model's: its positions are fixed."""

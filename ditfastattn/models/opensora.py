@@ -15,7 +15,7 @@ from ditfastattn.models.base import BlockAdapter, Call, bypassed, common_obstacl
 from ditfastattn.models.mlp import WithMlp, hidden_width
 from ditfastattn.models.prompted import Prompted
 from ditfastattn.opensora.blocks import SelfAttention, STDiT2Block
-from ditfastattn.opensora.pipeline import FPS, GUIDED_CHANNELS
+from ditfastattn.opensora.pipeline import GUIDED_CHANNELS, usual_fps
 from ditfastattn.opensora.stdit2 import STDiT2
 from plans import ModelSpec, TemporalShape, TokenOrder
 
@@ -207,7 +207,8 @@ class OpenSora(Prompted, FromPrompts):
         embeds, mask = embeds.to(self.device), mask.to(self.device)
         null = self.model.y_embedder.y_embedding.to(embeds).expand_as(embeds)
         frames, height, width = video
-        told = {"num_frames": frames, "height": height, "width": width, "ar": height / width, "fps": FPS}
+        told = {"num_frames": frames, "height": height, "width": width, "ar": height / width}
+        told["fps"] = usual_fps(frames)
         rows, dtype = len(prompts), self.model.dtype
         sizes = {name: torch.full((rows,), value, device=self.device, dtype=dtype) for name, value in told.items()}
         latents = (frames, height // factor, width // factor)

@@ -2,7 +2,9 @@
 
 import inspect
 import json
+import math
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +45,8 @@ def load_stdit2(source: str | os.PathLike[str], dtype: torch.dtype = torch.float
         dtype: of the parameters.
 
     Raises:
-        LoadError: nothing there, another model, or names or shapes that are not STDiT2's; one sentence says which.
+        LoadError: nothing there, another model, settings, names, shapes or dtypes that are not STDiT2's, or weights
+            that are no finite numbers in ``dtype``; one sentence says which.
     """
     name = os.fspath(source)
     config_file, weights = _files(name)
@@ -51,11 +54,14 @@ def load_stdit2(source: str | os.PathLike[str], dtype: torch.dtype = torch.float
     try:
         with torch.device("meta"):
             model = STDiT2(**settings)
-    except (TypeError, ValueError, ZeroDivisionError) as error:
+    except ValueError as error:
         raise LoadError(f"the settings of {config_file} give no STDiT2: {error}") from error
     state = _state(weights)
     _check(name, model.state_dict(), state)
-    model.load_state_dict({key: tensor.to(dtype) for key, tensor in state.items()}, assign=True)
+    converted = {key: tensor.to(dtype) for key, tensor in state.items()}
+    if broken := [key for key, tensor in converted.items() if not tensor.isfinite().all()]:
+        raise LoadError(f"{name} holds NaN or infinity in {str(dtype).removeprefix('torch.')}: {_some(broken)}")
+    model.load_state_dict(converted, assign=True)
     return model.eval()
 
 
@@ -100,8 +106,31 @@ def _settings(path: Path) -> dict[str, Any]:
     if not _is_stdit2_config(config):
         given = config.get("model_type") if isinstance(config, dict) else type(config).__name__
         raise LoadError(f"{path} describes a {given!r}, and only Open-Sora 1.1's STDiT2 can be loaded")
-    known = list(inspect.signature(STDiT2.__init__).parameters)[1:]
-    return {key: config[key] for key in known if key in config}
+    known = list(inspect.signature(STDiT2.__init__).parameters.values())[1:]
+    settings = {setting.name: config[setting.name] for setting in known if setting.name in config}
+    for setting in known:
+        wanted, value = _wanted(setting.default), settings.get(setting.name, setting.default)
+        if not wanted[1](value):
+            raise LoadError(f"{path} gives {setting.name} as {json.dumps(value)[:60]}, and it should be {wanted[0]}")
+    return settings
+
+
+def _wanted(default: Any) -> tuple[str, Callable[[Any], bool]]:
+    """What a setting with that default may be, in words and as a test."""
+    if isinstance(default, bool):
+        return "true or false", lambda value: isinstance(value, bool)
+    if isinstance(default, int):
+        return "a whole number above 0", _is_count
+    if isinstance(default, float):
+        return "a number above 0", lambda value: type(value) in (int, float) and 0 < value < math.inf
+    return (
+        "three whole numbers above 0",
+        lambda value: isinstance(value, list | tuple) and len(value) == 3 and all(map(_is_count, value)),
+    )
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value > 0
 
 
 def _state(path: Path) -> dict[str, Tensor]:
@@ -114,13 +143,15 @@ def _state(path: Path) -> dict[str, Tensor]:
         raise LoadError(f"{path} is not a readable checkpoint of plain tensors: {reason}") from error
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+    if not isinstance(state, dict) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()
+    ):
         raise LoadError(f"{path} is no checkpoint of STDiT2: it should hold tensors by parameter name, nothing else")
     return state
 
 
 def _check(name: str, wanted: dict[str, Tensor], given: dict[str, Tensor]) -> None:
-    """Every name there, none left over, every shape right."""
+    """Every name there, none left over, every shape right, nothing quantised."""
     faults = []
     if missing := [key for key in wanted if key not in given]:
         faults.append(f"missing {_some(missing)}")
@@ -133,6 +164,13 @@ def _check(name: str, wanted: dict[str, Tensor], given: dict[str, Tensor]) -> No
     ]
     if wrong:
         faults.append(f"of another shape: {_some(wrong)}")
+    other = [
+        f"{key} of {str(given[key].dtype).removeprefix('torch.')}"
+        for key in wanted
+        if key in given and not (given[key].is_floating_point() and given[key].layout is torch.strided)
+    ]
+    if other:
+        faults.append(f"no dense floating-point numbers: {_some(other)}")
     if faults:
         raise LoadError(f"{name} does not fit STDiT2: {'; '.join(faults)}")
 

@@ -94,9 +94,13 @@ class Mlp(nn.Module):
 
 
 class CaptionEmbedder(nn.Module):
-    """Words of the text encoder at the model's width, and the caption that stands for none."""
+    """Words of the text encoder at the model's width, and the caption that stands for none.
 
-    y_embedding: Tensor  # (words, in_width), learned: what the unconditional branch reads
+    That one is random numbers drawn once: the original registers it as a buffer, which no optimizer sees, so only
+    ``y_proj`` learned to read it. Each checkpoint holds its own.
+    """
+
+    y_embedding: Tensor  # (words, in_width): what the unconditional branch reads
 
     def __init__(self, in_width: int, width: int, words: int) -> None:
         super().__init__()

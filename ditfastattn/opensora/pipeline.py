@@ -19,8 +19,10 @@ from transformers import PreTrainedTokenizerBase, T5EncoderModel
 
 from ditfastattn.decode import decode
 from ditfastattn.opensora.stdit2 import STDiT2
+from ditfastattn.samplers import takes_variance
 
-FPS = 24  # what the model is told unless somebody says otherwise
+FPS = 24  # what the model is told of a video unless somebody says otherwise
+IMAGE_FPS = 120  # of a single frame, as in training (IMG_FPS of opensora/datasets, used by scripts/inference-long.py)
 GUIDED_CHANNELS = 3  # of the latents' four; the fourth is the conditional branch's
 OUTPUT_TYPES = ("np", "pil", "latent")
 
@@ -109,7 +111,7 @@ class OpenSoraPipeline(DiffusionPipeline):
         num_frames: int = 16,
         height: int = 240,
         width: int = 426,
-        fps: float = FPS,
+        fps: float | None = None,
         num_inference_steps: int = 200,
         guidance_scale: float = 7.0,
         generator: torch.Generator | list[torch.Generator] | None = None,
@@ -124,24 +126,37 @@ class OpenSoraPipeline(DiffusionPipeline):
         Args:
             prompt: one or several, or None with ``prompt_embeds`` (B, 1, L, C) and ``prompt_mask`` (B, L), which
                 :meth:`encode_prompt` gives.
-            fps: what the model is told; of its videos the published program shows every third frame's worth, 24 / 3.
+            fps: what the model is told; None: 24, or 120 where there is one frame, as the published programs have it.
+                They show videos at a third of it.
             guidance_scale: s in uncond + s (cond - uncond), on the first three latent channels; 1: without guidance.
             generator: with one a video, as ``ditfastattn.sampling.image_generators(seed, indices)`` gives, a video
                 depends on its seed and index alone.
-            latents: (B, C, T, h, w) noise to begin with.
+            latents: (B, C, T, h, w) noise to begin with, of that many frames, height and width.
             output_type: "np", "pil" or "latent"; see :class:`OpenSoraPipelineOutput`.
             return_dict: False returns the frames in a tuple.
 
         Raises:
             ValueError: arguments that do not fit together; one sentence says which.
+            LoadError: a scheduler that would cut the latents' channels (``ditfastattn.samplers.takes_variance``).
         """
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"output_type is one of {', '.join(OUTPUT_TYPES)}, not {output_type!r}")
         if (prompt is None) == (prompt_embeds is None):
             raise ValueError("give either prompt= or prompt_embeds=")
+        if (prompt_embeds is None) != (prompt_mask is None):
+            raise ValueError("prompt_embeds= and prompt_mask= go together, as encode_prompt() gives them; give both")
+        if prompt is not None and not isinstance(prompt, str) and not len(prompt):
+            raise ValueError("prompt= holds no prompt; give one at least")
+        variance = takes_variance(self.scheduler)
         embeds, mask = self.encode_prompt(prompt) if prompt is not None else (prompt_embeds, prompt_mask)
-        assert embeds is not None
+        assert embeds is not None and mask is not None
+        factor, channels = self.vae_scale_factor, self.transformer.in_channels
         self._check(embeds, mask, num_frames, height, width, guidance_scale)
+        shape = (embeds.shape[0], channels, num_frames, height // factor, width // factor)
+        if latents is not None and tuple(latents.shape) != shape:
+            raise ValueError(
+                f"latents is {tuple(latents.shape)}, and should be {shape} for this size and these prompts"
+            )
 
         device, videos = self._execution_device, embeds.shape[0]
         embeds = embeds.to(device)
@@ -150,20 +165,16 @@ class OpenSoraPipeline(DiffusionPipeline):
             null = self.transformer.y_embedder.y_embedding.to(embeds)
             embeds = torch.cat([embeds, null.expand(videos, 1, -1, -1)])
         rows = embeds.shape[0]
-        told = {"num_frames": num_frames, "height": height, "width": width, "ar": height / width, "fps": fps}
+        told = {"num_frames": num_frames, "height": height, "width": width, "ar": height / width}
+        told["fps"] = usual_fps(num_frames) if fps is None else fps
         dtype = self.transformer.dtype
         condition = {name: torch.full((rows,), value, device=device, dtype=dtype) for name, value in told.items()}
-        if mask is not None:
-            condition["mask"] = mask.to(device).repeat(rows // videos, 1)
+        condition["mask"] = mask.to(device).repeat(rows // videos, 1)
 
-        channels = self.transformer.in_channels
         self.scheduler.set_timesteps(num_inference_steps)
         if latents is None:
-            factor = self.vae_scale_factor
-            shape = (videos, channels, num_frames, height // factor, width // factor)
             latents = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
         latents = latents.to(device, torch.float32) * self.scheduler.init_noise_sigma
-        variance = getattr(self.scheduler.config, "variance_type", "") in ("learned", "learned_range")
         extra = self._step_arguments(generator)
         with self.progress_bar(total=len(self.scheduler.timesteps)) as bar:
             for timestep in self.scheduler.timesteps:
@@ -178,16 +189,16 @@ class OpenSoraPipeline(DiffusionPipeline):
         self.maybe_free_model_hooks()
         return OpenSoraPipelineOutput(frames=frames) if return_dict else (frames,)
 
-    def _check(
-        self, embeds: Tensor, mask: Tensor | None, frames: int, height: int, width: int, guidance_scale: float
-    ) -> None:
+    def _check(self, embeds: Tensor, mask: Tensor, frames: int, height: int, width: int, guidance_scale: float) -> None:
         config, factor = self.transformer.config, self.vae_scale_factor
         words = config.model_max_length if guidance_scale != 1 else embeds.shape[-2]
         wanted = (embeds.shape[0], 1, words, config.caption_channels)
         if tuple(embeds.shape) != wanted:
             raise ValueError(f"prompt_embeds is {tuple(embeds.shape)}, and should be {wanted} as encode_prompt() gives")
-        if mask is not None and tuple(mask.shape) != (wanted[0], wanted[2]):
+        if tuple(mask.shape) != (wanted[0], wanted[2]):
             raise ValueError(f"prompt_mask is {tuple(mask.shape)}, and should be {(wanted[0], wanted[2])}")
+        if not all(isinstance(size, int) for size in (frames, height, width)):
+            raise ValueError(f"num_frames, height and width are integers, not {frames}, {height} and {width}")
         if frames < 1 or height < factor or width < factor:
             raise ValueError(f"a video has a frame at least, of {factor} x {factor} pixels at least")
 
@@ -203,6 +214,11 @@ class OpenSoraPipeline(DiffusionPipeline):
         if output_type == "pil":
             return [[PIL.Image.fromarray(frame) for frame in video] for video in frames]
         return frames.astype(np.float32) / 255
+
+
+def usual_fps(frames: int) -> int:
+    """The frames a second that the model is told of a video of so many frames; an image has a number of its own."""
+    return FPS if frames > 1 else IMAGE_FPS
 
 
 def guide(output: Tensor, scale: float) -> Tensor:

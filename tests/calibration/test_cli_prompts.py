@@ -153,6 +153,15 @@ def test_files_are_read_as_people_write_them(tmp_path: Path) -> None:
     path = tmp_path / "p.txt"
     path.write_bytes("\ufeffein  grünes\tHaus\r\n\r\n  👩‍🚀 \r\nlast".encode())
     assert read_prompts(path) == ("ein grünes Haus", "👩‍🚀", "last")
+    path.write_bytes(
+        "\ufeffone\n\ufefftwo\n\u200b\n \u200d\u200c\nso\u00adft\nمی\u200cخواهم".encode()
+    )  # joined, unseen
+    assert read_prompts(path) == ("one", "two", "soft", "می\u200cخواهم")
+    for letter in ("\u202e", "\u2066", "\u061c", "\U000e0041"):
+        path.write_text(f"a cat\nabc{letter}def", encoding="utf-8")
+        with pytest.raises(CalibrationError, match=r"line 2 of .* holds the character .*, which is no text"):
+            read_prompts(path)
+    path.write_bytes("\ufeffein  grünes\tHaus\r\n\r\n  👩\u200d🚀 \r\nlast".encode())
     assert choose_prompts(path, 2) == ("ein grünes Haus", "👩‍🚀") and len(choose_prompts(path, None)) == 3
     with pytest.raises(CalibrationError, match="the list that comes with this package holds 12"):
         choose_prompts(None, 13)

@@ -6,7 +6,16 @@ import pytest
 import torch
 from block_formula import band, layer_norm, linear, softmax_attention
 from small_models import TRAINING, random_plan, same
-from small_native_dit import CLASSES, a_plan, attributes, close, diffusers_pipeline, sample_native, small_native_dit
+from small_native_dit import (
+    CLASSES,
+    DiT,
+    a_plan,
+    attributes,
+    close,
+    diffusers_pipeline,
+    sample_native,
+    small_native_dit,
+)
 from small_pixart import small_pixart_pipeline
 from test_methods import SEQUENCES, WINDOW
 from torch import Tensor, nn
@@ -215,6 +224,39 @@ def test_runs_that_are_not_the_plans_are_refused(native: Any) -> None:
         with pytest.raises(StepError, match="timestep 7 is not one of the plan's"):
             native(latents, torch.full((4,), 7), y)
         native.forward_with_cfg(latents, t, y, 4.0)
+
+
+class Defaults(DiT):
+    """As a user's own copy may have it."""
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None, depth: int = 4) -> Tensor:
+        return super().forward(x, t, torch.full((len(x),), CLASSES) if y is None else y)
+
+    def forward_with_cfg(self, x: Tensor, t: Tensor, y: Tensor, cfg_scale: Any = 4.0) -> Tensor:
+        return super().forward_with_cfg(x, t, y, float(cfg_scale) if isinstance(cfg_scale, float) else 4.0)
+
+
+def test_arguments_with_defaults() -> None:
+    native = small_native_dit(cls=Defaults)
+    plan = a_plan(native, seed=None)
+    x, y = torch.randn(1, 4, 8, 8).repeat(2, 1, 1, 1), torch.tensor([1, CLASSES])
+    t = torch.full((2,), int(plan.sampler.timesteps[0]))
+    with torch.no_grad():
+        expected, guided = native(x, t, y), native.forward_with_cfg(x, t, y)
+        for scales in ((), (4.0,), (torch.tensor(4.0),), (torch.full((2, 1, 1, 1), 4.0),)):
+            with ditfastattn.apply(native, plan):
+                assert torch.equal(native.forward_with_cfg(x, t, y, *scales), guided)
+        with ditfastattn.apply(native, plan):
+            assert torch.equal(native(x, t, y), expected)
+        with ditfastattn.apply(native, plan):
+            with pytest.raises(StepError, match=r"brings no labels \(y\)"):
+                native(x, t)
+            with pytest.raises(StepError, match="also brings depth: call it without"):
+                native(x, t, y, depth=3)
+            with pytest.raises(StepError, match="one guidance scale for all rows, but cfg_scale= holds 2"):
+                native.forward_with_cfg(x, t, y, torch.tensor([4.0, 3.0]))
+            with pytest.raises(PlanMismatch, match="the plan has 4, this run 3"):
+                native.forward_with_cfg(x, t, y, torch.tensor(3.0))
 
 
 def test_a_plan_of_another_family_is_refused(native: Any) -> None:

@@ -76,6 +76,31 @@ def test_a_relative_with_another_block_is_refused(relative: type, words: str) ->
     assert "forward" not in model.blocks[0].__dict__
 
 
+@pytest.mark.parametrize("layer", [0, 2, 3])
+def test_a_layer_that_differs_by_a_hidden_attribute_is_refused(layer: int) -> None:
+    """Its structure, as ``repr`` shows it, is that of all others."""
+    model = small_native_dit()
+    attention = type(model.blocks[0].attn)
+
+    class LocalAttention(attention):  # type: ignore[misc, valid-type]
+        reach = 16
+
+        def forward(self, x: Tensor) -> Tensor:
+            places = torch.arange(x.shape[1])
+            seen = (places[:, None] - places).abs() <= self.reach
+            q, k, v = self.qkv(x).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+            heads = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=seen)
+            return self.proj(heads.transpose(1, 2).flatten(2))
+
+    LocalAttention.__name__ = attention.__name__
+    for block in model.blocks:
+        block.attn.__class__ = LocalAttention
+    ditfastattn.apply(model, a_plan(small_native_dit())).remove()
+    model.blocks[layer].attn.reach = 2
+    with pytest.raises(ApplyError, match=rf"is more than qkv, softmax attention and proj \(blocks {layer}\)"):
+        ditfastattn.apply(model, a_plan(small_native_dit()))
+
+
 @pytest.mark.filterwarnings("ignore:no CUDA graphs")
 @pytest.mark.parametrize(
     ("relative", "words"), [(NoiseOnly, "embedding and head"), (Elsewhere, "conditioned on something else")]

@@ -92,12 +92,56 @@ def test_the_dtype_asked_for(folder: Path) -> None:
         ({"pos_embed": torch.zeros(1)}, "unexpected pos_embed$"),
         ({"rope.freqs": torch.zeros(4)}, r"rope\.freqs is \(4,\), not \(8,\)"),
         ({"rope.freqs": None, "freqs": torch.zeros(8)}, "missing rope.freqs; unexpected freqs"),
+        ({"rope.freqs": torch.zeros(8, dtype=torch.int8)}, r"no dense floating-point numbers: rope\.freqs of int8$"),
+        ({"rope.freqs": torch.zeros(8, dtype=torch.bool)}, r"rope\.freqs of bool$"),
     ],
 )
 def test_names_and_shapes_that_do_not_fit_are_listed(folder: Path, change: dict[str, Any], message: str) -> None:
     state = load_file(folder / "model.safetensors") | change
     save_file({name: tensor for name, tensor in state.items() if tensor is not None}, folder / "model.safetensors")
     with pytest.raises(LoadError, match=f"does not fit STDiT2: .*{message}") as error:
+        load_stdit2(folder)
+    assert "\n" not in str(error.value)
+
+
+def test_weights_that_are_no_numbers_are_refused(folder: Path) -> None:
+    state = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    state["rope.freqs"][0] = 1e5  # infinity in float16
+    torch.save(state, folder / "stage3.pt")
+    load_stdit2(folder)
+    with pytest.raises(LoadError, match=r"holds NaN or infinity in float16: rope\.freqs$"):
+        load_stdit2(folder, torch.float16)
+    freqs = state.pop("rope.freqs")
+    for broken in (freqs.to(torch.complex64), freqs.to_sparse()):
+        torch.save(state | {"rope.freqs": broken}, folder / "stage3.pt")
+        with pytest.raises(LoadError, match=r"no dense floating-point numbers: rope\.freqs of"):
+            load_stdit2(folder)
+    torch.save(state | {"rope.freqs": freqs * torch.nan}, folder / "stage3.pt")
+    with pytest.raises(LoadError, match=r"holds NaN or infinity in float32: rope\.freqs$"):
+        load_stdit2(folder)
+    torch.save(state | {"rope.freqs": freqs, 3: freqs}, folder / "stage3.pt")
+    with pytest.raises(LoadError, match="tensors by parameter name, nothing else"):
+        load_stdit2(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "wanted"),
+    [
+        *[("input_sq_size", value, "a whole number above 0") for value in (0, None, "512", 512.0, True)],
+        *[("hidden_size", value, "a whole number above 0") for value in (-48, "48")],
+        ("depth", 2.0, "a whole number above 0"),
+        ("num_heads", -3, "a whole number above 0"),
+        *[("mlp_ratio", value, "a number above 0") for value in (-4, "4", None, float("inf"), float("nan"), True)],
+        *[(flag, "false", "true or false") for flag in ("pred_sigma", "qk_norm", "qk_norm_legacy")],
+        ("qk_norm", 1, "true or false"),
+        *[("patch_size", value, "three whole numbers above 0") for value in (2, [1, 2], [1, -2, 2], [1, 2.0, 2], None)],
+    ],
+)
+def test_settings_that_are_none_of_a_model_are_refused(folder: Path, name: str, value: Any, wanted: str) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {name: value}))
+    with pytest.raises(LoadError, match=f"gives {name} as .*, and it should be {wanted}$") as error:
         load_stdit2(folder)
     assert "\n" not in str(error.value)
 

@@ -7,11 +7,15 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler
 from small_opensora import WORDS, prompts, sample_opensora, sizes, small_opensora
 
 from ditfastattn import load_pipeline
+from ditfastattn.condition import VideoSize
+from ditfastattn.errors import LoadError
+from ditfastattn.models import adapt
 from ditfastattn.opensora import OpenSoraPipeline, write_video
-from ditfastattn.samplers import SAMPLERS
+from ditfastattn.samplers import SAMPLERS, make_sampler
 from ditfastattn.sampling import image_generators
 
 
@@ -91,6 +95,35 @@ def test_every_sampler_runs(sampler: str) -> None:
     assert sample_opensora(small_opensora(sampler), steps=3, videos=1).isfinite().all()
 
 
+@pytest.mark.parametrize("cls", [DDIMScheduler, EulerDiscreteScheduler, DDPMScheduler])
+def test_a_sampler_made_from_anothers_config_runs_without_its_variance(cls: Any) -> None:
+    pipe = small_opensora("iddpm")
+    pipe.scheduler = cls.from_config(pipe.scheduler.config)
+    assert sample_opensora(pipe, steps=3, videos=1).isfinite().all()
+
+
+def test_a_sampler_that_would_cut_channels_is_refused() -> None:
+    pipe = small_opensora("iddpm")
+    iddpm, pipe.scheduler = pipe.scheduler, DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
+    with pytest.raises(LoadError, match=r"variance_type='learned_range' would cut.*make_sampler\(name, config\)"):
+        sample_opensora(pipe)
+    pipe.scheduler = make_sampler("dpm", iddpm.config)
+    assert sample_opensora(pipe, steps=3, videos=1).isfinite().all()
+
+
+def test_an_image_is_told_as_one() -> None:
+    """120 frames a second, as hpcaitech/Open-Sora has it in training and sampling (IMG_FPS)."""
+    pipe, told = small_opensora(), []
+    pipe.transformer.register_forward_pre_hook(lambda _, __, kwargs: told.append(kwargs["fps"][0]), with_kwargs=True)
+    for given in ({"num_frames": 1}, {"num_frames": 2}, {"num_frames": 1, "fps": 24}):
+        sample_opensora(pipe, steps=1, videos=1, **given)
+    assert told == [120, 24, 24]
+    for frames in (1, 2):
+        size = VideoSize(frames, 12, 16)
+        condition = adapt(pipe.transformer).encoded(pipe, ["a boat"], "", size)  # type: ignore[attr-defined]
+        assert condition.conditional["fps"].tolist() == [120 if frames == 1 else 24]
+
+
 def test_without_guidance_the_batch_is_the_conditional_branch() -> None:
     pipe, batches = small_opensora(), []
     pipe.transformer.register_forward_pre_hook(lambda _, args: batches.append(len(args[0])))
@@ -160,6 +193,12 @@ def test_saved_and_loaded_it_is_the_same(tmp_path: Path, text: bool) -> None:
         ({"width": 1}, "2 x 2 pixels at least"),
         ({"prompt_embeds": torch.zeros(2, WORDS, 20)}, "prompt_embeds is"),
         ({"prompt_mask": torch.ones(1, WORDS)}, "prompt_mask is"),
+        ({"prompt_mask": None}, "prompt_embeds= and prompt_mask= go together"),
+        ({"prompt": "a boat", "prompt_embeds": None}, "prompt_embeds= and prompt_mask= go together"),
+        ({"prompt": [], "prompt_embeds": None, "prompt_mask": None}, "prompt= holds no prompt"),
+        ({"latents": torch.zeros(2, 4, 9, 3, 5)}, r"latents is \(2, 4, 9, 3, 5\), and should be \(2, 4, 4, 6, 8\)"),
+        ({"latents": torch.zeros(1, 4, 4, 6, 8)}, "latents is"),
+        ({"height": 12.5}, "are integers, not 4, 12.5 and 16"),
     ],
 )
 def test_arguments_that_do_not_fit_get_one_sentence(change: dict[str, Any], message: str) -> None:

@@ -1,6 +1,7 @@
 """Videos as files."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -53,5 +54,41 @@ def test_what_is_no_video_is_refused(tmp_path: Path) -> None:
     for frames in (moving_square()[0], moving_square()[:0], []):
         with pytest.raises(DitFastAttnError, match="one video is"):
             write_video(tmp_path / "square.gif", frames)
+    mixed = [np.zeros((4, 4, 3)), np.zeros((5, 4, 3))]
+    with pytest.raises(DitFastAttnError, match=r"2 frames of \(4, 4, 3\) and \(5, 4, 3\)"):
+        write_video(tmp_path / "square.gif", mixed)
     with pytest.raises(DitFastAttnError, match=r"should end in \.gif or \.mp4"):
         write_video(tmp_path / "square.avi", moving_square())
+
+
+@pytest.mark.parametrize(
+    ("frames", "words"),
+    [
+        (np.full((2, 4, 4, 3), 7, np.int64), r"uint8, or floats in \[0, 1\], not int64"),
+        (np.ones((2, 4, 4, 3), bool), r"uint8, or floats in \[0, 1\], not bool"),
+        (np.full((2, 4, 4, 3), 7.0), r"frames of float64 are in \[0, 1\], not 7 to 7"),
+        (np.full((2, 4, 4, 3), -0.1, np.float32), r"in \[0, 1\], not -0.1 to -0.1"),
+        (np.full((2, 4, 4, 3), np.nan), "not nan to nan"),
+    ],
+)
+def test_frames_that_are_no_colours_are_refused(tmp_path: Path, frames: np.ndarray, words: str) -> None:
+    with pytest.raises(DitFastAttnError, match=words):
+        write_video(tmp_path / "square.gif", frames)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("fps", [0, -1, float("nan"), float("inf"), "8", None])
+def test_no_rate_is_refused(tmp_path: Path, fps: Any) -> None:
+    for name in ("square.gif", "square.mp4"):
+        with pytest.raises(DitFastAttnError, match="fps is a number above 0, not"):
+            write_video(tmp_path / name, moving_square(), fps)
+
+
+@pytest.mark.parametrize(("fps", "duration"), [(8, 120), (24, 40), (30, 30), (40.5, 20), (50, 20), (0.1, 10000)])
+def test_a_gif_shows_the_rate_it_can(tmp_path: Path, fps: float, duration: int) -> None:
+    write_video(tmp_path / "square.gif", moving_square(), fps)
+    with PIL.Image.open(tmp_path / "square.gif") as gif:
+        assert gif.info["duration"] == duration
+    for other in (51, 120, 0.05):
+        with pytest.raises(DitFastAttnError, match=r"shows 0.1 to 50 frames a second, not .*: name another fps"):
+            write_video(tmp_path / "square.gif", moving_square(), other)

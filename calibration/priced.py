@@ -20,7 +20,8 @@ from ditfastattn.models import adapt
 from ditfastattn.ranks import ALONE
 from plans import Method
 
-RESPONSES = 5  # one step in so many has its response measured
+RESPONSES = 5  # one step in so many has its response measured,
+PROJECTIONS = 4  # by so many random ones
 CANDIDATES = tuple(method for method in Method if method is not Method.FULL)
 
 
@@ -68,6 +69,7 @@ def priced(
             longest=LONGEST,
             measured=max(2, plan.steps // RESPONSES),
             mlps=mlps,
+            projections=PROJECTIONS,
             seed=settings.seed,
         )
     chosen = plan.with_mlp(adapter.mlp) if mlps else plan

@@ -142,7 +142,8 @@ def _copy_time(model: Any, trained: Any) -> None:
     gram = trained.proj_out_2.weight.double().mT @ trained.proj_out_2.weight.double()
     own = gram.diagonal().diag()
     changes = [curve - curve.mean(0) for curve in (shift, scale)]
-    wanted = torch.linalg.solve(gram + own, gram @ changes[0].mT + own @ changes[1].mT).mT
+    inverse = torch.linalg.pinv(gram + own, hermitian=True)  # an untrained last layer is zero
+    wanted = (changes[0] @ gram + changes[1] @ own) @ inverse
     model.final_layer.scale_shift_table.copy_(torch.stack([shift.mean(0), scale.mean(0)]))
 
     into, _, out = model.t_embedder.mlp

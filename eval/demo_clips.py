@@ -8,7 +8,7 @@ import argparse
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -43,10 +43,10 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--threshold", type=float, nargs="+", default=list(THRESHOLDS))
     p.add_argument("--sampler", choices=["dpm", "ddim", "iddpm"], default="dpm")
     p.add_argument("--steps", type=int, default=50)
-    p.add_argument("--guidance", type=float, default=4.0)
+    p.add_argument("--guidance", type=float, default=2.5)
     p.add_argument("--frames", type=int, default=FRAMES)
-    p.add_argument("--n-calib", type=int, default=6, help="captions to calibrate on")
-    p.add_argument("--n", type=int, default=12, help="other captions to compare on, from other noise")
+    p.add_argument("--n-calib", type=int, default=4, help="captions to calibrate on")
+    p.add_argument("--n", type=int, default=8, help="other captions to compare on, from other noise")
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--kernel", choices=["auto", *NAMES], default="sdpa")
     p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -84,8 +84,8 @@ def row(threshold: float, plan: Plan, seconds: float, found: Drift) -> dict[str,
     }
 
 
-def measure(pipe: Any, args: argparse.Namespace) -> tuple[list[dict[str, Any]], list[tuple[str, Images]]]:
-    """A row for each threshold; and the videos, named, the full ones first."""
+def measure(pipe: Any, args: argparse.Namespace) -> Iterator[tuple[dict[str, Any], Images, Images]]:
+    """A row for each threshold, with its videos and the full ones."""
     seen, unseen = captions(args.n_calib, 0), captions(args.n, 3)
     video = VideoSize(args.frames, SIZE, SIZE)
     base = {"steps": args.steps, "guidance_scale": args.guidance, "seed": args.seed, "kernel": args.kernel}
@@ -94,8 +94,7 @@ def measure(pipe: Any, args: argparse.Namespace) -> tuple[list[dict[str, Any]], 
         return Settings(threshold=threshold, prompts=prompts, video=video, **base)
 
     condition, other = (condition_of(pipe, settings(1.0, prompts)) for prompts in (seen, unseen))
-    rows: list[dict[str, Any]] = []
-    videos: list[tuple[str, Images]] = []
+    full: Images | None = None
     for threshold in args.threshold:
         began = time.monotonic()
         plan = calibrate(pipe, settings(threshold, seen), condition=condition).plan
@@ -104,14 +103,12 @@ def measure(pipe: Any, args: argparse.Namespace) -> tuple[list[dict[str, Any]], 
         def draw(compressed: bool, plan: Plan = plan) -> Images:
             return sample(pipe, plan, other, args.seed, args.n_calib, args.kernel, compressed)
 
-        if not videos:
-            videos.append(("full", draw(False)))
-        videos.append((f"{threshold:g}", draw(True)))
-        rows.append(row(threshold, plan, seconds, drift(videos[0][1], videos[-1][1])))
+        if full is None:
+            full = draw(False)
+        compressed = draw(True)
         if args.plans is not None:
             save(plan, args.plans / f"{args.name}-{args.sampler}{args.steps}-{threshold:g}.json")
-        print(describe(rows[-1]), flush=True)
-    return rows, videos
+        yield row(threshold, plan, seconds, drift(full, compressed)), compressed, full
 
 
 def describe(found: dict[str, Any]) -> str:
@@ -128,7 +125,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     keep_freed_memory()
     # float32: rounding plays no part in the drift.
     pipe = load_pipeline(args.model, sampler=args.sampler, device=args.device)
-    rows, videos = measure(pipe, args)
+    rows: list[dict[str, Any]] = []
+    videos: list[Images] = []
+    for found, compressed, full in measure(pipe, args):
+        rows.append(found)
+        videos = [*(videos or [full]), compressed]
+        print(describe(found), flush=True)
+        write(pipe, args, argv, rows, videos)  # each time: a run cut short leaves what it has
+
+
+def write(
+    pipe: Any, args: argparse.Namespace, argv: Sequence[str] | None, rows: list[dict[str, Any]], videos: list[Images]
+) -> None:
+    """The result so far and its pictures; of the videos the full ones are the first."""
     on_gpu = torch.device(args.device).type == "cuda"
     report = {
         "what": "A small STDiT2 trained on clips of moving emoji. Attention MACs in percent of full attention, "
@@ -151,5 +160,5 @@ def main(argv: Sequence[str] | None = None) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     write_text(args.out / f"{args.name}.json", json.dumps(report, indent=1) + "\n")
     names = ["full", *(f"{r['threshold']:g}: {r['attention_macs']:.0f} %" for r in rows)]
-    strip(args.out / f"{args.name}.png", names, [images.pixels for _, images in videos], SHOWN)
+    strip(args.out / f"{args.name}.png", names, [images.pixels for images in videos], SHOWN)
     plot(args.out / f"{args.name}_curve.png", rows)

@@ -50,10 +50,8 @@ def build_text_encoder(vocabulary: int, width: int = TEXT_WIDTH) -> T5EncoderMod
     return T5EncoderModel(config).half().float().eval().requires_grad_(False)
 
 
-def build_stdit2(
-    width: int = 144, depth: int = 6, heads: int = 3, mlp_ratio: float = 2.0, text_width: int = TEXT_WIDTH
-) -> STDiT2:
-    """Of latents (4, T, 32, 32): 256 tokens a frame. A narrower feed-forward than Open-Sora's pays for more blocks."""
+def build_stdit2(width: int, depth: int, heads: int, mlp_ratio: float = 4.0, text_width: int = TEXT_WIDTH) -> STDiT2:
+    """Of latents (4, T, 32, 32): 256 tokens a frame. Without norms of queries and keys, for DiT has none."""
     model = STDiT2(
         input_sq_size=SIZE,
         hidden_size=width,
@@ -62,6 +60,7 @@ def build_stdit2(
         mlp_ratio=mlp_ratio,
         caption_channels=text_width,
         model_max_length=WORDS,
+        qk_norm=False,
     )
     initialise(model)
     return model.eval()

@@ -26,17 +26,13 @@ SUBJECTS: tuple[str, ...] = (
     "smiling face",
     "cat face",
     "bird",
-    "fish",
     "flower",
-    "tree",
     "fruit",
     "heart",
-    "star",
     "moon",
     "ball",
-    "car",
 )
-"""Classes of the demo whose drawings are told apart at half their size."""
+"""Classes of the demo with many drawings, told apart at half their size."""
 
 MOTIONS: tuple[str, ...] = (
     "moving left",
@@ -52,10 +48,10 @@ FRAMES = 16
 SIZE = 64
 FINE = 2  # pixels computed for each one kept, along each side: a drawing at half its size stays smooth
 
-REACH = (0.25, 0.45)  # how far from the middle a way begins and ends; half a frame is 1
-TURN = (math.pi / 2, math.pi)
-SMALL, LARGE = (0.4, 0.5), (0.85, 1.0)  # scales between which a drawing grows and shrinks
-STEADY = (0.55, 0.75)  # scale of one that moves or turns
+REACH = (0.2, 0.35)  # how far from the middle a way begins and ends; half a frame is 1
+TURN = (math.pi / 3, 2 * math.pi / 3)
+SMALL, LARGE = (0.5, 0.6), (0.85, 1.0)  # scales between which a drawing grows and shrinks
+STEADY = (0.6, 0.8)  # scale of one that moves or turns
 ASIDE = 0.12  # how far from the middle one may stand that does not move
 
 
@@ -77,7 +73,7 @@ class Stills:
             return cls(file["images"], file["subjects"], file["held_out"])
 
 
-def draw_stills(art: Path, per_subject: int = 110) -> Stills:
+def draw_stills(art: Path, per_subject: int = 140) -> Stills:
     """One drawing of each icon of the subjects, from the packages that ART.md lists, split as the demo's."""
     found = prepare(art, drawings=1, per_class=per_subject, classes=SUBJECTS)
     index = {CLASSES.index(name): number for number, name in enumerate(SUBJECTS)}
@@ -176,7 +172,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m ditfastattn.demo.clips", description=__doc__.split("\n\n")[0])
     parser.add_argument("--art", type=Path, required=True, help="the node_modules folder with the packages of ART.md")
     parser.add_argument("--out", type=Path, required=True, help="the .npz file to write")
-    parser.add_argument("--per-subject", type=int, default=110, help="drawings of a subject at most")
+    parser.add_argument("--per-subject", type=int, default=140, help="drawings of a subject at most")
     args = parser.parse_args(argv)
     stills = draw_stills(args.art, args.per_subject)
     stills.save(args.out)

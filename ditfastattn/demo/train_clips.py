@@ -3,9 +3,9 @@
     python -m ditfastattn.demo.clips --art node_modules --out build/stills.npz
     python -m ditfastattn.demo.train_clips --stills build/stills.npz --out build/clips --seconds 400
 
-The autoencoder is the demo's own, frame by frame, as Open-Sora has
-it. Writes `pipeline/`, which `--model` of every command takes, `curve.png` and `training.json`; run again with the same
-folder, it goes on from the checkpoint there.
+It starts from the demo: its autoencoder, frame by frame, and some blocks of its transformer, so that only motion and
+captions are to be learned. Writes `pipeline/`, which `--model` of every command takes, `curve.png` and
+`training.json`; run again with the same folder, it goes on from the checkpoint there.
 """
 
 from __future__ import annotations
@@ -18,16 +18,18 @@ from pathlib import Path
 
 import diffusers
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, DiTTransformer2DModel
 from torch import Tensor, nn
 
 from ditfastattn.demo import figures, pipeline_path
-from ditfastattn.demo.clip_pipeline import build_pipeline, build_stdit2, build_text_encoder, build_tokenizer, export
+from ditfastattn.demo.arguments import PRESETS
+from ditfastattn.demo.clip_pipeline import build_pipeline, build_text_encoder, build_tokenizer, export
 from ditfastattn.demo.clips import CAPTIONS, FRAMES, SIZE, Stills, make_clips
 from ditfastattn.demo.diffusion import STEPS, Diffusion
+from ditfastattn.demo.inflate import inflate
 from ditfastattn.demo.loop import Recipe, Run, mixed_precision, train
 from ditfastattn.demo.vae import encode
-from ditfastattn.opensora import OpenSoraPipeline, STDiT2
+from ditfastattn.opensora import OpenSoraPipeline
 from ditfastattn.opensora.pipeline import FPS
 from plans.files import write_text
 
@@ -124,21 +126,18 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(prog="python -m ditfastattn.demo.train_clips", description=__doc__.split("\n\n")[0])
     p.add_argument("--stills", type=Path, required=True, help="the file that python -m ditfastattn.demo.clips wrote")
     p.add_argument("--out", type=Path, required=True, help="where the checkpoint and results go")
-    p.add_argument("--vae", type=Path, help="a folder with an AutoencoderKL (that of the bundled demo)")
+    p.add_argument("--start", type=Path, help="a trained pipeline of images, to begin from (the bundled demo)")
+    p.add_argument("--blocks", type=int, nargs="+", default=PRESETS["long"]["blocks"], help="the blocks to take of it")
     p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     p.add_argument("--seed", type=int, default=0)
-    p.add_argument("--clips", type=int, default=49_152, help="clips to train on, 131 kB each on a GPU")
+    p.add_argument("--clips", type=int, default=24_576, help="clips to train on, 131 kB each on a GPU")
     p.add_argument("--frames", type=int, default=FRAMES)
     p.add_argument("--seconds", type=float, help="training time; the rate falls to zero at its end")
     p.add_argument("--iterations", type=int, default=20_000)
-    p.add_argument("--batch", type=int, default=64)
-    p.add_argument("--lr", type=float, default=1e-3)
+    p.add_argument("--batch", type=int, default=48)
+    p.add_argument("--lr", type=float, default=8e-4)
     p.add_argument("--warmup", type=int, default=200)
-    p.add_argument("--ema", type=float, default=0.999)
-    p.add_argument("--width", type=int, default=144)
-    p.add_argument("--depth", type=int, default=6)
-    p.add_argument("--heads", type=int, default=3)
-    p.add_argument("--mlp-ratio", type=float, default=2.0, help="hidden width of the feed-forward over the width")
+    p.add_argument("--ema", type=float, default=0.998)
     p.add_argument("--measure-every", type=int, default=500, help="iterations between held-out losses")
     p.add_argument("--save-every", type=int, default=2000)
     p.add_argument("--no-compile", action="store_true", help="do without torch.compile on a GPU")
@@ -156,13 +155,17 @@ def prepared(args: argparse.Namespace, vae: AutoencoderKL) -> tuple[ClipLatents,
     return data, encode_clips(vae, images[unseen.to(images.device)], subjects[unseen], few, args.seed + 1, args.frames)
 
 
+def start_folder(args: argparse.Namespace) -> Path:
+    return args.start or pipeline_path()
+
+
 def start(args: argparse.Namespace, vae: AutoencoderKL) -> tuple[OpenSoraPipeline, Texts]:
     """The pipeline before training, and its captions encoded."""
     torch.manual_seed(args.seed)
     tokenizer = build_tokenizer()
     encoder = build_text_encoder(len(tokenizer))
-    transformer: STDiT2 = build_stdit2(args.width, args.depth, args.heads, args.mlp_ratio).to(args.device)
-    pipe = build_pipeline(transformer, vae, tokenizer, encoder)
+    trained = DiTTransformer2DModel.from_pretrained(start_folder(args) / "transformer", torch_dtype=torch.float32)
+    pipe = build_pipeline(inflate(trained, args.blocks).to(args.device), vae, tokenizer, encoder)
     embeds, masks = pipe.encode_prompt(list(CAPTIONS))
     return pipe, Texts(embeds.to(args.device), masks.to(args.device))
 
@@ -173,7 +176,7 @@ def main(argv: list[str] | None = None) -> None:
     device = torch.device(args.device)
     on_gpu = device.type == "cuda"
     torch.set_float32_matmul_precision("high")
-    vae = AutoencoderKL.from_pretrained(args.vae or pipeline_path() / "vae", torch_dtype=torch.float32).to(device)
+    vae = AutoencoderKL.from_pretrained(start_folder(args) / "vae", torch_dtype=torch.float32).to(device)
     vae.eval().requires_grad_(False)
     began = time.monotonic()
     data, unseen = prepared(args, vae)
@@ -200,7 +203,7 @@ def main(argv: list[str] | None = None) -> None:
         "clips_per_second": round(rate, 1),
         "bytes": size,
         "parameters": parameters,
-        "arguments": {k: v for k, v in vars(args).items() if k not in ("stills", "out", "vae")},
+        "arguments": {k: v for k, v in vars(args).items() if k not in ("stills", "out", "start")},
         "curve": run.curve,
         "device": torch.cuda.get_device_name(device) if on_gpu else "CPU",
         "versions": {"torch": torch.__version__, "diffusers": diffusers.__version__},

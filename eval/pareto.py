@@ -116,6 +116,10 @@ def rivals(bench: Bench, base: int) -> Iterator[Candidate]:
         yield "skip", f"interval {interval}", make.skip(full, interval), base
     for interval in (2, 3):
         yield "PAB", f"interval {interval}", make.pab(full, interval), base
+
+
+def paper(bench: Bench, base: int) -> Iterator[Candidate]:
+    """DiTFastAttn's own search, by its own loss."""
     for threshold in (0.005, 0.01, 0.025, 0.05):
         found = calibrate(bench.pipe, bench.settings(base, threshold=threshold)).plan
         yield "DiTFastAttn", f"mrae {threshold:g}", found, base
@@ -135,7 +139,7 @@ def ours(bench: Bench, base: int) -> Iterator[Candidate]:
     reference = bench.calibrated_on(base)
     counts = sorted({max(2, round(share * base)) for share in STEPS}, reverse=True)
     short = {steps: reference.distance(bench.calibrated_on(steps)) for steps in counts}
-    for kind in ("attn", "all"):
+    for kind in ("all", "attn"):
         for share in SHARES:
             tried: list[tuple[float, int, Plan]] = []
             for steps in counts:
@@ -174,7 +178,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for base in args.base_steps:
         reference = bench.sampled(None, base)
         full = total_macs(full_plan(bench, base)).full
-        sources: tuple[Callable[..., Iterator[Candidate]], ...] = (ours, rivals)
+        sources: tuple[Callable[..., Iterator[Candidate]], ...] = (rivals, ours, paper)
         for source in sources:
             for method, setting, plan, steps in source(bench, base):
                 found = bench.sampled(plan, steps)

@@ -18,28 +18,30 @@ def bars(name: str) -> Iterator[Watch]:
     Args:
         name: of the search, where there is one only.
     """
-    shown: list[tqdm] = []
+    shown: dict[str, tqdm] = {}  # at most one, by its description
     spent, done, search = 0.0, 0, name
 
     def close() -> None:
         while shown:
-            shown.pop().close()
+            shown.popitem()[1].close()
 
     def bar(description: str, total: int) -> tqdm:
-        if not shown or shown[0].desc != f"{description}: ":
+        if description not in shown:
             close()
-            shown.append(tqdm(total=total, desc=description, unit="step", dynamic_ncols=True))
-        return shown[0]
+            shown[description] = tqdm(total=total, desc=description, unit="step", dynamic_ncols=True)
+        return shown[description]
 
     def on_sensitivity(total: int, sensitivity: Sensitivity) -> None:
-        bar("sensitivities", total).set_postfix_str(f"last {sensitivity.value:.2g}", refresh=False)
-        shown[0].update()
+        now = bar("sensitivities", total)
+        now.set_postfix_str(f"last {sensitivity.value:.2g}", refresh=False)
+        now.update()
 
     def on_step(total: int, share: float) -> None:
         nonlocal spent, done
         spent, done = spent + share, done + 1
-        bar(search, total).set_postfix_str(f"attention MACs {100 * spent / done:.1f} %", refresh=False)
-        shown[0].update()
+        now = bar(search, total)
+        now.set_postfix_str(f"attention MACs {100 * spent / done:.1f} %", refresh=False)
+        now.update()
 
     def on_search(threshold: float) -> None:
         nonlocal spent, done, search

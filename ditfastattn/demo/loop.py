@@ -52,7 +52,9 @@ class Recipe:
 @dataclass
 class Run:
     """What a checkpoint holds: the model, its moving average, the optimiser, the losses so far, and how long it
-    took, without what each session spends on its first iteration, which compiles."""
+    took, without what each session spends on its first iteration, which compiles.
+
+    `best` is the moving average as it was when its held-out loss was least: late in a run the loss may rise again."""
 
     model: Any
     ema: Any
@@ -60,6 +62,7 @@ class Run:
     iteration: int = 0
     elapsed: float = 0.0
     curve: list[dict[str, float]] = field(default_factory=list)
+    best: dict[str, Tensor] = field(default_factory=dict)
 
     @classmethod
     def start(cls, model: nn.Module, recipe: Recipe) -> Run:
@@ -73,7 +76,7 @@ class Run:
         """Write beside `path` and rename, so that a run cut short leaves the last whole checkpoint."""
         state = {name: getattr(self, name).state_dict() for name in ("model", "ema", "optimiser")}
         aside = path.with_suffix(".partial")
-        rest = {"iteration": self.iteration, "elapsed": self.elapsed, "curve": self.curve}
+        rest = {"iteration": self.iteration, "elapsed": self.elapsed, "curve": self.curve, "best": self.best}
         torch.save(state | rest, aside)
         os.replace(aside, path)
 
@@ -82,6 +85,17 @@ class Run:
         for name in ("model", "ema", "optimiser"):
             getattr(self, name).load_state_dict(state[name])
         self.iteration, self.elapsed, self.curve = state["iteration"], state["elapsed"], state["curve"]
+        self.best = state["best"]
+
+    def held_out(self, loss: float) -> None:
+        """Keeps the moving average if no held-out loss before was as small."""
+        if loss < min((point["held_out"] for point in self.curve if "held_out" in point), default=float("inf")):
+            self.best = {name: value.detach().clone() for name, value in self.ema.state_dict().items()}
+
+    def take_best(self) -> None:
+        """The moving average goes back to its least held-out loss, where one was measured."""
+        if self.best:
+            self.ema.load_state_dict(self.best)
 
 
 def mixed_precision(device: torch.device) -> torch.autocast:
@@ -141,6 +155,7 @@ def train(run: Run, recipe: Recipe, losses: Losses, checkpoint: Path | None = No
             point = {"iteration": float(run.iteration), "simple": simple_mean, "bound": bound_mean}
             if measure is not None and (run.iteration % measure_every == 0 or last):
                 point["held_out"] = measure(run.ema)
+                run.held_out(point["held_out"])
             run.curve.append(point)
             bar.set_postfix(simple=f"{simple_mean:.4f}", bound=f"{bound_mean:.4f}")
         out_of_time = seconds is not None and time.monotonic() - started > seconds

@@ -115,6 +115,7 @@ def main(argv: list[str] | None = None) -> None:
     seconds = time.monotonic() - started
     rate = (run.iteration - first) / max(seconds, 1e-9)
 
+    run.take_best()
     size = export(args.out / "pipeline", run.ema, vae)
     report = {
         "iteration": run.iteration,

@@ -192,6 +192,7 @@ def main(argv: list[str] | None = None) -> None:
         print(f"going on from iteration {run.iteration}", flush=True)
     compiled = on_gpu and not args.no_compile
     finished = train_clips(run, data, texts, recipe, checkpoint, args.save_every, unseen, args.measure_every, compiled)
+    run.take_best()
     pipe.register_modules(transformer=run.ema)
     size = export(args.out / "pipeline", pipe)
     parameters = sum(parameter.numel() for parameter in run.ema.parameters())

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from ditfastattn.demo import train, vae
 from ditfastattn.demo.arguments import parse
 from ditfastattn.demo.classes import CLASSES
-from ditfastattn.demo.loop import Recipe
+from ditfastattn.demo.loop import Recipe, Run
 from ditfastattn.demo.model import NULL_CLASS, build_transformer
 
 SMALL = "--device cpu --drawings 1 --vae-iterations 3 --vae-width 16 --iterations 4 --batch 4 --warmup 2"
@@ -154,3 +154,19 @@ def test_loading_a_pipeline_needs_no_code_of_ours(whole: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         assert type(DiTPipeline.from_pretrained(whole / "pipeline")).__module__.startswith("diffusers.")
+
+
+def test_the_best_moving_average_is_kept_and_survives_a_checkpoint(tmp_path: Path) -> None:
+    started = Run.start(torch.nn.Linear(2, 2), Recipe())
+    kept = {}
+    for loss in (0.3, 0.2, 0.4):
+        torch.nn.init.constant_(started.ema.weight, loss)
+        started.held_out(loss)
+        started.curve.append({"held_out": loss})
+        if loss == 0.2:
+            kept = {name: value.clone() for name, value in started.ema.state_dict().items()}
+    started.save(tmp_path / "run.pt")
+    again = Run.start(torch.nn.Linear(2, 2), Recipe())
+    again.load(tmp_path / "run.pt")
+    again.take_best()
+    assert all(torch.equal(again.ema.state_dict()[name], value) for name, value in kept.items())

@@ -2,15 +2,17 @@
 
 At each step what a method would put in the place of a layer's output is compared with that output: older outputs (AST),
 their extrapolation (forecasts), the other branch's (ASC), a window with an older residual (WA_RS). How far the guided
-prediction moves by the difference is measured at some of the steps (``calibration.response``), and between them taken
-to be in proportion to its size.
+prediction moves by the difference is told by gradients of random projections of it (``calibration.response``), which
+are taken anew every few steps.
 
-Errors are squared relative L2 of the guided prediction, of one cell alone with all others full. What several do
-together is left to whoever chooses, and to sampling with what was chosen.
+An error is a vector of such projections, in units of the prediction's own norm: the squared length of one is the
+squared relative L2 of the guided prediction with one cell in its place and all others full. Those of several cells of a
+step add up, so that what they have in common is seen. What their errors do to each other's inputs is not.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -20,7 +22,7 @@ from torch import Tensor
 
 from calibration.parts import Part, Parts
 from calibration.probe import Probe
-from calibration.response import respond
+from calibration.response import Response, respond
 from calibration.sensitivity import Run
 from ditfastattn.layout import both_halves
 from plans import Method
@@ -31,7 +33,7 @@ Key = tuple[Method, int, int]  # method, age, gap
 
 @dataclass
 class ErrorTable:
-    """``squared[method, age, gap]``: (steps, parts) float64; NaN where a method has nothing to reuse.
+    """``along[method, age, gap]``: (steps, parts, projections) float64; NaN where a method has nothing to reuse.
 
     Attributes:
         parts: attention and MLPs, in the order in which the model runs them.
@@ -39,17 +41,25 @@ class ErrorTable:
 
     steps: int
     parts: Sequence[Part]
-    squared: dict[Key, np.ndarray] = field(default_factory=dict)
+    along: dict[Key, np.ndarray] = field(default_factory=dict)
     block_runs: int = 0
 
-    def at(self, step: int, method: Method, age: int, gap: int) -> np.ndarray:
-        """Of every part, (parts,); infinite where a method has nothing to reuse, or was not measured."""
-        if method is Method.FULL:
-            return np.zeros(len(self.parts))
+    def vectors(self, step: int, method: Method, age: int, gap: int) -> np.ndarray:
+        """Of every part, (parts, projections); infinite where a method has nothing to reuse, or was not measured."""
         key = (method, age, gap if method.forecasts else 0)
-        if key not in self.squared:
-            return np.full(len(self.parts), np.inf)
-        return np.nan_to_num(self.squared[key][step], nan=np.inf, posinf=np.inf)
+        if method is Method.FULL:
+            return np.zeros((len(self.parts), 1))
+        if key not in self.along:
+            return np.full((len(self.parts), 1), np.inf)
+        return np.nan_to_num(self.along[key][step], nan=np.inf)
+
+    def at(self, step: int, method: Method, age: int, gap: int) -> np.ndarray:
+        """Squared error of every part alone, (parts,)."""
+        return np.square(self.vectors(step, method, age, gap)).sum(1)
+
+    def together(self, step: int, method: Method, age: int, gap: int, parts: Sequence[int]) -> float:
+        """Squared error of these parts at once."""
+        return float(np.square(self.vectors(step, method, age, gap)[list(parts)].sum(0)).sum())
 
 
 def measure(
@@ -59,7 +69,7 @@ def measure(
     methods: Sequence[Method],
     *,
     longest: int,
-    measured: int,
+    stride: int,
     mlps: bool = False,
     projections: int = 1,
     seed: int = 0,
@@ -70,43 +80,39 @@ def measure(
     Args:
         methods: the candidates, FULL not among them.
         longest: steps over which anything is reused at most.
-        measured: steps at which the response is measured, spread evenly; at least 2.
+        stride: steps for which one response serves.
         mlps: measure those too.
-        projections: random ones for each of the measured steps.
+        projections: random ones for each response.
         on_step: called after every step with the number of all.
     """
     steps, parts = len(timesteps), Parts(probe, mlps)
     table = ErrorTable(steps, parts.parts)
-    sizes: dict[Key, np.ndarray] = {}
-    at = {round(step) for step in np.linspace(1, steps - 1, min(measured, steps - 1))}
     generator = torch.Generator().manual_seed(seed)
     begun = probe.block_runs
     past = _Past(parts, longest, any(method.windowed for method in methods))
+    response: Response | None = None
     for step, timestep in enumerate(timesteps):
 
         def predict(step: int = step) -> Tensor:
             return run.predict(step)
 
         past.begin(timestep)
-        if step in at:
+        if step % stride == 1 % stride:
             output, response = respond(parts, predict, run.guided, past, projections, generator)
         else:
-            output, response = parts.call(predict, past), None
-        for part in range(len(parts)) if step else ():
-            for key, off in past.candidates(part, methods):
-                size = float(off.double().square().sum())
-                _at(sizes, key, table)[step, part] = size
-                if response is not None and size:
-                    _at(table.squared, key, table)[step, part] = response.error(part, off)
+            output = parts.call(predict, past)
+        if step:
+            assert response is not None
+            unit = float(run.guided(output).double().norm()) * math.sqrt(projections)
+            for part in range(len(parts)):
+                for key, off in past.candidates(part, methods):
+                    along = response.along(part, off).double().cpu().numpy() / unit
+                    shape = (steps, len(parts), len(along))
+                    table.along.setdefault(key, np.full(shape, np.nan))[step, part] = along
         past.end()
         run.advance(step, output)
         if on_step:
             on_step(steps)
-    for kind in dict.fromkeys(map(_kind, sizes)):
-        keys = [key for key in sizes if _kind(key) == kind]
-        gains = _between(_mean([table.squared[key] / sizes[key] for key in keys if key in table.squared]))
-        for key in keys:
-            table.squared[key] = sizes[key] * gains
     table.block_runs = probe.block_runs - begun
     return table
 
@@ -180,32 +186,3 @@ class _Past:
         """The conditional half for both."""
         layout = self._probe.contexts["attn"].layout
         return both_halves(output[layout.conditional_rows(len(output))])
-
-
-def _at(found: dict[Key, np.ndarray], key: Key, table: ErrorTable) -> np.ndarray:
-    return found.setdefault(key, np.full((table.steps, len(table.parts)), np.nan))
-
-
-def _kind(key: Key) -> Method:
-    """What differs from the output in much the same direction, however old: its gains are averaged."""
-    return Method.AST if key[0].reuses_output else key[0]
-
-
-def _mean(gains: Sequence[np.ndarray]) -> np.ndarray:
-    """Of those that are known, each (steps, parts); NaN where none is."""
-    stacked = np.stack(gains)
-    known = np.isfinite(stacked)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(known, stacked, 0).sum(0) / known.sum(0)
-
-
-def _between(gains: np.ndarray) -> np.ndarray:
-    """(steps, parts) with what was not measured filled in: in between along the logarithm, level at the ends; 0 where
-    nothing was."""
-    rows = np.arange(len(gains))
-    filled = np.zeros_like(gains)
-    for part, column in enumerate(gains.T):
-        known = np.isfinite(column) & (column > 0)
-        if known.any():
-            filled[:, part] = np.exp(np.interp(rows, rows[known], np.log(column[known])))
-    return filled

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -12,26 +13,42 @@ from calibration.bench import bench
 from calibration.calibrate import empty_plan
 from calibration.error_table import ErrorTable, measure
 from calibration.fast import LONGEST, Menu
+from calibration.refresh import Rhythms
 from calibration.sensitivity import Sensitivity
 from calibration.settings import Settings
 from calibration.subjects import condition_of
 from calibration.work import Watch, Work
 from ditfastattn.models import adapt
 from ditfastattn.ranks import ALONE
-from plans import Method
+from plans import Method, Plan
 
-RESPONSES = 5  # one step in so many has its response measured,
-PROJECTIONS = 4  # by so many random ones
+STRIDE = 4  # steps for which one response serves
+PROJECTIONS = 4  # random ones for each
 CANDIDATES = tuple(method for method in Method if method is not Method.FULL)
 
 
 @dataclass(frozen=True)
 class Priced:
-    """A menu, and what it was made from."""
+    """What plans can be chosen by."""
 
-    menu: Menu
+    plan: Plan  # all FULL
     table: ErrorTable
     sensitivities: tuple[Sensitivity, ...]
+    candidates: tuple[Method, ...]
+
+    @property
+    def weights(self) -> list[float]:
+        return [sensitivity.value for sensitivity in self.sensitivities]
+
+    @cached_property
+    def menu(self) -> Menu:
+        """Every layer by itself."""
+        return Menu(self.plan, self.table, self.weights, self.candidates)
+
+    @cached_property
+    def rhythms(self) -> Rhythms:
+        """All layers together."""
+        return Rhythms(self.plan, self.table, self.weights, self.candidates, LONGEST)
 
 
 @torch.no_grad()
@@ -43,7 +60,7 @@ def priced(
     known: Sequence[Sensitivity] = (),
     watch: Watch | None = None,
 ) -> Priced:
-    """The menu of a pipeline on the settings' images.
+    """A pipeline measured on the settings' images.
 
     Args:
         known: sensitivities of the same settings, measured before.
@@ -67,11 +84,10 @@ def priced(
             plan.sampler.timesteps,
             usable,
             longest=LONGEST,
-            measured=max(2, plan.steps // RESPONSES),
+            stride=STRIDE,
             mlps=mlps,
             projections=PROJECTIONS,
             seed=settings.seed,
         )
     chosen = plan.with_mlp(adapter.mlp) if mlps else plan
-    weights = [sensitivity.value for sensitivity in work.sensitivities]
-    return Priced(Menu(chosen, table, weights, usable), table, tuple(work.sensitivities))
+    return Priced(chosen, table, tuple(work.sensitivities), tuple(usable))

@@ -25,19 +25,20 @@ class Response:
 
     Attributes:
         gradients: of every part, (K, rows, N, C): J^T v of K random v; rows are branch by branch, image by image.
-        scale: |P|^2, summed over the images.
+        images: B.
     """
 
     gradients: Sequence[Tensor]
-    scale: float
     images: int
     branches: int
 
-    def error(self, part: int, off: Tensor) -> float:
-        """Squared relative L2 of the guided prediction where the part's output (rows, N, C) is off by ``off``."""
-        along = torch.einsum("krnc,rnc->kr", self.gradients[part].float(), off.float())
-        of_image = along.unflatten(1, (self.branches, self.images, -1)).sum((1, 3))  # (K, B), each of its own v
-        return float(of_image.double().square().sum(1).mean()) / self.scale
+    def along(self, part: int, off: Tensor) -> Tensor:
+        """<v, J d> of every v and image, (K B,) float32, where the part's output (rows, N, C) is off by d = ``off``.
+
+        Those of several parts add up, signs and all; the mean of the squares of K, summed over images, is |J d|^2.
+        """
+        found = torch.einsum("krnc,rnc->kr", self.gradients[part].float(), off.float())
+        return found.unflatten(1, (self.branches, self.images, -1)).sum((1, 3)).flatten()
 
 
 class _Offset:
@@ -86,8 +87,7 @@ def respond(
             found.append(torch.autograd.grad((v * prediction).sum(), offset.offs, retain_graph=k + 1 < projections))
     gradients = [torch.stack(of_part) for of_part in zip(*found, strict=True)]
     images = len(prediction)
-    scale = float(prediction.detach().double().square().sum())
-    return output.detach(), Response(gradients, scale, images, len(output) // images)
+    return output.detach(), Response(gradients, images, len(output) // images)
 
 
 @contextmanager

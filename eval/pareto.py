@@ -19,10 +19,9 @@ from typing import Any
 import torch
 
 from calibration.calibrate import calibrate, empty_plan, package_versions
-from calibration.fast import Menu
 from calibration.labels import choose_labels
 from calibration.loss import DRIFT
-from calibration.priced import CANDIDATES, priced
+from calibration.priced import CANDIDATES, Priced, priced
 from calibration.sensitivity import Sensitivity
 from calibration.settings import Settings
 from calibration.subjects import condition_of
@@ -73,7 +72,7 @@ class Bench:
         every = choose_labels(self.pipe, None, 10**4, args.seed)
         others = [label for label in dict.fromkeys(every) if label not in self.labels] or list(self.labels)
         self._unseen = [others[index % len(others)] for index in range(args.n)]
-        self._menus: dict[tuple[int, str], Menu] = {}
+        self._priced: dict[tuple[int, str], Priced] = {}
         self._sensitivities: dict[int, tuple[Sensitivity, ...]] = {}
 
     def settings(self, steps: int, **how: Any) -> Settings:
@@ -89,18 +88,18 @@ class Bench:
         args = self.args
         return final_latents(self.pipe, None, list(self.labels), args.seed, args.guidance, steps, args.batch)
 
-    def menu(self, steps: int, kind: str) -> Menu:
+    def priced(self, steps: int, kind: str) -> Priced:
         """``kind``: "attn" chooses among the paper's methods for attention, "all" also forecasts, and MLPs."""
-        if (steps, kind) not in self._menus:
+        if (steps, kind) not in self._priced:
             begun = time.monotonic()
             paper = tuple(method for method in PAPER if method is not Method.FULL)
             candidates = paper if kind == "attn" else CANDIDATES
             settings = self.settings(steps, threshold=1.0, loss=DRIFT)
             found = priced(self.pipe, settings, kind == "all", candidates, self._sensitivities.get(steps, ()))
-            self._menus[steps, kind], self._sensitivities[steps] = found.menu, found.sensitivities
+            self._priced[steps, kind], self._sensitivities[steps] = found, found.sensitivities
             seconds = time.monotonic() - begun
-            print(f"menu of {steps} steps, {kind}: {found.table.block_runs} block runs, {seconds:.0f} s", flush=True)
-        return self._menus[steps, kind]
+            print(f"errors of {steps} steps, {kind}: {found.table.block_runs} block runs, {seconds:.0f} s", flush=True)
+        return self._priced[steps, kind]
 
 
 def rivals(bench: Bench, base: int) -> Iterator[Candidate]:
@@ -139,21 +138,29 @@ def ours(bench: Bench, base: int) -> Iterator[Candidate]:
     reference = bench.calibrated_on(base)
     counts = sorted({max(2, round(share * base)) for share in STEPS}, reverse=True)
     short = {steps: reference.distance(bench.calibrated_on(steps)) for steps in counts}
-    for kind in ("all", "attn"):
+    for name, kind in (("together", "all"), ("cells", "all"), ("cells, attention", "attn")):
         for share in SHARES:
             tried: list[tuple[float, int, Plan]] = []
             for steps in counts:
-                mlps = 0 if kind == "all" else mlp_macs(full_plan(bench, steps)).total
                 try:
-                    plan = bench.menu(steps, kind).costing(share * full - mlps)
+                    plan, drift = cheap(bench, steps, name, kind, share * full)
                 except DitFastAttnError:
                     continue  # not even the cheapest plan of so many steps
-                tried.append((math.hypot(short[steps], bench.menu(steps, kind).predicted(plan)), steps, plan))
-            for what, some in ((f"ours, {kind}", tried), (f"ours, {kind}, all steps", tried[:1])):
+                tried.append((math.hypot(short[steps], drift), steps, plan))
+            for what, some in ((f"ours, {name}", tried), (f"ours, {name}, all steps", tried[:1])):
                 if not some or (what.endswith("all steps") and some[0][1] != base):
                     continue
                 predicted, steps, plan = min(some, key=lambda one: one[0])
                 yield what, f"{share:g}, {steps} steps, predicted {predicted:.4f}", plan, steps
+
+
+def cheap(bench: Bench, steps: int, name: str, kind: str, macs: float) -> tuple[Plan, float]:
+    """A plan of no more MACs, attention and MLPs, and its predicted drift."""
+    found = bench.priced(steps, kind)
+    if name == "together":
+        return found.rhythms.costing(macs)
+    plan = found.menu.costing(macs if kind == "all" else macs - mlp_macs(full_plan(bench, steps)).total)
+    return plan, found.menu.predicted(plan)
 
 
 @torch.no_grad()

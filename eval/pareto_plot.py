@@ -11,11 +11,13 @@ STYLES = {  # method -> colour, marker
     "TaylorSeer-like, order 2": ("tab:blue", "^"),
     "skip": ("tab:gray", "s"),
     "PAB": ("tab:brown", "D"),
-    "DiTFastAttn": ("tab:orange", "x"),
-    "ours, attn": ("tab:pink", "*"),
-    "ours, attn, all steps": ("tab:purple", "."),
-    "ours, all": ("tab:red", "*"),
-    "ours, all, all steps": ("tab:green", "."),
+    "DiTFastAttn": ("navy", "x"),
+    "ours, cells, attention": ("tab:pink", "*"),
+    "ours, cells, attention, all steps": ("tab:purple", "."),
+    "ours, cells": ("tab:orange", "*"),
+    "ours, cells, all steps": ("gold", "."),
+    "ours, together": ("tab:red", "*"),
+    "ours, together, all steps": ("tab:green", "."),
 }
 
 

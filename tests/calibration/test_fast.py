@@ -31,7 +31,7 @@ def random_table(plan: Plan, longest: int = 2, seed: int = 0) -> ErrorTable:
         ages = range(1, longest + 1) if method.reuses_output or method.windowed else (0,)
         for age in ages:
             for gap in range(1, longest + 1) if method.forecasts else (0,):
-                table.squared[method, age, gap] = (age + 1) ** 2 * random.random((plan.steps, len(parts))) * 1e-4
+                table.along[method, age, gap] = (age + 1) * random.random((plan.steps, len(parts), 1)) * 1e-2
     return table
 
 

@@ -54,6 +54,7 @@ def plot(path: Path, rows: Sequence[dict[str, Any]]) -> None:
         right.annotate(f"{row['threshold']:g}", (row["attention_macs"], row["latent_rel_l2"]), fontsize=8,
                        xytext=(4, 4), textcoords="offset points")  # fmt: skip
     right.set(xlabel="attention MACs, % of full", ylabel="distance of latents, rel. L2")
+    right.margins(0.1)
     for axis in (left, right):
         axis.grid(alpha=0.3)
     write_whole(path, lambda beside: figure.savefig(beside, dpi=110, format="png"))

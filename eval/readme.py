@@ -204,19 +204,26 @@ def token_order() -> str:
 
 def drift() -> str:
     """Both losses and the budgets by attention MACs, then what budgets came to on what was not calibrated on."""
-    file = "eval/results/drift.json"
-    result = json.loads((ROOT / file).read_text())
-    to = f"PSNR to {result['reference_steps']} steps"
-    lines = [f"| search | attention MACs | {to} | latents rel. L2 |", "|---" * 4 + "|"]
-    for row in result["rows"]:
+    files = ("eval/results/drift.json", "eval/results/drift-demo-long.json")
+    results = [json.loads((ROOT / file).read_text()) for file in files]
+    names = [result["model"] for result in results]
+    heads = [
+        f"{name}: attention MACs | PSNR to {r['reference_steps']} steps" for name, r in zip(names, results, strict=True)
+    ]
+    lines = [f"| search | {' | '.join(heads)} |", "|---" * (1 + 2 * len(results)) + "|"]
+    for rows in zip(*(result["rows"] for result in results), strict=True):
+        row = rows[0]
         name = f"`--drift {row['threshold']:g}`" if row["loss"] == "within" else f"{row['loss']} {row['threshold']:g}"
-        lines.append(f"| {name} | {row['macs']:.1f} % | {row['psnr']:.1f} dB | {row['latent_rel_l2']:.3f} |")
-    tests = [test for row in result["budgets"][:1] for test in row["tests"]]
-    lines += ["", f"| asked for | predicted | {' | '.join(tests)} |", "|---" * (2 + len(tests)) + "|"]
-    for row in result["budgets"]:
-        cells = [f"{test['mean']:.3f}, {test['within']} of {test['of']} within" for test in row["tests"].values()]
-        lines.append(f"| {row['asked']:g} | {row['predicted']:.3f} | {' | '.join(cells)} |")
-    return "\n".join([*lines, "", source_line(result, file)])
+        cells = [f"{row['macs']:.1f} % | {row['psnr']:.1f} dB" for row in rows]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    tests = list(results[0]["budgets"][0]["tests"])
+    lines += ["", f"| drift asked for | predicted | {' | '.join(tests)} |", "|---" * (2 + len(tests)) + "|"]
+    for name, result in zip(names, results, strict=True):
+        for row in result["budgets"]:
+            cells = [f"{test['mean']:.3f}, {test['within']} of {test['of']} within" for test in row["tests"].values()]
+            lines.append(f"| {row['asked']:g}, {name} | {row['predicted']:.3f} | {' | '.join(cells)} |")
+    sources = [source_line(result, file) for file, result in zip(files, results, strict=True)]
+    return "\n".join([*lines, "", sources[0], "", sources[1]])
 
 
 def models() -> str:

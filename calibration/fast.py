@@ -14,12 +14,10 @@ from functools import cached_property
 import numpy as np
 
 from calibration.choose import least_cost, least_error
-from calibration.columns import Choice, Costs, Schedule, error_of, schedules
+from calibration.columns import Schedule, error_of, schedules
 from calibration.error_table import ErrorTable
-from ditfastattn.cache import Rows
+from calibration.prices import Macs, Prices, fixed
 from plans import Method, Plan, SiteName
-from plans.macs import method_macs
-from plans.site import methods_of
 
 LONGEST = 4  # steps over which anything is reused at most
 
@@ -32,6 +30,7 @@ class Menu:
         table: errors of the parts of those sites.
         weights: every step's sensitivity.
         candidates: methods besides FULL.
+        prices: what cells cost; None counts MACs.
     """
 
     def __init__(
@@ -41,23 +40,25 @@ class Menu:
         weights: Sequence[float],
         candidates: Sequence[Method],
         longest: int = LONGEST,
+        prices: Prices | None = None,
     ) -> None:
         self._plan, self._table, self._longest = plan, table, longest
+        self._prices = prices or Macs()
         self._squares = np.square(np.asarray(weights, dtype=np.float64))
         self._candidates = candidates
         self._sites: list[SiteName] = [site for site in plan.sites if site != "model"]
 
     def within(self, drift: float) -> Plan:
-        """The least MACs among plans that are predicted to drift by no more."""
+        """The cheapest of the plans that are predicted to drift by no more."""
         return self._filled_in(least_cost(self._menus, drift**2))
 
-    def costing(self, macs: float) -> Plan:
-        """The least predicted drift among plans of no more MACs, per item, storing residuals included.
+    def costing(self, cost: float) -> Plan:
+        """The least predicted drift among plans that cost no more in all, storing residuals included.
 
         Raises:
             CalibrationError: the cheapest plan costs more.
         """
-        return self._filled_in(least_error(self._menus, macs))
+        return self._filled_in(least_error(self._menus, cost - fixed(self._prices, self._plan, self._sites)))
 
     def predicted(self, plan: Plan) -> float:
         """The drift of a plan whose cells are all priced here."""
@@ -76,7 +77,7 @@ class Menu:
         """Of every layer, site after site."""
         found = []
         for site in self._sites:
-            costs = costs_of(self._plan, site, self._candidates)
+            costs = self._prices.choices(self._plan, site, self._candidates)
             found += schedules(
                 self._plan.steps, costs, lambda *cell, site=site: self._errors(site, *cell), self._longest
             )
@@ -93,32 +94,3 @@ class Menu:
             begin += len(columns)
             plan = plan.with_methods(list(zip(*columns, strict=True)), site=site)
         return plan
-
-
-def costs_of(plan: Plan, site: SiteName, candidates: Sequence[Method]) -> Costs:
-    """MACs of every cell that a layer of the site may have, per item."""
-    model, shape = plan.model, plan.model.shape(site)
-    usable = [method for method in (*candidates, Method.FULL) if method in methods_of(site)]
-    if site == "mlp":
-        assert model.mlp is not None
-        full = 2 * shape.rows * shape.tokens * model.width * model.mlp.hidden
-        return {
-            Choice(method): 0.0 if method.reuses_output else full / 2 if method.shares_guidance else float(full)
-            for method in usable
-        }
-    window = plan.window_of(site)
-    found = {
-        Choice(method): float(shape.rows * method_macs(method, tokens=shape.tokens, width=model.width, window=window))
-        for method in usable
-    }
-    whole = float(shape.rows * 2 * window.pairs(shape.tokens) * model.width)  # of a window's core, to store a residual
-    for method in (Method.FULL, Method.ASC):
-        if method not in usable:
-            continue
-        if Method.WA_RS_ASC in usable or method is Method.ASC:
-            found[Choice(method, Rows.CONDITIONAL_HALF)] = found[Choice(method)] + whole / 2
-        if Method.WA_RS in usable and method is Method.FULL:
-            found[Choice(method, Rows.WHOLE_BATCH)] = found[Choice(method)] + whole
-    if not any(method.windowed for method in usable):
-        found = {choice: cost for choice, cost in found.items() if choice.stores is Rows.NOTHING}
-    return found

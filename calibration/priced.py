@@ -13,6 +13,7 @@ from calibration.bench import bench
 from calibration.calibrate import empty_plan
 from calibration.error_table import ErrorTable, measure
 from calibration.fast import LONGEST, Menu
+from calibration.prices import Macs, Prices
 from calibration.refresh import Rhythms
 from calibration.sensitivity import Sensitivity
 from calibration.settings import Settings
@@ -35,6 +36,7 @@ class Priced:
     table: ErrorTable
     sensitivities: tuple[Sensitivity, ...]
     candidates: tuple[Method, ...]
+    prices: Prices
 
     @property
     def weights(self) -> list[float]:
@@ -43,12 +45,12 @@ class Priced:
     @cached_property
     def menu(self) -> Menu:
         """Every layer by itself."""
-        return Menu(self.plan, self.table, self.weights, self.candidates)
+        return Menu(self.plan, self.table, self.weights, self.candidates, LONGEST, self.prices)
 
     @cached_property
     def rhythms(self) -> Rhythms:
         """All layers together."""
-        return Rhythms(self.plan, self.table, self.weights, self.candidates, LONGEST)
+        return Rhythms(self.plan, self.table, self.weights, self.candidates, LONGEST, self.prices)
 
 
 @torch.no_grad()
@@ -59,6 +61,7 @@ def priced(
     candidates: tuple[Method, ...] = CANDIDATES,
     known: Sequence[Sensitivity] = (),
     watch: Watch | None = None,
+    prices: Prices | None = None,
 ) -> Priced:
     """A pipeline measured on the settings' images.
 
@@ -66,6 +69,7 @@ def priced(
         known: sensitivities of the same settings, measured before.
         mlps: choose for MLPs as well.
         candidates: methods besides FULL, forecasts among them; without guidance those that share it are left out.
+        prices: what cells cost; None counts MACs.
 
     Raises:
         CalibrationError: an output that is not finite.
@@ -90,4 +94,4 @@ def priced(
             seed=settings.seed,
         )
     chosen = plan.with_mlp(adapter.mlp) if mlps else plan
-    return Priced(chosen, table, tuple(work.sensitivities), tuple(usable))
+    return Priced(chosen, table, tuple(work.sensitivities), tuple(usable), prices or Macs())

@@ -18,10 +18,10 @@ import numpy as np
 from calibration.columns import Choice, Schedule, schedules
 from calibration.error_table import ErrorTable
 from calibration.errors import CalibrationError
-from calibration.fast import costs_of
+from calibration.prices import Macs, Prices, fixed
 from plans import Method, Plan, SiteName
 
-SHARES = (1.0, 0.9, 0.8, 0.65, 0.5)  # of the MACs, that are left to the steps in which all is computed
+SHARES = (1.0, 0.9, 0.8, 0.65, 0.5)  # of the cost, that is left to the steps in which all is computed
 
 
 @dataclass(frozen=True)
@@ -46,27 +46,42 @@ class Rhythms:
         weights: every step's sensitivity.
         orders: the reusing methods that may stand between.
         longest: steps over which anything is reused at most.
+        prices: what cells cost; None counts MACs.
     """
 
     def __init__(
-        self, plan: Plan, table: ErrorTable, weights: Sequence[float], orders: Sequence[Method], longest: int
+        self,
+        plan: Plan,
+        table: ErrorTable,
+        weights: Sequence[float],
+        orders: Sequence[Method],
+        longest: int,
+        prices: Prices | None = None,
     ) -> None:
         self._plan, self._table, self._longest = plan, table, longest
+        prices = prices or Macs()
         self._squares = np.square(np.asarray(weights, dtype=np.float64))
         self._orders = [method for method in orders if method.reuses_output]
-        self._macs = np.array([costs_of(plan, part.site, ())[Choice(Method.FULL)] for part in table.parts])
+        sites = list(dict.fromkeys(part.site for part in table.parts))
+        choices = {site: prices.choices(plan, site, self._orders) for site in sites}
+        self._costs = {  # of every part
+            method: np.array([choices[part.site][Choice(method)] for part in table.parts])
+            for method in (Method.FULL, *self._orders)
+        }
+        self._fixed = fixed(prices, plan, sites)
         self.rhythms = [rhythm for always in self._subsets() for rhythm in self._of(always)]
 
-    def costing(self, macs: float) -> tuple[Plan, float]:
-        """The plan of the least predicted drift among those of no more MACs, per item, and that drift.
+    def costing(self, cost: float) -> tuple[Plan, float]:
+        """The plan of the least predicted drift among those that cost no more in all, and that drift.
 
         Raises:
             CalibrationError: the cheapest plan costs more.
         """
-        allowed = [rhythm for rhythm in self.rhythms if rhythm.schedule.cost <= macs * (1 + 1e-9)]
+        left = cost - self._fixed
+        allowed = [rhythm for rhythm in self.rhythms if rhythm.schedule.cost <= left * (1 + 1e-9)]
         if not allowed:
-            least = min(rhythm.schedule.cost for rhythm in self.rhythms)
-            raise CalibrationError(f"a plan may cost {macs:.4g} MACs, and the cheapest costs {least:.4g}")
+            least = min(rhythm.schedule.cost for rhythm in self.rhythms) + self._fixed
+            raise CalibrationError(f"a plan may cost {cost:.4g}, and the cheapest costs {least:.4g}")
         best = min(allowed, key=lambda rhythm: rhythm.schedule.error)
         return self._filled_in(best), best.drift
 
@@ -76,11 +91,12 @@ class Rhythms:
         for step in range(1, self._plan.steps):
             errors = self._table.at(step, self._orders[0], 1, 0)
             harm += np.where(np.isfinite(errors), self._squares[step] * errors, 0)
-        order = np.argsort(-np.sqrt(harm) / self._macs)
+        full = self._costs[Method.FULL]
+        order = np.argsort(-np.sqrt(harm) / full)
         found = []
         for share in SHARES:
-            kept, begin = self._macs.sum() * share, 0
-            while self._macs[order[begin:]].sum() > kept * (1 + 1e-9):
+            kept, begin = full.sum() * share, 0
+            while full[order[begin:]].sum() > kept * (1 + 1e-9):
                 begin += 1
             found.append(frozenset(int(part) for part in order[:begin]))
         return list(dict.fromkeys(found))
@@ -88,8 +104,8 @@ class Rhythms:
     def _of(self, always: frozenset[int]) -> list[Rhythm]:
         """The front of one choice of parts."""
         reused = [part for part in range(len(self._table.parts)) if part not in always]
-        base, all_of_it = float(self._macs[list(always)].sum()), float(self._macs.sum())
-        costs = {Choice(Method.FULL): all_of_it, **{Choice(method): base for method in self._orders}}
+        base = float(self._costs[Method.FULL][list(always)].sum())
+        costs = {Choice(method): base + float(self._costs[method][reused].sum()) for method in self._costs}
 
         def errors(step: int, method: Method, age: int, gap: int) -> np.ndarray:
             return np.array([self._squares[step] * self._table.together(step, method, age, gap, reused)])

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from ditfastattn.errors import DitFastAttnError
 from eval.pareto_bench import Bench, Candidate, full_plan
 from plans import Plan
-from plans.macs import mlp_macs, total_macs
+from plans.macs import total_macs
 
 SHARES = (0.8, 0.65, 0.5, 0.4, 0.3, 0.2)  # of the base's MACs
 STEPS = (1.0, 0.8, 0.6, 0.5, 0.4, 0.3)  # of the base's steps, that a plan of ours may take
@@ -42,5 +42,5 @@ def cheap(bench: Bench, steps: int, name: str, kind: str, macs: float) -> tuple[
     found = bench.priced(steps, kind)
     if name == "together":
         return found.rhythms.costing(macs)
-    plan = found.menu.costing(macs if kind == "all" else macs - mlp_macs(full_plan(bench, steps)).total)
+    plan = found.menu.costing(macs)
     return plan, found.menu.predicted(plan)

@@ -50,6 +50,24 @@ def taylorseer(source: Plan, interval: int, order: int, *, mlp: bool = True, sha
     return _everywhere(_empty(source, note, mlp, shape), _every(interval, order))
 
 
+def spaced(source: Plan, computed: int, order: int, *, shape: MlpShape | None = None) -> Plan:
+    """Attention and MLPs computed at ``computed`` steps, evenly spaced, and between them reused (order 0) or forecast.
+
+    Every second step is ``steps / 2`` of them; this fits what lies between such intervals.
+
+    Raises:
+        ValueError: fewer steps than one, or more than there are; an order other than 0, 1 and 2; or a shape that is
+            needed.
+    """
+    if not 1 <= computed <= source.steps:
+        raise ValueError(f"{computed} of {source.steps} steps cannot be computed")
+    _check_order(order, lowest=0)
+    how = "reused" if order == 0 else f"forecast with order {order}"
+    note = f"attention and MLPs computed at {computed} of {source.steps} steps, evenly spaced, and {how} between"
+    full = {index * source.steps // computed for index in range(computed)}
+    return _everywhere(_empty(source, note, True, shape), lambda step: Method.FULL if step in full else ORDERS[order])
+
+
 def pab(source: Plan, interval: int, temporal_interval: int | None = None) -> Plan:
     """Pyramid attention broadcast (PAB, arXiv 2408.12588): attention alone, in the middle of the trajectory.
 

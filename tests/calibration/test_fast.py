@@ -5,8 +5,9 @@ import pytest
 
 from calibration.columns import Choice
 from calibration.error_table import ErrorTable
-from calibration.fast import Menu, costs_of
+from calibration.fast import Menu
 from calibration.parts import Part
+from calibration.prices import Macs
 from ditfastattn.cache import Rows, liveness
 from plans import GuidanceSpec, Method, ModelSpec, Plan, SamplerSpec
 from plans.macs import plan_macs, total_macs
@@ -37,17 +38,17 @@ def random_table(plan: Plan, longest: int = 2, seed: int = 0) -> ErrorTable:
 
 def test_costs_are_those_that_plans_count() -> None:
     plan = full_plan()
-    costs = costs_of(plan, "attn", CANDIDATES)
+    costs = Macs().choices(plan, "attn", CANDIDATES)
     column = [Method.FULL, Method.WA_RS, Method.FULL, Method.WA_RS_ASC, Method.ASC, Method.WA_RS, Method.AST]
     column = (column * plan.steps)[: plan.steps]
     summed = sum(costs[Choice(cell.method, cell.store_residual)] for cell in liveness(column))
     grid = [[method] * plan.layers for method in column]
     counted = plan_macs(plan.with_methods(grid))
     assert plan.layers * summed == pytest.approx(counted.total + counted.residual_store)
-    assert costs_of(plan, "mlp", CANDIDATES)[Choice(Method.FULL)] * plan.layers + costs[Choice(Method.FULL)] * (
+    assert Macs().choices(plan, "mlp", CANDIDATES)[Choice(Method.FULL)] * plan.layers + costs[Choice(Method.FULL)] * (
         plan.layers
     ) == pytest.approx(total_macs(plan).full_step)
-    assert set(costs_of(plan, "attn", [Method.AST])) == {Choice(Method.FULL), Choice(Method.AST)}
+    assert set(Macs().choices(plan, "attn", [Method.AST])) == {Choice(Method.FULL), Choice(Method.AST)}
     assert Choice(Method.ASC, Rows.WHOLE_BATCH) not in costs
 
 

@@ -1,0 +1,85 @@
+"""Plans to begin from: fewer steps, schedules of others stretched to a budget, and what a table of errors chooses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from calibration.errors import CalibrationError
+from calibration.priced import Priced
+from calibration.prices import Prices
+from plans import Method, Plan
+from plans.make import ORDERS, spaced
+
+COUNTS = (1.0, 0.8, 2 / 3, 0.5)  # of the base's steps, that compressed plans take
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A plan, and what it is: "fewer steps", "attention", "forecasts", "cells" or "together"."""
+
+    kind: str
+    plan: Plan
+
+    @property
+    def name(self) -> str:
+        return f"{self.kind}, {self.plan.steps} steps"
+
+
+def pool(
+    full: Callable[[int], Plan],
+    base: int,
+    budget: float,
+    prices: Prices,
+    slow: Sequence[Method] = (),
+    priced: Callable[[str], Priced] | None = None,
+) -> Iterator[Candidate]:
+    """Plans that cost no more than the budget.
+
+    Args:
+        full: the all-FULL plan of so many model calls, with the site ``mlp``.
+        base: model calls that the budget is a part of.
+        slow: methods that are not faster than FULL, which no plan takes.
+        priced: the error table for "attention", the paper's methods, or "all", both of ``base`` steps; None leaves out
+            what is chosen by it.
+    """
+    orders = [method for method in ORDERS if method not in slow]
+    most = fewest_saved(full, base, budget, prices)
+    halves = {base // part for part in (2, 3, 4) if base // part <= most}
+    for steps in sorted({most, *halves, *range(max(1, most - 2), most)}, reverse=True):
+        if steps:
+            yield Candidate("fewer steps", full(steps))
+    for steps in sorted({round(share * base) for share in COUNTS}, reverse=True):
+        if steps > most:
+            for order in orders:
+                if (plan := _spaced(full(steps), order, budget, prices)) is not None:
+                    yield Candidate("forecasts" if order.forecasts else "reuse", plan)
+    for kind in ("attention", "all") if priced else ():
+        assert priced is not None
+        menus = priced(kind)
+        for name, choose in (("cells", menus.menu.costing), ("together", lambda cost: menus.rhythms.costing(cost)[0])):
+            if kind == "attention" and name == "together":
+                continue
+            try:
+                yield Candidate("attention" if kind == "attention" else name, choose(budget))
+            except CalibrationError:
+                continue  # not even the cheapest of its plans is cheap enough
+
+
+def fewest_saved(full: Callable[[int], Plan], base: int, budget: float, prices: Prices) -> int:
+    """The most steps that the budget allows without compression; 0 if not even one."""
+    return max((steps for steps in range(1, base + 1) if prices.of(full(steps)) <= budget * (1 + 1e-9)), default=0)
+
+
+def _spaced(full: Plan, order: Method, budget: float, prices: Prices) -> Plan | None:
+    """As many steps computed as the budget allows, evenly, all else forecast between them."""
+    found = None
+    low, high = 1, full.steps - 1
+    while low <= high:
+        middle = (low + high) // 2
+        plan = spaced(full, middle, ORDERS.index(order))
+        if prices.of(plan) <= budget * (1 + 1e-9):
+            found, low = plan, middle + 1
+        else:
+            high = middle - 1
+    return found

@@ -1,0 +1,112 @@
+"""The plan of least drift within a budget of time: candidates of every kind, tried, the best improved, all verified.
+
+What single cells do is known from one run (``calibration.error_table``) but not what they do together, so nothing is
+believed: every candidate is sampled, the best two are searched on from, and the end is compared once more on noise that
+no choice was made by, with the best plan of fewer steps beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from calibration.errors import CalibrationError
+from calibration.improve import improve
+from calibration.pool import Candidate
+from calibration.prices import Prices
+from calibration.trials import Outcome, Trials
+from plans import Method, Plan
+
+SEARCHED = 2  # candidates that are improved
+FEWER = "fewer steps"
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A plan, what it costs, and how far it ended on the images of the search; ``unseen`` on others, if tried there."""
+
+    kind: str
+    plan: Plan
+    cost: float
+    seen: Outcome
+    unseen: Outcome | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{self.kind}, {self.plan.steps} steps"
+
+
+@dataclass(frozen=True)
+class Front:
+    """All that was tried within one budget. ``best``: on unseen noise, of the ``finalists``."""
+
+    budget: float
+    tried: tuple[Tried, ...]
+    finalists: tuple[Tried, ...]
+
+    @property
+    def best(self) -> Tried:
+        return min(self.finalists, key=lambda tried: _typical(tried.unseen))
+
+    def best_of(self, kind: str) -> Tried | None:
+        """Of one kind; as it was on unseen noise if it was tried there."""
+        found = [tried for tried in (*self.finalists, *self.tried) if tried.kind == kind]
+        return min(found, key=lambda tried: _typical(tried.unseen or tried.seen), default=None)
+
+
+def within(
+    budget: float,
+    candidates: Sequence[Candidate],
+    prices: Prices,
+    trials: Trials,
+    unseen: Trials,
+    evaluations: int,
+    seed: int = 0,
+    slow: Sequence[Method] = (),
+    on_trial: Callable[[str, Outcome], None] | None = None,
+) -> Front:
+    """Plans that cost no more than ``budget``, the best of them found.
+
+    Args:
+        candidates: within the budget.
+        trials, unseen: the same model and reference on the noise of the search, and on other noise.
+        evaluations: runs that are spent on improving.
+        slow: methods that are not faster than FULL.
+        on_trial: called after every run with the name of what was tried, and the best outcome of it so far.
+
+    Raises:
+        CalibrationError: no candidates.
+    """
+    if not candidates:
+        raise CalibrationError(
+            "no plan is cheap enough, not even one of a single step: ask for a smaller speedup, or for more time"
+        )
+    tried = []
+    for candidate in candidates:
+        outcome = trials.of(candidate.plan)
+        tried.append(Tried(candidate.kind, candidate.plan, prices.of(candidate.plan), outcome))
+        if on_trial:
+            on_trial(candidate.name, outcome)
+    tried.sort(key=lambda one: one.seen.typical)
+    chosen = [one for one in tried if one.kind != FEWER][:SEARCHED]
+    finalists = list(dict.fromkeys([tried[0], *chosen[:1], *[one for one in tried if one.kind == FEWER][:1]]))
+    for one in chosen:
+        plan, outcome = improve(
+            one.plan,
+            trials,
+            prices,
+            budget,
+            evaluations // len(chosen),
+            seed,
+            slow,
+            (lambda found, name=one.name: on_trial(f"{name}, searched on", found)) if on_trial else None,  # type: ignore[misc]
+        )
+        if plan != one.plan:
+            finalists.append(Tried(f"{one.kind}, searched", plan, prices.of(plan), outcome))
+    verified = [replace(one, unseen=unseen.of(one.plan)) for one in finalists]
+    return Front(budget, tuple(tried), tuple(verified))
+
+
+def _typical(outcome: Outcome | None) -> float:
+    assert outcome is not None
+    return outcome.typical

@@ -1,0 +1,107 @@
+"""Whole plans, tried: sampled from the same noise and compared with what the sampler gives uncompressed.
+
+Images differ by far in how much they move: one that ends as another image counts more in the relative L2 of all than
+all that hardly moved. So trials are ranked by the geometric mean over images, which is what a mean of PSNRs ranks by,
+and a difference between two plans is told from chance image by image.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import ditfastattn
+from calibration.errors import CalibrationError
+from ditfastattn.condition import Condition
+from ditfastattn.samplers import inference_steps
+from ditfastattn.sampling import Denoiser, sample_latents
+from plans import Plan
+
+LEAST = 1e-6  # relative L2, below which images count as equal
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """``distances``: of each image's final latents, relative L2. ``drift``: of all together."""
+
+    distances: tuple[float, ...]
+    drift: float
+
+    @property
+    def typical(self) -> float:
+        """The geometric mean of the distances."""
+        return math.exp(fmean(self._logarithms()))
+
+    def beats(self, other: Outcome, errors: float = 1.0) -> bool:
+        """Whether these images are nearer, by more than so many standard errors of the mean difference."""
+        gains = [b - a for a, b in zip(self._logarithms(), other._logarithms(), strict=True)]
+        spread = stdev(gains) / math.sqrt(len(gains)) if len(gains) > 1 else 0.0
+        return fmean(gains) > errors * spread
+
+    def _logarithms(self) -> list[float]:
+        return [math.log(max(distance, LEAST)) for distance in self.distances]
+
+
+class Trials:
+    """Samples plans of any number of steps on the images of one condition.
+
+    Args:
+        pipe: has ``transformer`` and ``scheduler``; neither is changed.
+        condition: of B images.
+        steps: model calls of the uncompressed run that all are compared with.
+        indices: image i of noise (seed, indices[i]).
+    """
+
+    def __init__(
+        self,
+        pipe: Any,
+        condition: Condition,
+        scale: float,
+        steps: int,
+        seed: int,
+        indices: Sequence[int],
+        kernel: str = "auto",
+    ) -> None:
+        self._pipe, self._kernel = pipe, kernel
+        self._denoiser = Denoiser(pipe.transformer, condition, scale)
+        self._seed, self._indices = seed, indices
+        self.model_calls = 0
+        self._known: dict[str, Outcome] = {}
+        self.reference = self._sample(steps)
+
+    def of(self, plan: Plan) -> Outcome:
+        """How far a plan ends from the reference; one that was tried before is not sampled again.
+
+        Raises:
+            CalibrationError: it ends in NaN or infinite values.
+        """
+        key = _key(plan)
+        if key not in self._known:
+            with ditfastattn.apply(self._pipe.transformer, plan, kernel=self._kernel):
+                self._known[key] = self._compared(self._sample(plan.steps))
+        return self._known[key]
+
+    def _sample(self, steps: int) -> Tensor:
+        self.model_calls += steps
+        calls = inference_steps(self._pipe.scheduler, steps)
+        return sample_latents(self._denoiser, self._pipe.scheduler, calls, self._seed, self._indices)
+
+    def _compared(self, latents: Tensor) -> Outcome:
+        reference, off = self.reference.double(), latents.double() - self.reference.double()
+        if not torch.isfinite(off).all():
+            raise CalibrationError(
+                "sampling ends in NaN or infinite values: check the checkpoint, or use --dtype float32 or bfloat16"
+            )
+        each = off.flatten(1).norm(dim=1) / reference.flatten(1).norm(dim=1)
+        return Outcome(tuple(each.tolist()), float(off.norm() / reference.norm()))
+
+
+def _key(plan: Plan) -> str:
+    cells = {name: site.methods for name, site in plan.sites.items()}
+    return repr((plan.sampler.timesteps, cells))

@@ -3,10 +3,49 @@
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import torch
 
 Thunk = Callable[[], object]
+HEAD_START = 40_000_000  # GPU cycles, about 20 ms: longer than the host takes to launch what is timed
+
+
+class Launched(NamedTuple):
+    """Microseconds of work that is launched from the host: the device's own time, and the host's to launch it.
+
+    Without a GPU both are the same.
+    """
+
+    device: float
+    host: float
+
+
+def once(work: Thunk, device: torch.device, head_start: bool) -> Launched:
+    """Of one call of ``work``, until the device has done it.
+
+    Args:
+        head_start: the device begins late, so that it never waits for the host, whose time is told apart.
+    """
+    if device.type != "cuda":
+        took = _on_cpu(work, 1)
+        return Launched(took, took)
+    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    torch.cuda.synchronize()
+    if head_start:
+        torch.cuda._sleep(HEAD_START)
+    begin.record()
+    host = _on_cpu(work, 1)
+    end.record()
+    end.synchronize()
+    return Launched(1000 * begin.elapsed_time(end), host)
+
+
+def launched(work: Thunk, device: torch.device, repeats: int = 5) -> Launched:
+    """Medians of :func:`once` with a head start, after a call that warms up."""
+    found = [once(work, device, head_start=True) for _ in range(repeats + 1)][1:]
+    devices, hosts = zip(*found, strict=True)
+    return Launched(statistics.median(devices), statistics.median(hosts))
 
 
 def captured(run: Thunk) -> Thunk:

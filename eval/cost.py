@@ -11,44 +11,52 @@ from pathlib import Path
 import torch
 
 from ditfastattn.cost import CostTable, LayerShape, PreparedParts, layer_work, plan_time
+from ditfastattn.cost.key import EAGER
 from ditfastattn.cost.rows import cells_of, row_of
-from ditfastattn.cost.table import EAGER
 from ditfastattn.errors import DitFastAttnError
 from ditfastattn.execute import Context
 from ditfastattn.kernels import NAMES as KERNEL_NAMES
 from ditfastattn.kernels import make_kernel
 from ditfastattn.models import adapt
 from ditfastattn.models.base import PreparedModel, prepared
+from eval import cost_check
+from eval.cost_plot import plot
 from eval.geometry import DEMO, IMAGES, build
+from eval.record import command_line
 from plans import Plan, Window, load
+from plans.site import methods_of
 
 COMPILED, CAPTURED = "compiled", "compiled, CUDA graphs"
 
 
-def measure(
-    adapter: PreparedModel, batch: int, window: Window, options: argparse.Namespace, runtimes: Sequence[str]
-) -> Iterator[CostTable]:
-    """One table per way of running the model."""
+def context_of(adapter: PreparedModel, batch: int, window: Window, kernel: str) -> Context:
+    """Kernel, window and guidance for a call of ``batch`` rows."""
     spec = adapter.spec()
     sample = next(adapter.model.parameters()).new_empty((batch, spec.tokens, spec.heads, spec.head_dim))
-    kernel = make_kernel(options.kernel, sample, window)
-    context = Context(kernel, window, adapter.guided_layout)
+    return Context(make_kernel(kernel, sample, window), window, adapter.guided_layout)
+
+
+def measure(
+    adapter: PreparedModel, batch: int, context: Context, refresh: bool, runtimes: Sequence[str]
+) -> Iterator[CostTable]:
+    """One table per way of running the model."""
+    tokens = adapter.spec().tokens
     for runtime in runtimes:
         way, graphs = None, runtime == CAPTURED
         if runtime != EAGER:
             torch._dynamo.reset()  # pieces compiled for another batch count against its limit
             with torch.no_grad():
-                way = PreparedParts(adapter, batch, spec.tokens, context, compile=True, graphs=graphs)
+                way = PreparedParts(adapter, batch, tokens, context, compile=True, graphs=graphs)
         yield CostTable.of(
             adapter,
             batch,
-            spec.tokens,
-            kernel,
+            tokens,
+            context.kernel,
             way,
             runtime=runtime,
-            window=window,
+            window=context.window,
             graphs=graphs,
-            refresh=options.refresh,
+            refresh=refresh,
         )
 
 
@@ -86,7 +94,7 @@ def _remarks(table: CostTable) -> list[str]:
     if errors := table.pair_errors():
         found = "; ".join(f"{pair}: {error:+.1%}" for pair, error in errors.items())
         lines.append(f"{name}: sums of cells against pairs: {found}")
-    for site in ("attn", *(["mlp"] if errors else []), "model"):
+    for site in table.sites:
         slower = [method for method in methods_of(site) if method not in table.never_slower(site)]
         if slower:
             lines.append(f"{name}: slower than FULL in {site}: {', '.join(slower)}")
@@ -100,11 +108,16 @@ def parser() -> argparse.ArgumentParser:
     add("--images", type=int, nargs="+", default=[1, 8], help="each takes two rows, with guidance (default: 1 8)")
     add("--kernel", default="auto", choices=KERNEL_NAMES)
     add("--window", help="keys seen on each side: 32, or 32,16 for left,right (default: tokens // 8, or the plan's)")
-    add("--plan", type=Path, help="a plan of this model: how long will its blocks take?")
+    add("--plan", type=Path, help="a plan of this model: how long will a run of it take?")
     add("--dtype", choices=("float16", "bfloat16", "float32"), help="default: bfloat16 on a GPU, float32 on a CPU")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     add("--eager", action="store_true", help="leave out the compiled blocks, which take a while to prepare")
     add("--refresh", action="store_true", help="measure again what is on disk")
+    add("--plot", type=Path, help="a picture of the tables of the last batch: a .png")
+    add("--check", action="store_true", help="time whole runs of some plans too, by the last runtime, and compare")
+    add("--steps", type=int, default=50, help="of these runs (default: 50)")
+    add("--repeats", type=int, default=7, help="of these runs, for a median (default: 7)")
+    add("--out", type=Path, help="the .json file that --check writes to")
     return parser
 
 
@@ -112,6 +125,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parser().parse_args(argv)
     if min(options.images) < 1:
         raise DitFastAttnError(f"--images must be at least 1, got {min(options.images)}")
+    if options.steps < 4 or options.repeats < 1:
+        raise DitFastAttnError("--check needs at least 4 steps and 1 repeat")
     on_gpu = options.device.startswith("cuda")
     dtype = getattr(torch, options.dtype or ("bfloat16" if on_gpu else "float32"))
     plan: Plan | None = load(options.plan) if options.plan else None
@@ -122,10 +137,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise DitFastAttnError(str(error)) from None
     window = window or (plan.window if plan else Window.default(adapter.spec().tokens))
     runtimes = [EAGER] if options.eager else [EAGER, COMPILED, *([CAPTURED] if on_gpu else [])]
+    if options.check:
+        runtimes = runtimes[-1:]
     for images in options.images:
-        tables = list(measure(adapter, 2 * images, window, options, runtimes))
+        context = context_of(adapter, 2 * images, window, options.kernel)
+        tables = list(measure(adapter, 2 * images, context, options.refresh, runtimes))
         print(show(adapter, tables), flush=True)
         for table in tables if plan else []:
             assert plan is not None
-            print(f"predicted block time of {options.plan.name}: {plan_time(plan, table)}")
+            print(f"predicted run time of {options.plan.name}: {plan_time(plan, table)}")
+        if options.plot:
+            plot(tables, options.plot)
+        if options.check:
+            cost_check.main(adapter, tables[-1], context, options, command_line("cost", argv))
         print()

@@ -9,9 +9,11 @@ plan_time(plan, table)                               milliseconds of a run
 
 from ditfastattn.cost.eager import EagerParts
 from ditfastattn.cost.formula import LayerShape, Work, layer_work, plan_work
+from ditfastattn.cost.key import TableKey
+from ditfastattn.cost.measure import measure
 from ditfastattn.cost.predict import PlanTime, full_time, plan_time, predict
 from ditfastattn.cost.prepared import PreparedParts
-from ditfastattn.cost.table import CostTable, TableKey, measure
+from ditfastattn.cost.table import CostTable
 
 __all__ = [
     "CostTable",

@@ -18,7 +18,8 @@ PERMUTED = "token order"  # what a plan's token order adds to a call
 STEP = "step"  # the sampler, guidance and the session's checks, with a model call that is skipped
 CALL = "call"  # modulations of a computed step, in prepared steps
 BEGIN = "first step"  # with all that a run does once
-HOST_STEP, HOST_CALL = "step, launched", "call, launched"  # the host's time, where it runs ahead of the device
+# The host's time, where it runs ahead of the device.
+HOST_STEP, HOST_CALL, HOST_BLOCK = "step, launched", "call, launched", "block, launched"
 
 # Any weights do for timing. These continue lines and parabolas over equal distances.
 WEIGHTS = {Method.AST_1: (2.0, -1.0), Method.AST_2: (3.0, -3.0, 1.0)}

@@ -1,33 +1,30 @@
-"""Microseconds of everything that a plan decides, and of what none can save, measured once on the real model and kept
-on disk."""
+"""Microseconds of what a plan decides and of what none can save, measured on the real model and kept on disk."""
 
-import platform
-from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Protocol
 
 import torch
 
 from ditfastattn.cache import Cell
 from ditfastattn.cost import store
 from ditfastattn.cost.eager import EagerParts
+from ditfastattn.cost.key import EAGER, TableKey
+from ditfastattn.cost.measure import Way, measure
 from ditfastattn.cost.rows import (
     BEGIN,
     CALL,
     FULL,
+    HOST_BLOCK,
     HOST_CALL,
     HOST_STEP,
     LEAST,
     PERMUTED,
     STEP,
-    Row,
     pairs_of,
     row_of,
     rows_of,
 )
-from ditfastattn.cost.timing import Thunk, captured, interleaved
 from ditfastattn.errors import CostError
 from ditfastattn.execute import Context
 from ditfastattn.kernels import make_kernel
@@ -35,70 +32,8 @@ from ditfastattn.kernels.base import Kernel
 from ditfastattn.layout import Layout
 from ditfastattn.models.base import PreparedModel
 from plans import Method, SiteName, Window
+from plans.model import SITES
 from plans.site import methods_of
-
-EAGER = "eager"
-
-
-@dataclass(frozen=True)
-class TableKey:
-    """All that a measured time depends on. ``parameters``: of one block, which tells MLPs and cross-attention apart."""
-
-    model: str
-    layers: int
-    parameters: int
-    batch: int
-    tokens: int
-    heads: int
-    head_dim: int
-    dtype: str
-    kernel: str
-    window: str
-    layout: str
-    device: str
-    torch: str
-    runtime: str
-
-    @classmethod
-    def of(
-        cls, adapter: PreparedModel, batch: int, tokens: int, kernel: str, window: Window, layout: Layout, runtime: str
-    ) -> "TableKey":
-        spec, module = adapter.spec(), adapter.blocks[0].module
-        parameter = next(adapter.model.parameters())
-        return cls(
-            model=spec.class_name,
-            layers=spec.layers,
-            parameters=sum(p.numel() for p in module.parameters()),
-            batch=batch,
-            tokens=tokens,
-            heads=spec.heads,
-            head_dim=spec.head_dim,
-            dtype=str(parameter.dtype).removeprefix("torch."),
-            kernel=kernel,
-            window=str(window),
-            layout=layout.value,
-            device=device_name(parameter.device),
-            torch=str(torch.__version__),
-            runtime=runtime,
-        )
-
-
-def device_name(device: torch.device) -> str:
-    """The GPU's name, or the CPU's kind with the threads that torch uses."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{platform.machine()} {device.type.upper()}, {torch.get_num_threads()} threads"
-
-
-class Way(Protocol):
-    """A way of running a model (``ditfastattn.cost.parts``): ``layers`` is how many blocks a block's thunk runs."""
-
-    @property
-    def layers(self) -> int: ...
-
-    def prepare(self, row: Row) -> Thunk: ...
-
-    def step_rows(self) -> Mapping[str, float]: ...
 
 
 @dataclass(frozen=True)
@@ -131,6 +66,13 @@ class CostTable:
         return us - self._row("model AST")  # a step's own row has that in it
 
     @property
+    def sites(self) -> tuple[SiteName, ...]:
+        """Those whose cells it has the times of."""
+        return tuple(
+            site for site in SITES if any(name.startswith(f"{site} ") for name in self.microseconds) or site == "attn"
+        )
+
+    @property
     def overhead(self) -> float:
         """Microseconds of a step that no plan saves, a skipped one's too."""
         return self._row(STEP)
@@ -152,7 +94,8 @@ class CostTable:
 
         Both 0 where nothing runs ahead of the device. A run takes as long as its host at least.
         """
-        return self.microseconds.get(HOST_STEP, 0.0), self.microseconds.get(HOST_CALL, 0.0)
+        us, blocks = self.microseconds, self.key.layers
+        return us.get(HOST_STEP, 0.0), us.get(HOST_CALL, 0.0) + blocks * us.get(HOST_BLOCK, 0.0)
 
     def never_slower(self, site: SiteName) -> tuple[Method, ...]:
         """The methods of a site that are measured no slower than FULL, in cost order: all that a planner may choose.
@@ -248,34 +191,6 @@ class CostTable:
             for table in _tables(store.cache_file())
             if all(getattr(table.key, name) == getattr(wanted, name) for name in names)
         ]
-
-
-def measure(
-    way: Way,
-    rows: Sequence[Row],
-    device: torch.device,
-    *,
-    graphs: bool = False,
-    repeats: int = 9,
-    launches: int | None = None,
-) -> dict[str, float]:
-    """Median microseconds of each row, of blocks those of one, interleaved.
-
-    Args:
-        graphs: capture each as a CUDA graph first, as prepared steps are.
-        launches: calls timed together (default: on a GPU as many as run ten blocks, on a CPU 1).
-    """
-    runs = {row.name: way.prepare(row) for row in rows}
-    for run in runs.values():
-        run()  # compiles, and tunes kernels
-    if graphs:
-        torch.cuda.synchronize()
-        runs = {name: captured(run) for name, run in runs.items()}
-    if launches is None:
-        launches = max(1, 10 // way.layers) if device.type == "cuda" else 1
-    blocks = {row.name: way.layers if row.is_block else 1 for row in rows}
-    times = interleaved(runs, device, repeats, launches)
-    return {name: round(us / blocks[name], 3) for name, us in times.items()}
 
 
 def _tables(file: Path) -> list[CostTable]:

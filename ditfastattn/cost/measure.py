@@ -41,7 +41,8 @@ def measure(
         run()  # compiles, and tunes kernels
     if graphs:
         torch.cuda.synchronize()
-        runs = {name: captured(run) for name, run in runs.items()}
+        pool = torch.cuda.graph_pool_handle()  # one for all: what a large batch needs would else add up
+        runs = {name: captured(run, pool) for name, run in runs.items()}
     if launches is None:
         launches = max(1, 10 // way.layers) if device.type == "cuda" else 1
     blocks = {row.name: way.layers if row.is_block else 1 for row in rows}

@@ -3,7 +3,7 @@
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -49,10 +49,14 @@ def launched(work: Thunk, device: torch.device, repeats: int = 5) -> Launched:
     return Launched(statistics.median(devices), statistics.median(hosts))
 
 
-def captured(run: Thunk) -> Thunk:
-    """``run`` as a CUDA graph: its time is then the device's alone. It must have run before."""
+def captured(run: Thunk, pool: Any = None) -> Thunk:
+    """``run`` as a CUDA graph: its time is then the device's alone. It must have run before.
+
+    Args:
+        pool: of memory that graphs share which are never replayed at the same time (``torch.cuda.graph_pool_handle``).
+    """
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+    with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
         run()
     return graph.replay
 

@@ -21,7 +21,7 @@ LITTLE = 90.0  # percent of attention MACs left, above which a plan is called li
 
 
 def describe(result: Result, seen: Drift, unseen: Drift, time: PlanTime | None = None) -> str:
-    """The closing table of one calibration. ``time``: what the plan's blocks will take, if it is known."""
+    """The closing table of one calibration. ``time``: of a run of the plan, if it is known."""
     macs = plan_macs(result.plan)
     what = "prompts" if result.plan.calibration and result.plan.calibration.prompts else "labels"
     lines = ["", "method        share of cells"]
@@ -33,7 +33,7 @@ def describe(result: Result, seen: Drift, unseen: Drift, time: PlanTime | None =
         "",
         f"attention MACs      {macs.percent:.1f} % of full (projections counted; storing residuals adds "
         f"{macs.store_percent:.1f} %)",
-        *([f"predicted block time {time}"] if time else []),
+        *([f"predicted run time  {time}"] if time else []),
         f"block runs          {result.block_runs} made, {result.plain_block_runs - result.block_runs} saved of "
         f"{result.plain_block_runs} ({saved:.0f} %), and {result.residual_passes} attention-only passes{taken_over}",
         "drift from the uncompressed sampler       latents rel. L2    PSNR       SSIM",

@@ -18,7 +18,7 @@ COMMANDS = {
     "clip": "CLIP score of a text-to-image run and the captions it was made from",
     "report": "one table and one page of an uncompressed run and its compressed ones, with the paper's numbers",
     "table1": "the paper's Table 1: calibrate, sample, measure and report as one resumable command",
-    "cost": "what each method costs one layer: MACs, bytes, and microseconds measured on the model's own block",
+    "cost": "what every cell of a plan costs: MACs, bytes, and microseconds measured on the model itself; --check",
     "agreement": "PSNR between the demo's images by every kernel that fits and by the reference kernel",
     "calibration-time": "time a calibration's work, with the trials of a synthetic plan",
     "pareto": "quality against MACs: fewer steps, others' schedules, the paper's search, plans priced cell by cell",

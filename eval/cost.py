@@ -1,7 +1,7 @@
-"""``python -m eval cost``: what each method costs one layer, by formula and by measurement on the model's own block.
+"""``python -m eval cost``: what everything that a plan decides costs, by formula and measured on the model itself.
 
-The measured tables stay on disk (``ditfastattn.cost``); from then on calibration says how long a plan's blocks will
-take on this device, and ``--plan`` says it here.
+The measured tables stay on disk (``ditfastattn.cost``); from then on calibration says how long a run of a plan will
+take on this device, and ``--plan`` says it here. ``--check`` compares what tables say with runs.
 """
 
 import argparse
@@ -10,67 +10,95 @@ from pathlib import Path
 
 import torch
 
-from ditfastattn.cost import CostTable, LayerShape, layer_work, piece_block, plan_time
-from ditfastattn.cost.table import EAGER, cells_of, row_of
+from ditfastattn.cost import CostTable, LayerShape, PreparedParts, layer_work, plan_time
+from ditfastattn.cost.key import EAGER
+from ditfastattn.cost.rows import cells_of, row_of
 from ditfastattn.errors import DitFastAttnError
 from ditfastattn.execute import Context
 from ditfastattn.kernels import NAMES as KERNEL_NAMES
 from ditfastattn.kernels import make_kernel
 from ditfastattn.models import adapt
 from ditfastattn.models.base import PreparedModel, prepared
-from ditfastattn.pieces import compiled_pieces
+from eval import cost_check
+from eval.cost_plot import plot
 from eval.geometry import DEMO, IMAGES, build
+from eval.record import command_line
 from plans import Plan, Window, load
+from plans.site import methods_of
 
 COMPILED, CAPTURED = "compiled", "compiled, CUDA graphs"
 
 
-def measure(
-    adapter: PreparedModel, batch: int, window: Window, options: argparse.Namespace, runtimes: Sequence[str]
-) -> Iterator[CostTable]:
-    """One table per way of running blocks."""
+def context_of(adapter: PreparedModel, batch: int, window: Window, kernel: str) -> Context:
+    """Kernel, window and guidance for a call of ``batch`` rows."""
     spec = adapter.spec()
     sample = next(adapter.model.parameters()).new_empty((batch, spec.tokens, spec.heads, spec.head_dim))
-    kernel = make_kernel(options.kernel, sample, window)
-    context = Context(kernel, window, adapter.guided_layout)
+    return Context(make_kernel(kernel, sample, window), window, adapter.guided_layout)
+
+
+def measure(
+    adapter: PreparedModel, batch: int, context: Context, refresh: bool, runtimes: Sequence[str]
+) -> Iterator[CostTable]:
+    """One table per way of running the model."""
+    tokens = adapter.spec().tokens
     for runtime in runtimes:
-        run = None
+        way, graphs = None, runtime == CAPTURED
         if runtime != EAGER:
-            torch._dynamo.reset()  # blocks compiled for another batch count against its limit
+            torch._dynamo.reset()  # pieces compiled for another batch count against its limit
             with torch.no_grad():
-                run = piece_block(adapter, batch, spec.tokens, context, compiled_pieces())
+                way = PreparedParts(adapter, batch, tokens, context, compile=True, graphs=graphs)
         yield CostTable.of(
             adapter,
             batch,
-            spec.tokens,
-            kernel,
-            run,
+            tokens,
+            context.kernel,
+            way,
             runtime=runtime,
-            window=window,
-            graphs=runtime == CAPTURED,
-            refresh=options.refresh,
+            window=context.window,
+            graphs=graphs,
+            refresh=refresh,
         )
 
 
 def show(adapter: PreparedModel, tables: Sequence[CostTable]) -> str:
-    """One line a method: MACs in both conventions, bytes, and microseconds of a whole block by each runtime."""
+    """One line a row: of attention MACs in both conventions and bytes, and microseconds by each runtime.
+
+    Of a block's row those of one whole block. Below, how far sums of cells are from pairs that were measured, and the
+    methods that are slower than FULL here.
+    """
     key, spec = tables[0].key, adapter.spec()
     shape = LayerShape(key.batch, key.tokens, spec.heads, spec.head_dim)
     itemsize = next(adapter.model.parameters()).element_size()
     window = Window.parse(key.window)
+    work = {}
+    for cell in cells_of("attn", adapter.guided_layout):
+        module, core = (layer_work(cell, shape, window, itemsize, convention) for convention in ("module", "core"))
+        work[row_of("attn", cell)] = f"{module.macs / 1e9:>16.3f}{core.macs / 1e9:>11.3f}{module.bytes / 1e6:>10.2f}"
     lines = [
         f"{key.model}, {key.batch} rows of {key.tokens} tokens, {key.heads} heads of {key.head_dim}, {key.dtype}, "
         f"window {key.window}, kernel {key.kernel}, on {key.device}",
         f"{'':<24}{'attention GMACs':>16}{'core only':>11}{'MB moved':>10}"
         + "".join(f"{'us, ' + table.key.runtime:>27}" for table in tables),
     ]
-    for cell in cells_of(adapter.guided_layout):
-        module, core = (layer_work(cell, shape, window, itemsize, convention) for convention in ("module", "core"))
+    for name in dict.fromkeys(name for table in tables for name in table.microseconds):
+        times = [table.microseconds.get(name) for table in tables]
         lines.append(
-            f"{row_of(cell):<24}{module.macs / 1e9:>16.3f}{core.macs / 1e9:>11.3f}{module.bytes / 1e6:>10.2f}"
-            + "".join(f"{table.microseconds[row_of(cell)]:>27.1f}" for table in tables)
+            f"{name:<24}{work.get(name, ''):<37}" + "".join(f"{'' if us is None else f'{us:.1f}':>27}" for us in times)
         )
-    return "\n".join(lines)
+    return "\n".join([*lines, *(line for table in tables for line in _remarks(table))])
+
+
+def _remarks(table: CostTable) -> list[str]:
+    """How far sums are off, and what is slower than FULL."""
+    name, lines = table.key.runtime, []
+    if errors := table.pair_errors():
+        found = "; ".join(f"{pair}: {error:+.1%}" for pair, error in errors.items())
+        lines.append(f"{name}: sums of cells against pairs: {found}")
+    for site in table.sites:
+        slower = [method for method in methods_of(site) if method not in table.never_slower(site)]
+        if slower:
+            lines.append(f"{name}: slower than FULL in {site}: {', '.join(slower)}")
+    return lines
 
 
 def parser() -> argparse.ArgumentParser:
@@ -80,11 +108,16 @@ def parser() -> argparse.ArgumentParser:
     add("--images", type=int, nargs="+", default=[1, 8], help="each takes two rows, with guidance (default: 1 8)")
     add("--kernel", default="auto", choices=KERNEL_NAMES)
     add("--window", help="keys seen on each side: 32, or 32,16 for left,right (default: tokens // 8, or the plan's)")
-    add("--plan", type=Path, help="a plan of this model: how long will its blocks take?")
+    add("--plan", type=Path, help="a plan of this model: how long will a run of it take?")
     add("--dtype", choices=("float16", "bfloat16", "float32"), help="default: bfloat16 on a GPU, float32 on a CPU")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     add("--eager", action="store_true", help="leave out the compiled blocks, which take a while to prepare")
     add("--refresh", action="store_true", help="measure again what is on disk")
+    add("--plot", type=Path, help="a picture of the tables of the last batch: a .png")
+    add("--check", action="store_true", help="time whole runs of some plans too, by the last runtime, and compare")
+    add("--steps", type=int, default=50, help="of these runs (default: 50)")
+    add("--repeats", type=int, default=7, help="of these runs, for a median (default: 7)")
+    add("--out", type=Path, help="the .json file that --check writes to")
     return parser
 
 
@@ -92,6 +125,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parser().parse_args(argv)
     if min(options.images) < 1:
         raise DitFastAttnError(f"--images must be at least 1, got {min(options.images)}")
+    if options.steps < 4 or options.repeats < 1:
+        raise DitFastAttnError("--check needs at least 4 steps and 1 repeat")
     on_gpu = options.device.startswith("cuda")
     dtype = getattr(torch, options.dtype or ("bfloat16" if on_gpu else "float32"))
     plan: Plan | None = load(options.plan) if options.plan else None
@@ -102,10 +137,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise DitFastAttnError(str(error)) from None
     window = window or (plan.window if plan else Window.default(adapter.spec().tokens))
     runtimes = [EAGER] if options.eager else [EAGER, COMPILED, *([CAPTURED] if on_gpu else [])]
+    if options.check:
+        runtimes = runtimes[-1:]
     for images in options.images:
-        tables = list(measure(adapter, 2 * images, window, options, runtimes))
+        context = context_of(adapter, 2 * images, window, options.kernel)
+        tables = list(measure(adapter, 2 * images, context, options.refresh, runtimes))
         print(show(adapter, tables), flush=True)
         for table in tables if plan else []:
             assert plan is not None
-            print(f"predicted block time of {options.plan.name}: {plan_time(plan, table)}")
+            print(f"predicted run time of {options.plan.name}: {plan_time(plan, table)}")
+        if options.plot:
+            plot(tables, options.plot)
+        if options.check:
+            cost_check.main(adapter, tables[-1], context, options, command_line("cost", argv))
         print()

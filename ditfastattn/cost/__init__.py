@@ -1,27 +1,31 @@
-"""What attention costs: MACs and bytes by formula, microseconds by measurement.
+"""What a plan costs: MACs and bytes of attention by formula, microseconds of everything by measurement.
 
 layer_work(cell, shape, window, itemsize)            by formula, one layer at one step
 plan_work(plan, batch, itemsize)                     by formula, a whole run
-table = CostTable.of(adapter, batch, tokens)         measured once on the model's own block, kept on disk
-plan_time(plan, table)                               milliseconds of a run's blocks
+table = CostTable.of(adapter, batch, tokens)         measured once on the model itself, kept on disk
+table.times(site, cell), table.overhead              microseconds of a layer's cell, and of what no plan saves in a step
+plan_time(plan, table)                               milliseconds of a run
 """
 
-from ditfastattn.cost.blocks import Prepare, eager_block, piece_block
+from ditfastattn.cost.eager import EagerParts
 from ditfastattn.cost.formula import LayerShape, Work, layer_work, plan_work
-from ditfastattn.cost.predict import PlanTime, plan_time, predict
-from ditfastattn.cost.table import CostTable, TableKey, measure
+from ditfastattn.cost.key import TableKey
+from ditfastattn.cost.measure import measure
+from ditfastattn.cost.predict import PlanTime, full_time, plan_time, predict
+from ditfastattn.cost.prepared import PreparedParts
+from ditfastattn.cost.table import CostTable
 
 __all__ = [
     "CostTable",
+    "EagerParts",
     "LayerShape",
     "PlanTime",
-    "Prepare",
+    "PreparedParts",
     "TableKey",
     "Work",
-    "eager_block",
+    "full_time",
     "layer_work",
     "measure",
-    "piece_block",
     "plan_time",
     "plan_work",
     "predict",

@@ -1,46 +1,100 @@
-"""How long the blocks of a plan will take, from a measured table."""
+"""How long a run of a plan will take, from a measured table."""
 
 from dataclasses import dataclass
 
-from ditfastattn.cache import liveness
-from ditfastattn.cost.table import CostTable, row_of
+from ditfastattn.cache import Cell, liveness
+from ditfastattn.cost.rows import FULL
+from ditfastattn.cost.table import CostTable
 from ditfastattn.errors import CostError
 from ditfastattn.layout import Layout
 from ditfastattn.models.base import PreparedModel
-from plans import Method, Plan
+from ditfastattn.order import order_for
+from plans import Plan, SiteName
 
 
 @dataclass(frozen=True)
 class PlanTime:
-    """Milliseconds of all blocks over all steps, for a batch of ``table.key.batch`` rows.
+    """Milliseconds of a run, for a batch of ``table.key.batch`` rows; of a plan, and of as many steps all FULL.
 
-    ``attention``: without what an AST step leaves to be done, which no plan can save.
+    The text encoder and the VAE are in none of them.
+
+    Attributes:
+        total, full: from the first model call to the last step of the sampler.
+        blocks, full_blocks: of all blocks over all steps.
+        attention, full_attention: without what a step that reuses attention leaves to be done in a block.
     """
 
+    total: float
+    full: float
     blocks: float
     full_blocks: float
     attention: float
     full_attention: float
     table: CostTable
 
+    def full_at(self, steps: int) -> float:
+        """Milliseconds of a run of another number of steps, all FULL."""
+        return full_time(self.table, steps)
+
     def __str__(self) -> str:
         key = self.table.key
         return (
-            f"{self.blocks:.1f} ms of {self.full_blocks:.1f} ms full, measured on {key.device} "
+            f"{self.total:.1f} ms of {self.full:.1f} ms full, measured on {key.device} "
             f"({key.runtime}, {key.batch} rows a call)"
         )
 
 
+def full_time(table: CostTable, steps: int) -> float:
+    """Milliseconds of a run of ``steps`` steps, all FULL."""
+    return _run(table, steps, steps * table.times("model", FULL) + steps * table.key.layers * _full_block(table), steps)
+
+
 def plan_time(plan: Plan, table: CostTable) -> PlanTime:
-    """Sums a plan's cells; the residuals that steps store for later ones are in it.
+    """Sums a plan's cells; the residuals and outputs that steps store for later ones are in it.
+
+    What is read is taken to be stored for the whole batch. Where the host is slower than the device, as with steps that
+    are skipped, a run takes the host's time.
 
     Raises:
         CostError: the table is of another model, shape, window or guidance layout (lists every difference), or the plan
-            has what no table measures: forecasts, or the sites mlp and model.
+            is of video, whose models no table measures.
     """
+    _check(plan, table)
+    skipped = plan.skipped
+    attention = [cell for layer in range(plan.layers) for cell in _computed(plan, "attn", layer)]
+    mlps: list[Cell] = [FULL] * len(attention)
+    if "mlp" in plan.sites:
+        layers = plan.model.shape("mlp").layers
+        mlps = [cell for layer in range(layers) for cell in _computed(plan, "mlp", layer)]
+    outputs = liveness(plan.column(0, "model")) if "model" in plan.sites else [FULL] * plan.steps
+    called = plan.steps - len(skipped)
+    rest = sum(table.times("model", cell) for cell in outputs)
+    if order_for(plan.token_order, (method for row in plan.methods for method in row)) != "raster":
+        rest += called * table.permuting
+    attention_us = sum(table.times("attn", cell) for cell in attention)
+    blocks = attention_us + sum(table.times("mlp", cell) for cell in mlps)
+    cells, full_block = plan.steps * plan.layers, _full_block(table)
+    return PlanTime(
+        total=_run(table, plan.steps, rest + blocks, called),
+        full=full_time(table, plan.steps),
+        blocks=blocks / 1000,
+        full_blocks=cells * full_block / 1000,
+        attention=attention_us / 1000,
+        full_attention=cells * table.times("attn", FULL) / 1000,
+        table=table,
+    )
+
+
+def _check(plan: Plan, table: CostTable) -> None:
+    """Raises CostError for a plan that the table does not speak of."""
     key, model = table.key, plan.model
+    if model.temporal is not None:
+        raise CostError(
+            f"{model.class_name} has attention between frames too, and tables hold the times of models of images"
+        )
     pairs = {
         "model": (model.class_name, key.model),
+        "layers": (model.layers, key.layers),
         "tokens": (model.tokens, key.tokens),
         "heads": (model.heads, key.heads),
         "head_dim": (model.head_dim, key.head_dim),
@@ -50,17 +104,22 @@ def plan_time(plan: Plan, table: CostTable) -> PlanTime:
     differences = [f"{name}: the plan has {a}, the table {b}" for name, (a, b) in pairs.items() if a != b]
     if differences:
         raise CostError("this table was not measured for this plan: " + "; ".join(differences))
-    unmeasured: list[str] = [name for name in plan.sites if name not in plan.attention_sites]
-    unmeasured += sorted({method for row in plan.methods for method in row if method.forecasts})
-    if unmeasured:
-        names = ", ".join(unmeasured)
-        raise CostError(f"tables hold the times of attention by the paper's methods, but this plan also has {names}")
-    us = table.microseconds
-    cells = [cell for layer in range(plan.layers) for cell in liveness(plan.column(layer))]
-    blocks = sum(us[row_of(cell)] for cell in cells) / 1000
-    full = len(cells) * us[Method.FULL] / 1000
-    rest = len(cells) * us[Method.AST] / 1000
-    return PlanTime(blocks, full, blocks - rest, full - rest, table)
+
+
+def _computed(plan: Plan, site: SiteName, layer: int) -> list[Cell]:
+    """The cells of one layer in the steps in which the model is called."""
+    cells = liveness(plan.column(layer, site), skipped=plan.skipped)
+    return [cell for step, cell in enumerate(cells) if step not in plan.skipped]
+
+
+def _full_block(table: CostTable) -> float:
+    return table.times("attn", FULL) + table.times("mlp", FULL)
+
+
+def _run(table: CostTable, steps: int, work: float, called: int) -> float:
+    """Milliseconds of a run in which ``called`` of ``steps`` steps call the model; ``work``: microseconds of cells."""
+    step, call = table.launching
+    return (table.begin + max(steps * table.overhead + work, steps * step + called * call)) / 1000
 
 
 def predict(adapter: PreparedModel, plan: Plan, kernel: str, batch: int) -> PlanTime | None:
@@ -77,4 +136,4 @@ def predict(adapter: PreparedModel, plan: Plan, kernel: str, batch: int) -> Plan
     batches = sorted(table.key.batch for table in tables)
     nearest = max((rows for rows in batches if rows <= batch), default=batches[0])
     times = [plan_time(plan, table) for table in tables if table.key.batch == nearest]
-    return min(times, key=lambda time: time.full_blocks)  # by the fastest way of running blocks
+    return min(times, key=lambda time: time.full)  # by the fastest way of running blocks

@@ -1,4 +1,4 @@
-"""Measured tables on disk: ``block-times-1.json`` in ``$DITFASTATTN_CACHE``, else in ``~/.cache/ditfastattn``.
+"""Measured tables on disk: ``block-times-2.json`` in ``$DITFASTATTN_CACHE``, else in ``~/.cache/ditfastattn``.
 
 Losing the file costs a few seconds of measuring; a damaged one is ignored with a warning, and replaced.
 """
@@ -15,7 +15,7 @@ from plans.files import write_text
 
 log = logging.getLogger(__name__)
 
-VERSION = 1  # of the file and of what is timed
+VERSION = 2  # of the file and of what is timed
 
 
 def cache_file() -> Path:
@@ -33,8 +33,8 @@ def read(file: Path) -> list[dict[str, Any]]:
             numbers = table["microseconds"].values()
             if not (isinstance(table["key"], dict) and isinstance(table["date"], str) and numbers):
                 raise ValueError("a table without its key or date")
-            if not all(isinstance(us, int | float) and math.isfinite(us) and us > 0 for us in numbers):
-                raise ValueError("a time that is no positive number")
+            if not all(isinstance(us, int | float) and math.isfinite(us) and us >= 0 for us in numbers):
+                raise ValueError("a time that is no number, or negative")
         tables: list[dict[str, Any]] = content["tables"]
         return tables
     except FileNotFoundError:

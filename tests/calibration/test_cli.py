@@ -61,10 +61,10 @@ def test_the_predicted_time_is_told_once_blocks_were_measured(
     monkeypatch.setenv("DITFASTATTN_CACHE", str(tmp_path / "cache"))
     command = ["--threshold", "0.5", "--kernel", "sdpa"]
     assert main(base(folder, tmp_path / "a.json", *command)) == 0
-    assert "predicted block time" not in capsys.readouterr().out
+    assert "predicted run time" not in capsys.readouterr().out
     CostTable.of(adapt(load_pipeline(folder).transformer), 4, 16, "sdpa", repeats=1)
     assert main(base(folder, tmp_path / "b.json", *command)) == 0
-    (line,) = [line for line in capsys.readouterr().out.splitlines() if "predicted block time" in line]
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "predicted run time" in line]
     assert " ms of " in line and " ms full, measured on " in line and line.endswith("(eager, 4 rows a call)")
 
 

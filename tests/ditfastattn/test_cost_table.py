@@ -1,38 +1,30 @@
-"""The measured table: its rows, its file, and what a plan is predicted to take."""
+"""The measured table: its rows, and its file."""
 
 import json
 import logging
+import random
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hand_made_costs import BLOCKS, TIMES, Clocked, clocked
 from small_models import full_plan, random_plan, small_pipeline
 from small_pixart import small_pixart_pipeline
 
 from ditfastattn.cache import Cell, LayerCache, Rows, liveness
-from ditfastattn.cost import CostTable, eager_block, measure, piece_block, plan_time, predict
+from ditfastattn.cost import CostTable, EagerParts, PreparedParts, measure
+from ditfastattn.cost.parts import Parts
+from ditfastattn.cost.rows import BEGIN, CALL, HOST_BLOCK, HOST_CALL, HOST_STEP, STEP, Row, row_of, rows_of
 from ditfastattn.cost.store import cache_file
-from ditfastattn.cost.table import cells_of, row_of
 from ditfastattn.errors import CostError, KernelError
-from ditfastattn.execute import Context, run_block
+from ditfastattn.execute import Context, run_both_parts
 from ditfastattn.kernels.sdpa import SDPA
 from ditfastattn.layout import Layout
 from ditfastattn.models import adapt
-from plans import Method, Window
-
-ROWS = {
-    "FULL": 100.0,
-    "FULL + residual": 130.0,
-    "FULL + half residual": 115.0,
-    "WA_RS": 80.0,
-    "ASC": 70.0,
-    "ASC + half residual": 85.0,
-    "WA_RS_ASC": 60.0,
-    "AST": 40.0,
-}
+from plans import Method, Plan, Window
+from plans.site import methods_of
 
 
 @pytest.fixture(autouse=True)
@@ -46,92 +38,129 @@ def adapter(request: pytest.FixtureRequest) -> Any:
     return adapt(pipe.transformer)
 
 
-class Clocked:
-    """Blocks that take a known time: the clock is moved on by them alone."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, microseconds: dict[str, float]) -> None:
-        self.now, self.calls = 0.0, 0
-        self.microseconds = microseconds
-        monkeypatch.setattr("ditfastattn.cost.timing.time.perf_counter", lambda: self.now)
-
-    def __call__(self, cell: Cell) -> Callable[[], None]:
-        def run() -> None:
-            self.calls += 1
-            # Every fifth call is disturbed: a median does not mind.
-            self.now += (self.microseconds[row_of(cell)] + 1000 * (self.calls % 5 == 0)) / 1e6
-
-        return run
-
-
 # --------------------------------------------------------------------------------------------------------- measuring
 
 
 def test_every_cell_of_a_plan_has_its_row(pipe: Any) -> None:
     for scale, layout in ((4.0, Layout.COND_FIRST), (1.0, Layout.NONE)):
-        rows = {row_of(cell) for cell in cells_of(layout)}
-        assert rows <= set(ROWS)
+        rows = {row.name for row in rows_of(layout, mlps=True)}
+        assert rows <= set(TIMES)
         for seed in range(5):
-            plan = random_plan(pipe, 12, scale, seed)
-            used = {row_of(cell) for layer in range(4) for cell in liveness(plan.column(layer))}
-            assert used <= rows
+            full = full_plan(pipe, 12, scale)
+            for plan in (random_plan(pipe, 12, scale, seed), every_site(full, seed)):
+                for site in plan.sites:
+                    cells = [
+                        cell
+                        for layer in range(plan.model.shape(site).layers)
+                        for cell in liveness(plan.column(layer, site), skipped=plan.skipped if site != "model" else ())
+                    ]
+                    assert {row_of(site, cell) for cell in cells} <= rows
 
 
-def test_the_real_block_is_timed(adapter: Any) -> None:
-    table = CostTable.of(adapter, 4, 16, "sdpa", repeats=3)
-    assert set(table.microseconds) == set(ROWS) and all(us > 0 for us in table.microseconds.values())
-    assert (table.key.kernel, table.key.window, table.key.runtime) == ("sdpa", "2,2", "eager")
-    unguided = CostTable.of(adapter, 3, 16, "sdpa", guided=False, repeats=1)
-    assert set(unguided.microseconds) == {"FULL", "FULL + residual", "WA_RS", "AST"}
-    pieces = piece_block(adapter, 4, 16, Context(SDPA(), Window.default(16), adapter.guided_layout))
+def every_site(full: Plan, seed: int) -> Plan:
+    """A plan that mixes all that its sites may have."""
+    choose, guided = random.Random(seed), full.guidance.layout != "none"
+    plan = full.with_mlp()
+    for site in plan.sites:
+        methods = [m for m in methods_of(site) if guided or not m.shares_guidance]
+        grid = [[Method.FULL] * plan.layers] * 3
+        grid += [[choose.choice(methods) for _ in range(plan.layers)] for _ in range(plan.steps - 3)]
+        plan = plan.with_methods(grid, site=site)
+    rows = [Method.FULL] * 4 + [Method.AST, Method.FULL, Method.AST_2, Method.FULL] + [Method.FULL] * (plan.steps - 8)
+    return plan.skipping(rows)
+
+
+def parts_of(adapter: Any, kind: type[Parts]) -> Parts:
     with torch.no_grad():
-        assert set(measure(pieces, adapter.guided_layout, torch.device("cpu"), repeats=1)) == set(ROWS)
+        return kind(adapter, 4, 16, Context(SDPA(), Window.default(16), adapter.guided_layout))
+
+
+def test_the_real_model_is_timed(adapter: Any) -> None:
+    table = CostTable.of(adapter, 4, 16, "sdpa", repeats=1)
+    expected = {row.name for row in rows_of(adapter.guided_layout, mlps=True)}
+    assert set(table.microseconds) == expected | {STEP, BEGIN}
+    assert all(us > 0 for us in table.microseconds.values())
+    assert (table.key.kernel, table.key.window, table.key.runtime) == ("sdpa", "2,2", "eager")
+    assert table.sites == ("attn", "mlp", "model") and len(table.pair_errors()) == 3
+    unguided = CostTable.of(adapter, 3, 16, "sdpa", guided=False, repeats=1)
+    assert not any("ASC" in row or "half" in row for row in unguided.microseconds)
+    way = parts_of(adapter, PreparedParts)
+    prepared = CostTable.of(adapter, 4, 16, "sdpa", way, runtime="pieces", repeats=1)
+    assert set(prepared.microseconds) == expected | {STEP, BEGIN, CALL}
+    assert "forward" not in adapter.model.__dict__ and "forward" not in adapter.blocks[0].module.__dict__
 
 
 @torch.no_grad()
-def test_both_ways_run_the_same_block(adapter: Any) -> None:
-    """Eager and in pieces, on the same input, a FULL block is the model's own."""
-    context = Context(SDPA(), Window.default(16), adapter.guided_layout)
+def test_both_ways_run_the_same_rows(adapter: Any) -> None:
+    """Eager and prepared, on the same input and the same stored tensors."""
     given = adapter.example(4, 16)
     adapter.example = lambda batch, tokens: given
-    for store in (Rows.NOTHING, Rows.WHOLE_BATCH, Rows.CONDITIONAL_HALF):
-        cell = Cell(Method.FULL, store_residual=store)
-        eager, pieces = (way(adapter, 4, 16, context)(cell)() for way in (eager_block, piece_block))
-        torch.testing.assert_close(eager, pieces, rtol=1e-4, atol=1e-4)
-    assert "forward" not in adapter.blocks[0].module.__dict__
+    eager, prepared = parts_of(adapter, EagerParts), parts_of(adapter, PreparedParts)
+    for row in rows_of(adapter.guided_layout, mlps=True):
+        for parts in (eager, prepared):  # a row may store
+            torch.manual_seed(0)
+            parts.__dict__["_stored"] = Parts._stored.func(parts)  # type: ignore[attr-defined]
+        if not row.permutes and not (row.model and row.model.method.reuses_output):
+            one, other = (parts.prepare(row)() for parts in (eager, prepared))
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4, msg=lambda m, row=row: f"{row.name}: {m}")
 
 
 @torch.no_grad()
-def test_what_an_eager_block_stores_is_what_its_cell_says(adapter: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    caches: list[LayerCache] = []
+def test_a_full_block_is_the_models_own(adapter: Any) -> None:
+    """All blocks one after the other, and all of a call but the blocks."""
+    parts = parts_of(adapter, EagerParts)
+    seen = []
+    hook = adapter.blocks[-1].module.register_forward_hook(lambda module, args, output: seen.append(output))
+    adapter.model(**parts.given)
+    hook.remove()
+    assert parts.layers == len(adapter.blocks)
+    torch.testing.assert_close(parts.prepare(Row("FULL"))(), seen[0], rtol=1e-5, atol=1e-5)
 
-    def spy(block: Any, cell: Cell, cache: LayerCache, *args: Any, **kwargs: Any) -> Any:
-        caches.append(cache)
-        return run_block(block, cell, cache, *args, **kwargs)
 
-    monkeypatch.setattr("ditfastattn.cost.blocks.run_block", spy)
-    prepare = eager_block(adapter, 4, 16, Context(SDPA(), Window.default(16), adapter.guided_layout))
-    for cell in cells_of(adapter.guided_layout):
-        prepare(cell)()
-        if cell.store_residual:
-            stored = caches[-1].residual
-            assert stored is not None and stored.shape[0] == 2 * cell.store_residual
+@torch.no_grad()
+def test_what_a_row_stores_is_what_its_cell_says(adapter: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    caches: list[tuple[LayerCache, LayerCache]] = []
+
+    def spy(block: Any, attention: Any, mlp: Any, *args: Any, **kwargs: Any) -> Any:
+        before = mlp[1].output
+        result = run_both_parts(block, attention, mlp, *args, **kwargs)
+        if mlp[0].store_output:
+            assert mlp[1].output is not before
+            caches.append((attention[1], mlp[1]))
+        return result
+
+    monkeypatch.setattr("ditfastattn.cost.eager.run_both_parts", spy)
+    eager = parts_of(adapter, EagerParts)
+    for store, name in ((Rows.WHOLE_BATCH, "FULL"), (Rows.CONDITIONAL_HALF, "ASC")):
+        eager.prepare(Row(name, mlp=Cell(Method[name], store_output=store)))()
+        output = caches[-1][1].output
+        assert output is not None and output.shape[0] == 2 * store
+        prepared = parts_of(adapter, PreparedParts)
+        cache = prepared.stored(0, Row("", attn=Cell(Method.FULL, store_residual=store)))[0]
+        assert cache.residual is not None and cache.residual.shape[0] == 2 * store
+
+
+def test_few_layers_are_run_where_their_stored_tensors_take_too_much(
+    adapter: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    each = 7 * 4 * 4 * 16 * 48  # seven float32 tensors (B, N, C)
+    for limit, layers in ((each - 1, 1), (2 * each, 2), (100 * each, len(adapter.blocks))):
+        monkeypatch.setattr("ditfastattn.cost.parts.STORED_BYTES", limit)
+        assert parts_of(adapter, PreparedParts).layers == layers
 
 
 def test_times_are_medians_of_the_given_way(adapter: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    blocks = Clocked(monkeypatch, ROWS)
-    table = CostTable.of(adapter, 4, 16, "sdpa", blocks, runtime="clocked", repeats=9)
-    assert table.microseconds == pytest.approx(ROWS)
-    assert blocks.calls == len(ROWS) * (1 + 1 + 9)  # once to prepare, one round to warm up
+    way = Clocked(monkeypatch, TIMES)
+    table = CostTable.of(adapter, 4, 16, "sdpa", way, runtime="clocked", repeats=9)
+    assert table.microseconds == pytest.approx(TIMES)
+    measured = len(rows_of(adapter.guided_layout, mlps=True))
+    assert way.calls == measured * (1 + 1 + 9)  # once to prepare, one round to warm up
+    four = Clocked(monkeypatch, TIMES, layers=4)
+    times = measure(four, rows_of(adapter.guided_layout, mlps=True), torch.device("cpu"), repeats=9)
+    assert times == pytest.approx({name: TIMES[name] / (4 if name in BLOCKS else 1) for name in times})
 
 
 # ------------------------------------------------------------------------------------------------------- on the disk
-
-
-def clocked(adapter: Any, monkeypatch: pytest.MonkeyPatch, factor: float = 1, **kwargs: Any) -> tuple[CostTable, int]:
-    blocks = Clocked(monkeypatch, {row: factor * us for row, us in ROWS.items()})
-    given = {"runtime": "clocked", "window": Window(left=3, right=1)} | kwargs
-    table = CostTable.of(adapter, given.pop("batch", 4), 16, "sdpa", blocks, **given)
-    return table, blocks.calls
 
 
 def test_a_table_is_measured_once(adapter: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,7 +184,7 @@ def test_a_table_is_measured_once(adapter: Any, monkeypatch: pytest.MonkeyPatch)
     "damage",
     [
         lambda text: "{",
-        lambda text: text.replace('"version": 1', '"version": 0'),
+        lambda text: text.replace('"version": 2', '"version": 0'),
         lambda text: text.replace('"AST": 40.0', '"AST": "soon"'),
         lambda text: text.replace('"AST": 40.0', '"AST": NaN'),
         lambda text: "[]",
@@ -203,55 +232,11 @@ def test_bad_requests_get_one_sentence(adapter: Any) -> None:
     with pytest.raises(CostError, match="even with guidance"):
         CostTable.of(adapter, 3, 16)
     with pytest.raises(CostError, match="other than"):
-        CostTable.of(adapter, 4, 16, run=lambda cell: lambda: None)
+        CostTable.of(adapter, 4, 16, way=parts_of(adapter, PreparedParts))
     with pytest.raises(CostError, match="not 'compiled'"):
         CostTable.of(adapter, 4, 16, runtime="compiled")
     with pytest.raises(KernelError, match="no kernel 'fast'"):
         CostTable.of(adapter, 4, 16, "fast")
-
-
-# --------------------------------------------------------------------------------------------------------- a plan
-
-
-def test_a_plan_takes_the_sum_of_its_cells(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    adapter = adapt(pipe.transformer)
-    table, _ = clocked(adapter, monkeypatch, window=Window.default(16))
-    plan = full_plan(pipe, 5)
-    column = [Method.FULL, Method.WA_RS, Method.AST, Method.ASC, Method.WA_RS_ASC]
-    plan = plan.with_methods([[method] + [Method.FULL] * 3 for method in column])
-    predicted = plan_time(plan, table)
-    first = 130 + 80 + 40 + 85 + 60  # FULL stores for WA_RS, ASC for WA_RS_ASC
-    assert predicted.blocks == pytest.approx((first + 15 * 100) / 1000)
-    assert predicted.full_blocks == pytest.approx(20 * 100 / 1000)
-    assert predicted.attention == pytest.approx((first + 15 * 100 - 20 * 40) / 1000)
-    assert predicted.full_attention == pytest.approx(20 * 60 / 1000)
-    assert str(predicted).startswith("1.9 ms of 2.0 ms full, measured on ")
-    assert str(predicted).endswith("(clocked, 4 rows a call)")
-
-    other = replace(table, key=replace(table.key, tokens=64, window="1,1", layout="none"))
-    with pytest.raises(CostError, match=r"tokens: the plan has 16, the table 64; window: .*; guidance layout: "):
-        plan_time(plan, other)
-
-
-def test_what_no_table_measures_has_no_predicted_time(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    table, _ = clocked(adapt(pipe.transformer), monkeypatch, window=Window.default(16))
-    plan = full_plan(pipe, 3)
-    forecast = plan.with_methods([[Method.FULL] * 4, [Method.FULL] * 4, [Method.AST_1] * 4])
-    skipping = plan.with_mlp().skipping([Method.FULL, Method.AST, Method.FULL])
-    for other, names in ((forecast, "AST_1"), (skipping, "mlp, model")):
-        with pytest.raises(CostError, match=f"the paper's methods, but this plan also has {names}"):
-            plan_time(other, table)
-
-
-def test_a_prediction_takes_the_nearest_batch_and_the_fastest_way(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    adapter, plan, window = adapt(pipe.transformer), random_plan(pipe, 5), Window.default(16)
-    assert predict(adapter, plan, "sdpa", 4) is None
-    for batch, factor, runtime in ((4, 2.0, "slow"), (4, 1.0, "fast"), (8, 3.0, "slow")):
-        clocked(adapter, monkeypatch, factor, window=window, batch=batch, runtime=runtime)
-    for rows, key in ((2, (4, "fast")), (4, (4, "fast")), (6, (4, "fast")), (16, (8, "slow"))):
-        predicted = predict(adapter, plan, "sdpa", rows)
-        assert predicted is not None and (predicted.table.key.batch, predicted.table.key.runtime) == key
-    assert predict(adapter, plan, "flex", 4) is None
 
 
 @pytest.mark.gpu
@@ -260,7 +245,9 @@ def test_on_the_gpu_eager_and_captured(adapter: Any) -> None:
     eager = CostTable.of(adapter, 4, 16, "sdpa")
     context = Context(SDPA(), Window.default(16), adapter.guided_layout)
     with torch.no_grad():
-        pieces = piece_block(adapter, 4, 16, context)
-    graphs = CostTable.of(adapter, 4, 16, "sdpa", pieces, runtime="graphs", graphs=True)
-    assert set(eager.microseconds) == set(graphs.microseconds) == set(ROWS)
-    assert sum(graphs.microseconds.values()) < sum(eager.microseconds.values())
+        way = PreparedParts(adapter, 4, 16, context, graphs=True)
+    graphs = CostTable.of(adapter, 4, 16, "sdpa", way, runtime="graphs", graphs=True)
+    assert set(eager.microseconds) | {CALL, HOST_STEP, HOST_CALL, HOST_BLOCK} == set(graphs.microseconds)
+    blocks = [row.name for row in rows_of(adapter.guided_layout, mlps=True) if row.is_block]
+    assert sum(graphs.microseconds[row] for row in blocks) < sum(eager.microseconds[row] for row in blocks)
+    assert graphs.times("attn", Cell(Method.FULL)) > 0 and all(us > 0 for us in graphs.launching)

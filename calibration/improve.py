@@ -72,10 +72,8 @@ def _exchange(grid: Grid, steps: int, draw: random.Random) -> None:
     if steps < 3:
         return
     one = draw.randrange(1, steps)
-    if draw.random() < FAR:
-        other = draw.randrange(1, steps)
-    else:
-        other = one + 1 if one + 1 < steps else one - 1
+    neighbour = one + 1 if one + 1 < steps else one - 1
+    other = draw.randrange(1, steps) if draw.random() < FAR else neighbour
     for rows in grid.values():
         rows[one], rows[other] = rows[other], rows[one]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from calibration.errors import CalibrationError
@@ -44,7 +45,7 @@ def pool(
             what is chosen by it.
     """
     orders = [method for method in ORDERS if method not in slow]
-    most = fewest_saved(full, base, budget, prices)
+    most = most_steps(full, base, budget, prices)
     halves = {base // part for part in (2, 3, 4) if base // part <= most}
     for steps in sorted({most, *halves, *range(max(1, most - 2), most)}, reverse=True):
         if steps:
@@ -54,19 +55,20 @@ def pool(
             for order in orders:
                 if (plan := _spaced(full(steps), order, budget, prices)) is not None:
                     yield Candidate("forecasts" if order.forecasts else "reuse", plan)
-    for kind in ("attention", "all") if priced else ():
-        assert priced is not None
-        menus = priced(kind)
-        for name, choose in (("cells", menus.menu.costing), ("together", lambda cost: menus.rhythms.costing(cost)[0])):
-            if kind == "attention" and name == "together":
-                continue
-            try:
-                yield Candidate("attention" if kind == "attention" else name, choose(budget))
-            except CalibrationError:
-                continue  # not even the cheapest of its plans is cheap enough
+    if priced is None:
+        return
+    paper, every = priced("attention").menu, priced("all")
+    chosen: dict[str, Callable[[float], Plan]] = {
+        "attention": paper.costing,
+        "cells": every.menu.costing,
+        "together": lambda cost: every.rhythms.costing(cost)[0],
+    }
+    for kind, choose in chosen.items():
+        with suppress(CalibrationError):  # not even the cheapest of its plans is cheap enough
+            yield Candidate(kind, choose(budget))
 
 
-def fewest_saved(full: Callable[[int], Plan], base: int, budget: float, prices: Prices) -> int:
+def most_steps(full: Callable[[int], Plan], base: int, budget: float, prices: Prices) -> int:
     """The most steps that the budget allows without compression; 0 if not even one."""
     return max((steps for steps in range(1, base + 1) if prices.of(full(steps)) <= budget * (1 + 1e-9)), default=0)
 

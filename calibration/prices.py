@@ -6,7 +6,10 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from calibration.columns import Choice, Costs
-from ditfastattn.cache import Rows
+from ditfastattn.cache import Cell, Rows
+from ditfastattn.cost import CostTable, plan_time
+from ditfastattn.cost.rows import FULL, STORING, WEIGHTS, cells_of
+from ditfastattn.layout import Layout
 from plans import Method, Plan, SiteName
 from plans.macs import method_macs, total_macs
 from plans.site import methods_of
@@ -55,6 +58,41 @@ class Macs:
         for choice in storing(usable):
             found[choice] = found[Choice(choice.method)] + stores[choice.stores]
         return found
+
+
+class Times:
+    """Milliseconds of a run, from a measured table (``ditfastattn.cost``)."""
+
+    unit = "ms"
+
+    def __init__(self, table: CostTable) -> None:
+        self.table = table
+
+    def of(self, plan: Plan) -> float:
+        return plan_time(plan, self.table).total
+
+    def choices(self, plan: Plan, site: SiteName, candidates: Sequence[Method]) -> Costs:
+        usable = [method for method in (*candidates, Method.FULL) if method in methods_of(site)]
+        cells = [Choice(method) for method in usable] + (storing(usable) if site != "mlp" else [])
+        return {choice: self.table.times(site, self._cell(site, choice)) / 1000 for choice in cells}
+
+    def slow(self) -> tuple[Method, ...]:
+        """The methods that were measured no faster than FULL: no plan is the better for them."""
+        at_full = self.table.times("attn", FULL)
+        cells = [
+            cell for cell in cells_of("attn", Layout(self.table.key.layout)) if cell.store_residual is Rows.NOTHING
+        ]
+        return tuple(
+            cell.method
+            for cell in cells
+            if cell.method is not Method.FULL and self.table.times("attn", cell) >= at_full
+        )
+
+    @staticmethod
+    def _cell(site: SiteName, choice: Choice) -> Cell:
+        if site == "mlp" and choice.method is Method.FULL:
+            return STORING  # what it costs where a later step reuses it, which is a little more
+        return Cell(choice.method, store_residual=choice.stores, weights=WEIGHTS.get(choice.method, ()))
 
 
 def storing(usable: Sequence[Method]) -> list[Choice]:

@@ -12,13 +12,16 @@ from calibration.calibrate import empty_plan
 from calibration.labels import choose_labels
 from calibration.loss import DRIFT
 from calibration.priced import CANDIDATES, Priced, priced
+from calibration.prices import Prices
 from calibration.sensitivity import Sensitivity
 from calibration.settings import Settings
 from calibration.subjects import condition_of
+from calibration.trials import Trials
 from ditfastattn.condition import FromLabels
 from ditfastattn.errors import DitFastAttnError
 from ditfastattn.models import adapt
 from ditfastattn.pipelines import load_pipeline
+from ditfastattn.sampling import label_condition
 from eval.drift import UNSEEN
 from eval.drift_runs import Sampled, final_latents
 from plans import Method, Plan
@@ -39,6 +42,10 @@ class Bench:
         every = choose_labels(self.pipe, None, 10**4, args.seed)
         others = [label for label in dict.fromkeys(every) if label not in self.labels] or list(self.labels)
         self._unseen = [others[index % len(others)] for index in range(args.n)]
+        self.mlp = adapt(self.pipe.transformer).mlp
+        self.prices: Prices | None = None  # None: MACs
+        self.slow: tuple[Method, ...] = ()  # methods that are not faster than FULL here
+        self._trials: dict[int, tuple[Trials, Trials]] = {}
         self._priced: dict[tuple[int, str], Priced] = {}
         self._sensitivities: dict[int, tuple[Sensitivity, ...]] = {}
 
@@ -50,19 +57,27 @@ class Bench:
         args = self.args
         return final_latents(self.pipe, plan, self._unseen, args.seed + UNSEEN, args.guidance, steps, args.batch)
 
-    def calibrated_on(self, steps: int) -> Sampled:
-        """The uncompressed latents of the images that are calibrated on."""
-        args = self.args
-        return final_latents(self.pipe, None, list(self.labels), args.seed, args.guidance, steps, args.batch)
+    def trials(self, base: int) -> tuple[Trials, Trials]:
+        """On the noise of a search, and on other noise, of the labels that are calibrated on."""
+        if base not in self._trials:
+            args, count = self.args, len(self.labels)
+            condition = label_condition(self.pipe.transformer, self.labels)
+            seen, unseen = (
+                Trials(self.pipe, condition, args.guidance, base, args.seed, range(first, first + count))
+                for first in (0, count)
+            )
+            self._trials[base] = seen, unseen
+        return self._trials[base]
 
     def priced(self, steps: int, kind: str) -> Priced:
-        """``kind``: "attn" chooses among the paper's methods for attention, "all" also forecasts, and MLPs."""
+        """``kind``: "attention" chooses among the paper's methods, "all" also among forecasts, and for MLPs."""
         if (steps, kind) not in self._priced:
             begun = time.monotonic()
             paper = tuple(method for method in PAPER if method is not Method.FULL)
-            candidates = paper if kind == "attn" else CANDIDATES
+            candidates = tuple(m for m in (paper if kind == "attention" else CANDIDATES) if m not in self.slow)
             settings = self.settings(steps, threshold=1.0, loss=DRIFT)
-            found = priced(self.pipe, settings, kind == "all", candidates, self._sensitivities.get(steps, ()))
+            known = self._sensitivities.get(steps, ())
+            found = priced(self.pipe, settings, kind == "all", candidates, known, prices=self.prices)
             self._priced[steps, kind], self._sensitivities[steps] = found, found.sensitivities
             seconds = time.monotonic() - begun
             print(f"errors of {steps} steps, {kind}: {found.table.block_runs} block runs, {seconds:.0f} s", flush=True)

@@ -18,7 +18,7 @@ import torch
 
 from calibration.calibrate import package_versions
 from ditfastattn.errors import DitFastAttnError
-from eval import pareto_file, pareto_grid, pareto_time
+from eval import pareto_file, pareto_grid, pareto_plot, pareto_time
 from eval.drift import RESULTS
 from eval.drift_runs import psnr
 from eval.pareto_bench import Bench, Candidate, Way
@@ -54,7 +54,7 @@ def parser() -> argparse.ArgumentParser:
         "efficientnet-lite0")  # fmt: skip
     add("--shares", type=float, nargs="+", default=[0.8, 0.5, 0.35], help="of the MACs, at which methods are shown and "
         "their Frechet distances measured: the row of each that is nearest (0.8 0.5 0.35)")  # fmt: skip
-    add("--out", type=Path, default=RESULTS, help="folder of pareto.json and pareto-images-MODEL.png (eval/results)")
+    add("--out", type=Path, default=RESULTS, help="folder of pareto.json and its pictures (eval/results)")
     return p
 
 
@@ -170,6 +170,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 compared.add(*candidate)
         if base == args.base_steps[0]:
             compared.grid(args.out / f"pareto-images-{Path(args.model).name}.png")
+        pareto_plot.plot(pareto_file.read(args.out / pareto_file.NAME)["rows"], args.out / "pareto.png")
         if distance is not None:
             compared.distances(distance)
     print(f"written: {args.out / pareto_file.NAME}")

@@ -1,4 +1,4 @@
-"""``python -m calibration``: calibrate a pipeline, or explain a plan's cells."""
+"""``python -m calibration``: calibrate a pipeline, explain a plan's cells, or make SmoothCache's plan."""
 
 import sys
 

@@ -26,16 +26,19 @@ EXAMPLES = """examples:
   python -m calibration --model opensora --threshold 0.05 --device cuda --dtype bfloat16
   torchrun --nproc-per-node 4 -m calibration --threshold D2   the images shared out over 4 processes, a GPU each
   python -m calibration explain calibrated/demo-dpm50-mrae-0.05.json --layer 3 --step 10
+  python -m calibration smoothcache --threshold 0.1           the schedule of SmoothCache, as a plan
 """
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
+    """Errors as one sentence."""
+
     def error(self, message: str):  # type: ignore[no-untyped-def]
         raise CalibrationError(f"{message}; see python -m calibration --help")
 
 
 def calibrate_parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog="python -m calibration",
         description="Chooses, per layer and per sampler step, the cheapest attention method whose error stays under "
         "a threshold (DiTFastAttn, Algorithm 1), and saves the plan, its picture, a trace of every candidate, and a "
@@ -99,7 +102,7 @@ def calibrate_parser() -> argparse.ArgumentParser:
 
 
 def explain_parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog="python -m calibration explain",
         description="Why a cell of a plan is what it is: every candidate tried there, its loss and its limit.",
     )

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from calibration import smoothcache_cli
 from calibration.algorithm import Decision
 from calibration.arguments import calibrate_parser, explain_parser, loss_of, parse_budget, parse_methods, parse_window
 from calibration.calibrate import Result, calibrate, package_versions
@@ -47,6 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     def command() -> int:
         if arguments[:1] == ["explain"]:
             return _explain(explain_parser().parse_args(arguments[1:]))
+        if arguments[:1] == ["smoothcache"]:
+            return smoothcache_cli.main(arguments[1:])
         with start() as ranks:
             return _calibrate(calibrate_parser().parse_args(arguments), arguments, ranks)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -47,17 +48,26 @@ def final_latents(
         plan: None samples uncompressed. Its guidance scale need not be ``scale``: a bare transformer is not told of it.
         steps: model calls of a run.
     """
+
+    def followed() -> AbstractContextManager[Any]:
+        return nullcontext() if plan is None else ditfastattn.apply(pipe.transformer, plan)
+
+    return latents_by(pipe.transformer, pipe, followed, labels, seed, scale, steps, batch)
+
+
+def latents_by(
+    transformer: Any, pipe: Any, each_run: Callable[[], AbstractContextManager[Any]], labels: Sequence[int], seed: int,
+    scale: float, steps: int, batch: int,
+) -> Sampled:  # fmt: skip
+    """As `final_latents`, by a transformer in the place of the pipeline's; a batch is a run within ``each_run()``."""
     calls = inference_steps(pipe.scheduler, steps)
     parts = []
     for start in range(0, len(labels), batch):
         indices = range(start, min(start + batch, len(labels)))
         condition = label_condition(pipe.transformer, [labels[index] for index in indices])
-        denoiser = Denoiser(pipe.transformer, condition, scale)
-        if plan is None:
+        with each_run():
+            denoiser = Denoiser(transformer, condition, scale)
             parts.append(sample_latents(denoiser, pipe.scheduler, calls, seed, indices))
-        else:
-            with ditfastattn.apply(pipe.transformer, plan):
-                parts.append(sample_latents(denoiser, pipe.scheduler, calls, seed, indices))
     return Sampled(torch.cat(parts), pipe.vae, batch)
 
 

@@ -7,9 +7,9 @@ counts the MACs of attention and MLPs; a plan of fewer steps is compressed no fu
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,15 +17,21 @@ from typing import Any
 import torch
 
 from calibration.calibrate import package_versions
+from ditfastattn.errors import DitFastAttnError
+from eval import pareto_file, pareto_grid, pareto_plot, pareto_time
 from eval.drift import RESULTS
 from eval.drift_runs import psnr
-from eval.pareto_bench import Bench, Candidate, full_plan
+from eval.pareto_bench import Bench, Candidate, Way
+from eval.pareto_cache_dit import DualBlockCache
+from eval.pareto_fd import Distance
 from eval.pareto_ours import ours
 from eval.pareto_paper import paper
-from eval.pareto_rivals import rivals
+from eval.pareto_rivals import cache_dit, rivals, smoothcache
+from eval.pareto_time import Stopwatch
 from eval.record import command_line
-from plans.files import write_text
-from plans.macs import plan_macs, total_macs
+from eval.similarity import ssim
+
+SOURCES: tuple[Callable[[Bench, int], Iterator[Candidate]], ...] = (rivals, smoothcache, cache_dit, ours, paper)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -40,50 +46,131 @@ def parser() -> argparse.ArgumentParser:
     add("--seed", type=int, default=0)
     add("--dtype", choices=("float32", "float16", "bfloat16"), default="float32")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    add("--out", type=Path, default=RESULTS, help="folder of pareto-MODEL.json (eval/results)")
+    add("--no-time", action="store_true", help="do not measure speed-ups; a CPU never does")
+    add("--time-batch", type=int, default=32, help="images timed together (32)")
+    add("--time-dtype", choices=("float32", "float16", "bfloat16"), default="float16", help="default: float16")
+    add("--fd", type=int, default=0, metavar="N", help="images drawn for a Frechet distance; 0 measures none (default)")
+    add("--fd-reference", type=Path, metavar="FILE", help="real images, or their statistics by eval stats --network "
+        "efficientnet-lite0")  # fmt: skip
+    add("--shares", type=float, nargs="+", default=[0.8, 0.5, 0.35], help="of the MACs, at which methods are shown and "
+        "their Frechet distances measured: the row of each that is nearest (0.8 0.5 0.35)")  # fmt: skip
+    add("--out", type=Path, default=RESULTS, help="folder of pareto.json and its pictures (eval/results)")
     return p
+
+
+@dataclass
+class Tried:
+    """A row, and what draws more images as it does."""
+
+    row: dict[str, Any]
+    way: Way
+    shown: torch.Tensor
+
+
+class Comparison:
+    """One model's rows from one number of base steps."""
+
+    def __init__(self, bench: Bench, base: int, record: dict[str, Any]) -> None:
+        args = bench.args
+        self.bench, self.base = bench, base
+        self.stopwatch: Stopwatch | None = None
+        if "timed" in record:
+            labels = [bench.unseen[index % args.n] for index in range(args.time_batch)]
+            self.stopwatch = Stopwatch(bench.pipe, getattr(torch, args.time_dtype), labels, args.guidance, base)
+        self.table = pareto_file.Table(args.out / pareto_file.NAME, {**record, "base_steps": base})
+        self.tried: list[Tried] = []
+        self.reference = bench.sampled(None, base).sampled
+
+    def add(self, method: str, setting: str, way: Way, steps: int) -> None:
+        """Samples, compares, times, and writes the row."""
+        found, macs, attention = self.bench.sampled(way, steps)
+        a, b = (sampled.pixels.permute(0, 3, 1, 2) for sampled in (self.reference, found))
+        row = {
+            "model": Path(self.bench.args.model).name,
+            "method": method,
+            "setting": setting,
+            "base_steps": self.base,
+            "steps": steps,
+            "total_macs": round(100 * macs * steps / self.base, 2),
+            "attention_macs": round(100 * attention * steps / self.base, 2),
+            "speedup": self._speedup(way, steps),
+            "psnr": psnr(self.reference, found),
+            "ssim": round(float(ssim(a, b).mean()), 4),
+            "latent_rel_l2": round(self.reference.distance(found), 5),
+            "fd": None,
+        }
+        self.tried.append(Tried(row, way, found.pixels[: pareto_grid.COLUMNS]))
+        self.table.add(row)
+        faster = "" if row["speedup"] is None else f"{row['speedup']:.2f} x"
+        print(f"{self.base} {method:<30} {setting:<40} {row['total_macs']:6.1f} % {faster:>7} {row['psnr']} dB "
+              f"{row['latent_rel_l2']:.4f}", flush=True)  # fmt: skip
+
+    def _speedup(self, way: Way, steps: int) -> float | None:
+        if self.stopwatch is None:
+            return None
+        try:
+            return self.stopwatch.speedup(way, steps)
+        except Exception as error:
+            if not isinstance(way, DualBlockCache):
+                raise
+            # Another's package: what it cannot run is no reason to lose the other rows.
+            print(f"not timed: {way.method}, {way.setting}: {' '.join(str(error).split())[:200]}", flush=True)
+            return None
+
+    def distances(self, distance: Distance) -> None:
+        """Frechet distances of the uncompressed images, and of every method's row nearest to each share."""
+        args, rows = self.bench.args, [one.row for one in self.tried]
+        chosen = [rows[0], *(row for share in args.shares for row in pareto_file.nearest(rows, share))]
+        labels = self.bench.random_labels(args.fd)
+        for one in self.tried:
+            if any(one.row is row for row in chosen):
+                drawn = self.bench.drawn(one.way, one.row["steps"], labels, args.seed).sampled
+                one.row["fd"] = distance(drawn.pixels)
+                self.table.write()
+                print(f"{self.base} {one.row['method']:<30} {one.row['setting']:<40} distance {one.row['fd']:.2f}",
+                      flush=True)  # fmt: skip
+
+    def grid(self, file: Path) -> None:
+        shown = [pareto_grid.Shown(one.row, one.shown) for one in self.tried]
+        title = f"{Path(self.bench.args.model).name}, {self.base} steps; every share has the same images"
+        pareto_grid.save(file, title, self.reference.pixels, shown, self.bench.args.shares)
 
 
 @torch.no_grad()
 def main(argv: Sequence[str] | None = None) -> None:
-    """Print and write pareto-MODEL.json; every row is written as it is measured."""
+    """Print, and write into pareto.json; every row is written as it is measured."""
     args = parser().parse_args(argv)
+    if bool(args.fd) != (args.fd_reference is not None):
+        raise DitFastAttnError("a Frechet distance needs --fd N and --fd-reference FILE: give both, or neither")
+    if args.fd < 0 or args.fd == 1:
+        raise DitFastAttnError(f"--fd {args.fd}; expected at least 2 images, or 0 for none")
+    distance = Distance(args.fd_reference, args.device) if args.fd else None
     bench = Bench(args)
-    file = args.out / f"pareto-{Path(args.model).name}.json"
     on_gpu = torch.device(args.device).type == "cuda"
-    rows: list[dict[str, Any]] = []
-    result = {
-        "command": command_line("pareto", argv, ("--out", "--device")),
+    record = {
         "model": Path(args.model).name,
+        "base_steps": 0,
+        "command": command_line("pareto", argv, ("--out", "--device")),
         "device": torch.cuda.get_device_name(args.device) if on_gpu else platform.machine() + " CPU",
         "dtype": args.dtype,
         "versions": package_versions(),
         "date": datetime.now(UTC).date().isoformat(),
         "images": args.n,
         "guidance": args.guidance,
-        "rows": rows,
     }
+    if on_gpu and not args.no_time:
+        record["timed"] = f"{pareto_time.WHAT}; batch {args.time_batch}, {args.time_dtype}"
+    if args.fd:
+        record["fd"] = f"{args.fd} images, EfficientNet-Lite0 features (not FID), to {args.fd_reference.name}"
     for base in args.base_steps:
-        reference = bench.sampled(None, base)
-        full = total_macs(full_plan(bench, base)).full
-        sources: tuple[Callable[..., Iterator[Candidate]], ...] = (rivals, ours, paper)
-        for source in sources:
-            for method, setting, plan, steps in source(bench, base):
-                found = bench.sampled(plan, steps)
-                macs = steps / base if plan is None else total_macs(plan).total / full
-                row = {
-                    "method": method,
-                    "setting": setting,
-                    "base_steps": base,
-                    "steps": steps,
-                    "total_macs": round(100 * macs, 2),
-                    "attention_macs": 100.0 if plan is None else round(plan_macs(plan).percent, 2),
-                    "psnr": psnr(reference, found),
-                    "latent_rel_l2": round(reference.distance(found), 5),
-                }
-                rows.append(row)
-                args.out.mkdir(parents=True, exist_ok=True)
-                write_text(file, json.dumps(result, indent=1, allow_nan=False) + "\n")
-                print(f"{base} {method:<22} {setting:<40} {row['total_macs']:6.1f} % {row['psnr']} dB "
-                      f"{row['latent_rel_l2']:.4f}", flush=True)  # fmt: skip
-    print(f"written: {file}")
+        compared = Comparison(bench, base, record)
+        compared.add("full", "uncompressed", None, base)
+        for source in SOURCES:
+            for candidate in source(bench, base):
+                compared.add(*candidate)
+        if base == args.base_steps[0]:
+            compared.grid(args.out / f"pareto-images-{Path(args.model).name}.png")
+        pareto_plot.plot(pareto_file.read(args.out / pareto_file.NAME)["rows"], args.out / "pareto.png")
+        if distance is not None:
+            compared.distances(distance)
+    print(f"written: {args.out / pareto_file.NAME}")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import time
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 
@@ -23,11 +24,24 @@ from ditfastattn.models import adapt
 from ditfastattn.pipelines import load_pipeline
 from ditfastattn.sampling import label_condition
 from eval.drift import UNSEEN
-from eval.drift_runs import Sampled, final_latents
+from eval.drift_runs import Sampled, final_latents, latents_by
+from eval.pareto_cache_dit import DualBlockCache
+from eval.sample_batches import Labels, pool_of
 from plans import Method, Plan
+from plans.macs import plan_macs, total_macs
 from plans.method import PAPER
 
-Candidate = tuple[str, str, Plan | None, int]  # method, setting, plan (None: uncompressed), steps
+Way = Plan | DualBlockCache | None  # None: uncompressed
+Candidate = tuple[str, str, Way, int]  # method, setting, way of sampling, steps
+
+
+class Measured(NamedTuple):
+    """What was sampled, and the shares of the MACs of attention and MLPs, and of attention, that it took of a full run
+    of as many steps."""
+
+    sampled: Sampled
+    macs: float
+    attention: float
 
 
 class Bench:
@@ -41,7 +55,7 @@ class Bench:
         self.labels = choose_labels(self.pipe, None, args.labels, args.seed)
         every = choose_labels(self.pipe, None, 10**4, args.seed)
         others = [label for label in dict.fromkeys(every) if label not in self.labels] or list(self.labels)
-        self._unseen = [others[index % len(others)] for index in range(args.n)]
+        self.unseen = [others[index % len(others)] for index in range(args.n)]
         self.mlp = adapt(self.pipe.transformer).mlp
         self.prices: Prices | None = None  # None: MACs
         self.slow: tuple[Method, ...] = ()  # methods that are not faster than FULL here
@@ -53,9 +67,28 @@ class Bench:
         args = self.args
         return Settings(labels=self.labels, steps=steps, guidance_scale=args.guidance, seed=args.seed, **how)
 
-    def sampled(self, plan: Plan | None, steps: int) -> Sampled:
-        args = self.args
-        return final_latents(self.pipe, plan, self._unseen, args.seed + UNSEEN, args.guidance, steps, args.batch)
+    def sampled(self, way: Way, steps: int) -> Measured:
+        """The images that plans are judged by."""
+        return self.drawn(way, steps, self.unseen, self.args.seed + UNSEEN)
+
+    def drawn(self, way: Way, steps: int, labels: Sequence[int], seed: int) -> Measured:
+        """One image a label, image i of noise (seed, i)."""
+        args, pipe = self.args, self.pipe
+        if isinstance(way, DualBlockCache):
+            running = way.on(pipe.transformer, steps)
+            found = latents_by(
+                running.transformer, pipe, running.one_run, labels, seed, args.guidance, steps, args.batch
+            )
+            return Measured(found, running.share(steps), running.share(steps))
+        found = final_latents(pipe, way, labels, seed, args.guidance, steps, args.batch)
+        if way is None:
+            return Measured(found, 1.0, 1.0)
+        return Measured(found, total_macs(way).percent / 100, plan_macs(way).percent / 100)
+
+    def random_labels(self, count: int) -> list[int]:
+        """Those of the images that ``python -m eval sample`` draws."""
+        labels = Labels(pool_of(self.pipe), "random", self.args.seed)
+        return [labels[index] for index in range(count)]
 
     def trials(self, base: int) -> tuple[Trials, Trials]:
         """On the noise of a search, and on other noise, of the labels that are calibrated on."""

@@ -1,8 +1,13 @@
-"""Quality against the MACs of attention and MLPs, one panel for each model and number of steps."""
+"""Quality against the MACs of attention and MLPs, and against measured speed: a column for each model and number of
+steps."""
+
+from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from plans.files import write_whole
 
 STYLES = {  # method -> colour, marker
     "fewer steps": ("black", "o"),
@@ -11,6 +16,10 @@ STYLES = {  # method -> colour, marker
     "TaylorSeer-like, order 2": ("tab:blue", "^"),
     "skip": ("tab:gray", "s"),
     "PAB": ("tab:brown", "D"),
+    "SmoothCache": ("darkgreen", "P"),
+    "cache-dit DBCache": ("magenta", "p"),
+    "cache-dit DBCache + TaylorSeer, order 1": ("mediumorchid", "h"),
+    "cache-dit DBCache + TaylorSeer, order 2": ("indigo", "h"),
     "DiTFastAttn": ("navy", "x"),
     "ours, cells, attention": ("tab:pink", "*"),
     "ours, cells, attention, all steps": ("tab:purple", "."),
@@ -19,36 +28,44 @@ STYLES = {  # method -> colour, marker
     "ours, together": ("tab:red", "*"),
     "ours, together, all steps": ("tab:green", "."),
 }
+COSTS = {"total_macs": "MACs of attention and MLPs, % of the base's", "speedup": "speed-up, measured"}
 
 
 def curve_of(row: dict[str, Any]) -> str:
-    """The line that a row stands on."""
-    _, _, order = row["setting"].partition(", order ")
-    return f"{row['method']}, order {order}" if row["method"] == "TaylorSeer-like" else str(row["method"])
+    """The line that a row stands on: of forecasts, one for each order."""
+    _, order, number = row["setting"].partition(", order ")
+    return f"{row['method']}{order}{number}"
 
 
-def plot(results: Sequence[dict[str, Any]], file: Path) -> None:
-    """PSNR to the uncompressed images of the base's steps; what equals them has none and is left out."""
+def plot(rows: Sequence[dict[str, Any]], file: Path) -> None:
+    """PSNR to the uncompressed images of the base's steps; what equals them has none and is left out.
+
+    Against speed-ups only if some were measured.
+    """
     import matplotlib
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+    matplotlib.use("Agg", force=False)
+    from matplotlib.figure import Figure
 
-    panels = [
-        (result, base) for result in results for base in dict.fromkeys(row["base_steps"] for row in result["rows"])
-    ]
-    figure, axes = plt.subplots(1, len(panels), figsize=(2.4 + 5 * len(panels), 5), squeeze=False, sharey=True)
-    for axis, (result, base) in zip(axes[0], panels, strict=True):
-        rows = [row for row in result["rows"] if row["base_steps"] == base and row["psnr"] is not None]
-        for name, (colour, marker) in STYLES.items():
-            points = sorted((row["total_macs"], row["psnr"]) for row in rows if curve_of(row) == name)
-            if points:
-                axis.plot(*zip(*points, strict=True), color=colour, marker=marker, linewidth=1.2, label=name)
-        axis.set(xlabel="MACs of attention and MLPs, % of the base's", title=f"{result['model']}, {base} steps")
-        axis.grid(alpha=0.25)
-    axes[0][0].set_ylabel("PSNR to the base's images, dB")
-    handles, labels = axes[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, fontsize=8, loc="center right")
-    figure.tight_layout(rect=(0, 0, 1 - 2.2 / figure.get_figwidth(), 1))
-    figure.savefig(file, dpi=110)
-    plt.close(figure)
+    panels = list(dict.fromkeys((row["model"], row["base_steps"]) for row in rows))
+    costs = [cost for cost in COSTS if any(row[cost] is not None and row["method"] != "full" for row in rows)]
+    figure = Figure(figsize=(3.2 + 4.6 * len(panels), 4.6 * len(costs)))
+    axes = figure.subplots(len(costs), len(panels), squeeze=False, sharey=True)
+    shown = {}
+    for line, cost in enumerate(costs):
+        for column, (model, base) in enumerate(panels):
+            axis, points = axes[line][column], [r for r in rows if (r["model"], r["base_steps"]) == (model, base)]
+            for name, (colour, marker) in STYLES.items():
+                curve = sorted(
+                    (row[cost], row["psnr"])
+                    for row in points
+                    if curve_of(row) == name and row["psnr"] is not None and row[cost] is not None
+                )
+                if curve:
+                    (shown[name],) = axis.plot(*zip(*curve, strict=True), color=colour, marker=marker, linewidth=1.2)
+            axis.set(xlabel=COSTS[cost], title=f"{model}, {base} steps")
+            axis.grid(alpha=0.25)
+        axes[line][0].set_ylabel("PSNR to the base's images, dB")
+    figure.legend(shown.values(), shown.keys(), fontsize=8, loc="center right")
+    figure.tight_layout(rect=(0, 0, 1 - 3 / figure.get_figwidth(), 1))
+    write_whole(file, lambda beside: figure.savefig(beside, dpi=110, format="png"))

@@ -1,17 +1,22 @@
-"""What plans of ours are compared with: fewer steps, and the schedules of others."""
+"""What plans of ours are compared with: fewer steps, the schedules of others, and the package cache-dit."""
 
 from __future__ import annotations
 
+import bisect
+import math
 from collections.abc import Iterator
 
+from calibration.smoothcache import smoothcache_errors
+from eval import pareto_cache_dit
 from eval.pareto_bench import Bench, Candidate, full_plan
 from plans import make
+from plans.macs import total_macs
 
-SHARES = (0.8, 0.6, 0.5, 0.4, 0.3)  # of the base's steps
+SHARES = (0.8, 0.6, 0.5, 0.4, 0.3)  # of the base's steps, or MACs
 
 
 def rivals(bench: Bench, base: int) -> Iterator[Candidate]:
-    """What is not ours."""
+    """Fewer steps, and schedules by rule."""
     for share in SHARES:
         yield "fewer steps", f"{round(share * base)}", None, round(share * base)
     full = full_plan(bench, base)
@@ -23,3 +28,27 @@ def rivals(bench: Bench, base: int) -> Iterator[Candidate]:
         yield "skip", f"interval {interval}", make.skip(full, interval), base
     for interval in (2, 3):
         yield "PAB", f"interval {interval}", make.pab(full, interval), base
+
+
+def smoothcache(bench: Bench, base: int) -> Iterator[Candidate]:
+    """SmoothCache by the lowest threshold that comes down to a share of the MACs, as far as any does."""
+    plan, errors = smoothcache_errors(bench.pipe, bench.settings(base, threshold=1.0))
+    every = (error for rows in errors.values() for row in rows for error in row if math.isfinite(error))
+    thresholds = sorted({math.ceil(1e4 * error) / 1e4 for error in every})  # as they are shown
+    for share in (0.9, *SHARES):
+        index = bisect.bisect_left(
+            thresholds, -share, key=lambda value: -total_macs(make.smoothcache(plan, errors, value)).percent / 100
+        )
+        if index < len(thresholds):
+            threshold = thresholds[index]
+            yield "SmoothCache", f"threshold {threshold:g}", make.smoothcache(plan, errors, threshold), base
+
+
+def cache_dit(bench: Bench, base: int) -> Iterator[Candidate]:
+    """DBCache with and without TaylorSeer, if the package is there."""
+    if not pareto_cache_dit.installed():
+        print(f"cache-dit is left out: {pareto_cache_dit.HOW}", flush=True)
+        return
+    for threshold, order in pareto_cache_dit.SETTINGS:
+        way = pareto_cache_dit.DualBlockCache(threshold, order)
+        yield way.method, way.setting, way, base

@@ -14,6 +14,7 @@ from ditfastattn.errors import DitFastAttnError
 from ditfastattn.layout import Layout
 from ditfastattn.models import REGISTRY, DescribedModel
 from ditfastattn.models.base import ModelAdapter, PreparedModel
+from eval import pareto_table
 from plans.files import write_text
 
 ROOT = Path(__file__).parent.parent
@@ -226,6 +227,18 @@ def drift() -> str:
     return "\n".join([*lines, "", sources[0], "", sources[1]])
 
 
+def pareto() -> str:
+    """Ways of spending less, at a few shares of the MACs."""
+    file = "eval/results/pareto.json"
+    result = json.loads((ROOT / file).read_text())
+    notes = [
+        "PSNR to the uncompressed images of as many steps; x: times as fast as the uncompressed compiled model, the "
+        "sampling loop alone; FD: Fréchet distance to the demo's art in EfficientNet-Lite0's features, not FID.",
+        *dict.fromkeys(source_line(run, file) for run in result["runs"]),
+    ]
+    return "\n".join([*pareto_table.table(result["rows"]), "", *notes])
+
+
 def models() -> str:
     """What plans can be applied to, from the registry."""
     lines = ["| transformer | as in | a guided batch | eager | prepared | calibration |", "|---" * 6 + "|"]
@@ -252,6 +265,7 @@ TABLES = {
     "xformers": xformers,
     "token_order": token_order,
     "drift": drift,
+    "pareto": pareto,
     "demo_thresholds": demo_thresholds,
     "demo_clips": demo_clips,
     "demo_quality": demo_quality,

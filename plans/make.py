@@ -6,7 +6,7 @@ all of them step 0 is computed, as in every plan.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from plans.forecast import feasible
 from plans.method import Method
@@ -110,6 +110,45 @@ def skip(source: Plan, interval: int, order: int = 0) -> Plan:
     how = f"forecast with order {order}" if order else "reused"
     plan = _empty(source, f"the model called every {_th(interval)} step, its output {how} between", mlp=False)
     return plan.skipping(_column(plan, _every(interval, order)))
+
+
+def smoothcache(source: Plan, errors: Mapping[SiteName, Sequence[Sequence[float]]], threshold: float) -> Plan:
+    """Each kind of layer computed when its last output no longer serves (SmoothCache, arXiv 2411.10510, Eq. 4).
+
+    A computed output is reused for the longest run of steps after it whose last one it misses by no more than the
+    threshold; the first and the last step are computed. The authors' code decides the same way.
+
+    Args:
+        errors: of every site, at [k - 1][t] the relative L1 error of reusing step t's output at step t + k, averaged
+            over the site's layers (`calibration.smoothcache` measures them); k up to the longest run allowed.
+
+    Raises:
+        ValueError: a negative threshold, or errors of too few steps.
+    """
+    if not threshold >= 0:
+        raise ValueError(f"the threshold is {threshold:g}; an error of 0.1, say, is a threshold of 0.1")
+    note = (
+        f"each kind of layer computed when its last output is off by more than {threshold:g} (relative L1), and reused "
+        "until then, as in SmoothCache (arXiv 2411.10510)"
+    )
+    plan = _empty(source, note, mlp="mlp" in errors)
+    for site in plan.sites:
+        computed = _smooth_steps(errors[site], threshold, plan.steps)
+        plan = _filled(plan, site, lambda step, computed=computed: Method.FULL if step in computed else Method.AST)  # type: ignore[misc]
+    return plan
+
+
+def _smooth_steps(errors: Sequence[Sequence[float]], threshold: float, steps: int) -> set[int]:
+    """The steps at which a kind of layer is computed."""
+    for k, row in enumerate(errors, start=1):
+        if len(row) < steps - k:
+            raise ValueError(f"there are errors of {len(row)} steps reused {k} later; the plan has {steps} steps")
+    computed, step = {0, steps - 1}, 0
+    while step < steps:
+        computed.add(step)
+        serves = [k for k, row in enumerate(errors, start=1) if step + k < steps and row[step] <= threshold]
+        step += 1 + max(serves, default=0)
+    return computed
 
 
 def _empty(source: Plan, note: str, mlp: bool, shape: MlpShape | None = None) -> Plan:

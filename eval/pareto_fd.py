@@ -1,0 +1,46 @@
+"""The Frechet distance of a way of sampling: its images against statistics of real ones, in EfficientNet's features."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from ditfastattn.errors import MetricError
+from eval.frechet import MomentStream, frechet_distance
+from eval.networks import LITE0, load_network
+from eval.sources import open_source
+from eval.statistics import holds_statistics, load
+from eval.stats import statistics_of
+
+BATCH = 64  # images through the network at once
+
+
+class Distance:
+    """Frechet distances to one reference.
+
+    Args:
+        reference: statistics of ``python -m eval stats --network efficientnet-lite0``, or the images themselves.
+
+    Raises:
+        MetricError: there is no such file, or it holds statistics of other features.
+    """
+
+    def __init__(self, reference: Path, device: str) -> None:
+        if not reference.exists():
+            raise MetricError(f"{reference} does not exist; --fd-reference takes statistics or a folder of real images")
+        self._network = load_network(LITE0, device)
+        self._path = reference
+        ready = reference.suffix == ".npz" and holds_statistics(reference)
+        self._real = load(reference) if ready else statistics_of(open_source(reference), self._network)
+
+    def __call__(self, pixels: torch.Tensor) -> float:
+        """Of images (N, H, W, 3) uint8, square."""
+        self._real.check(self._network, pixels.shape[1], self._path)
+        stream: MomentStream | None = None
+        for part in pixels.split(BATCH):
+            found = self._network(part.numpy()).pool
+            stream = stream or MomentStream(found.shape[1])
+            stream.update(found)
+        assert stream is not None
+        return round(frechet_distance(stream.result(), self._real.pool), 3)

@@ -1,0 +1,69 @@
+"""pareto.json: the rows of all models, and how each model's were measured."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from plans.files import write_text
+
+NAME = "pareto.json"
+KEYS = ("model", "method", "setting", "base_steps", "steps", "total_macs", "attention_macs", "speedup", "psnr", "ssim",
+        "latent_rel_l2", "fd")  # fmt: skip
+
+
+def read(file: Path) -> dict[str, Any]:
+    """``runs``: a record for each model and number of base steps; ``rows``."""
+    return json.loads(file.read_text()) if file.exists() else {"runs": [], "rows": []}
+
+
+class Table:
+    """The rows of one model and base, written into the file with those of the others as they come.
+
+    What the file had of this model and base goes with the first row that is new.
+    """
+
+    def __init__(self, file: Path, record: dict[str, Any]) -> None:
+        self._file, self._record = file, record
+        self.rows: list[dict[str, Any]] = []
+
+    def add(self, row: dict[str, Any]) -> None:
+        assert tuple(row) == KEYS
+        self.rows.append(row)
+        self.write()
+
+    def write(self) -> None:
+        """Rows that were changed too, the file whole or not at all."""
+        before = read(self._file)
+        mine = (self._record["model"], self._record["base_steps"])
+        kept = {
+            what: [entry for entry in before[what] if (entry["model"], entry["base_steps"]) != mine]
+            for what in ("runs", "rows")
+        }
+        runs, rows = [*kept["runs"], self._record], [*kept["rows"], *self.rows]
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        write_text(self._file, _text(runs, rows))
+
+
+def _text(runs: list[dict[str, Any]], rows: list[dict[str, Any]]) -> str:
+    """A line for each, so that a change of one is a change of one line."""
+    parts = [
+        f' "{name}": [\n' + ",\n".join("  " + json.dumps(entry, allow_nan=False) for entry in entries) + "\n ]"
+        for name, entries in (("runs", runs), ("rows", rows))
+    ]
+    return "{\n" + ",\n".join(parts) + "\n}\n"
+
+
+def nearest(rows: list[dict[str, Any]], share: float) -> list[dict[str, Any]]:
+    """Of every method, in the order of ``rows``, the row whose MACs are nearest to a share, of several the best.
+
+    Methods that come no nearer than a tenth of the base's MACs are left out, and so is the uncompressed row.
+    """
+    found: dict[str, tuple[float, float, dict[str, Any]]] = {}
+    for row in rows:
+        off = abs(row["total_macs"] - 100 * share)
+        rank = (round(off), row["latent_rel_l2"])
+        if off <= 10 and row["method"] != "full" and (row["method"] not in found or rank < found[row["method"]][:2]):
+            found[row["method"]] = (*rank, row)
+    return [row for *_, row in found.values()]

@@ -1,0 +1,107 @@
+"""How much faster a way of sampling is: the sampling loop alone, against the uncompressed compiled model."""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+import ditfastattn
+from ditfastattn.samplers import inference_steps
+from ditfastattn.sampling import Denoiser, label_condition, sample_latents
+from eval.baselines import Captured
+from eval.latency import on_device
+from eval.pareto_cache_dit import DualBlockCache
+from plans import Plan
+
+REPEATS = 5
+WHAT = (
+    "sampling loop without VAE; medians of 5 runs, interleaved with the uncompressed model's, which is compiled "
+    "as a whole and captured as a CUDA graph; plans by prepared steps; cache-dit with compiled blocks"
+)
+
+
+class Stopwatch:
+    """Times sampling runs of one batch, on a GPU.
+
+    The uncompressed model is compiled as a whole and captured as a CUDA graph, plans are followed by prepared steps,
+    captured too; both as in ``python -m eval latency``. A cache that decides at run time cannot be captured: its blocks
+    are compiled, all else is eager. Timesteps are on the device for all.
+
+    Args:
+        pipe: left alone; copies are in ``dtype``.
+        labels: of the batch.
+        base: model calls of the uncompressed run that the others are compared with.
+    """
+
+    def __init__(self, pipe: Any, dtype: torch.dtype, labels: Sequence[int], scale: float, base: int) -> None:
+        self._planned, self._full = _copied(pipe, dtype), _copied(pipe, dtype)
+        # Replayed, the graph is not touched by what else is compiled or installed later.
+        self._captured = captured(self._full.transformer)
+        self._condition = label_condition(self._full.transformer, labels)
+        self._scale, self._base = scale, base
+        self._run(self._captured, self._full.scheduler, base)
+
+    def speedup(self, how: Plan | DualBlockCache | None, steps: int) -> float:
+        """Time of the uncompressed run of the base's steps by that of a run of ``steps`` model calls by ``how``."""
+        planned = self._planned
+        if how is None:
+            return self._compared(lambda: self._run(self._captured, self._full.scheduler, steps))
+        if isinstance(how, Plan):
+            with ditfastattn.apply(planned, how, compile=True, graphs=True):
+                return self._compared(lambda: self._run(planned.transformer, planned.scheduler, steps))
+        running = how.on(planned.transformer, steps)
+        for block in running.blocks:
+            block.compile(fullgraph=True, dynamic=False)
+
+        def run() -> None:
+            running.begin()
+            self._run(running.transformer, planned.scheduler, steps)
+
+        return self._compared(run)
+
+    def _run(self, transformer: Any, scheduler: Any, steps: int) -> None:
+        denoiser = Denoiser(transformer, self._condition, self._scale)
+        sample_latents(
+            denoiser, scheduler, inference_steps(scheduler, steps), 0, range(len(self._condition)), copy=False
+        )
+
+    def _compared(self, run: Callable[[], None]) -> float:
+        full, own = [], []
+        for repeat in range(REPEATS + 1):
+            a = _seconds(lambda: self._run(self._captured, self._full.scheduler, self._base))
+            b = _seconds(run)
+            if repeat:  # the first round compiles and captures
+                full.append(a)
+                own.append(b)
+        return round(statistics.median(full) / statistics.median(own), 3)
+
+
+def captured(transformer: Any) -> Any:
+    """What a careful user has without us."""
+    return Captured(transformer)
+
+
+def _copied(pipe: Any, dtype: torch.dtype) -> Any:
+    copied = copy.copy(pipe)
+    copied.transformer = copy.deepcopy(pipe.transformer).to(dtype)
+    copied.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
+    on_device(copied)
+    return copied
+
+
+def _seconds(work: Callable[[], None]) -> float:
+    _wait()
+    begin = time.perf_counter()
+    work()
+    _wait()
+    return time.perf_counter() - begin
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()

@@ -24,14 +24,20 @@ from eval.drift_runs import psnr
 from eval.pareto_bench import Bench, Candidate, Way
 from eval.pareto_cache_dit import DualBlockCache
 from eval.pareto_fd import Distance
-from eval.pareto_ours import ours
+from eval.pareto_ours import SPEEDUPS, ours
 from eval.pareto_paper import paper
 from eval.pareto_rivals import cache_dit, rivals, smoothcache
 from eval.pareto_time import Stopwatch
 from eval.record import command_line
 from eval.similarity import ssim
 
-SOURCES: tuple[Callable[[Bench, int], Iterator[Candidate]], ...] = (rivals, smoothcache, cache_dit, ours, paper)
+SOURCES: dict[str, Callable[[Bench, int], Iterator[Candidate]]] = {
+    "rivals": rivals,
+    "smoothcache": smoothcache,
+    "cache-dit": cache_dit,
+    "ours": ours,
+    "paper": paper,
+}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -41,6 +47,9 @@ def parser() -> argparse.ArgumentParser:
     add("--base-steps", type=int, nargs="+", default=[50, 20])
     add("--guidance", type=float, default=4.0)
     add("--labels", type=int, default=8, help="images calibrated on (8)")
+    add("--only", nargs="+", choices=list(SOURCES), default=list(SOURCES), help="what is measured anew (all)")
+    add("--speedups", type=float, nargs="+", default=list(SPEEDUPS), help=f"that ours are asked for ({SPEEDUPS})")
+    add("--evaluations", type=int, default=60, help="runs that ours are searched by, for each speedup (60)")
     add("--n", type=int, default=256, help="other images that are compared (256)")
     add("--batch", type=int, default=64)
     add("--seed", type=int, default=0)
@@ -165,8 +174,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     for base in args.base_steps:
         compared = Comparison(bench, base, record)
         compared.add("full", "uncompressed", None, base)
-        for source in SOURCES:
-            for candidate in source(bench, base):
+        for source in args.only:
+            for candidate in SOURCES[source](bench, base):
                 compared.add(*candidate)
         if base == args.base_steps[0]:
             compared.grid(args.out / f"pareto-images-{Path(args.model).name}.png")

@@ -14,18 +14,18 @@ KEYS = ("model", "method", "setting", "base_steps", "steps", "total_macs", "atte
 
 
 def read(file: Path) -> dict[str, Any]:
-    """``runs``: a record for each model and number of base steps; ``rows``."""
+    """``runs``: how the rows of a model, of base steps and of methods were measured; ``rows``."""
     return json.loads(file.read_text()) if file.exists() else {"runs": [], "rows": []}
 
 
 class Table:
-    """The rows of one model and base, written into the file with those of the others as they come.
+    """Rows of one model and base, written into the file with all others as they come.
 
-    What the file had of this model and base goes with the first row that is new.
+    With the first new row of a method goes what the file had of it, for this model and base.
     """
 
     def __init__(self, file: Path, record: dict[str, Any]) -> None:
-        self._file, self._record = file, record
+        self._file, self._record = file, {**record, "methods": []}
         self.rows: list[dict[str, Any]] = []
 
     def add(self, row: dict[str, Any]) -> None:
@@ -36,12 +36,18 @@ class Table:
     def write(self) -> None:
         """Rows that were changed too, the file whole or not at all."""
         before = read(self._file)
-        mine = (self._record["model"], self._record["base_steps"])
-        kept = {
-            what: [entry for entry in before[what] if (entry["model"], entry["base_steps"]) != mine]
-            for what in ("runs", "rows")
-        }
-        runs, rows = [*kept["runs"], self._record], [*kept["rows"], *self.rows]
+        methods = list(dict.fromkeys(row["method"] for row in self.rows))
+        self._record["methods"] = methods
+
+        def mine(entry: dict[str, Any]) -> bool:
+            return all(entry[name] == self._record[name] for name in ("model", "base_steps"))
+
+        runs = []
+        for run in before["runs"]:
+            left = [method for method in run["methods"] if not mine(run) or method not in methods]
+            runs += [{**run, "methods": left}] if left else []
+        kept = [row for row in before["rows"] if not mine(row) or row["method"] not in methods]
+        runs, rows = [*runs, self._record], [*kept, *self.rows]
         self._file.parent.mkdir(parents=True, exist_ok=True)
         write_text(self._file, _text(runs, rows))
 

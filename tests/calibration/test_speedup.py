@@ -1,0 +1,135 @@
+"""Plans tried as wholes: outcomes, candidates within budgets, local search, and the front they make."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from small_models import small_pipeline
+
+from calibration.calibrate import empty_plan
+from calibration.errors import CalibrationError
+from calibration.improve import improve
+from calibration.pool import most_steps, pool
+from calibration.prices import Macs, fixed
+from calibration.settings import Settings
+from calibration.speedup import FEWER, within
+from calibration.trials import Outcome, Trials
+from ditfastattn.models import adapt
+from ditfastattn.sampling import Denoiser, label_condition, sample_latents
+from plans import Method, Plan, make
+
+STEPS, SCALE = 8, 4.0
+
+
+@pytest.fixture(scope="module")
+def pipe() -> Any:
+    return small_pipeline(layers=2)
+
+
+def full(pipe: Any, steps: int) -> Plan:
+    adapter = adapt(pipe.transformer)
+    shape = label_condition(pipe.transformer, [0]).latent_shape
+    settings = Settings(labels=(0,), steps=steps, guidance_scale=SCALE, threshold=1.0)
+    return empty_plan(adapter, pipe.scheduler, settings, shape).with_mlp(adapter.mlp)
+
+
+def trials(pipe: Any, first: int = 0) -> Trials:
+    return Trials(pipe, label_condition(pipe.transformer, [1, 2, 3]), SCALE, STEPS, 0, range(first, first + 3))
+
+
+def test_outcomes() -> None:
+    one, other = Outcome((0.1, 0.4), 0.3), Outcome((0.2, 0.8), 0.6)
+    assert one.typical == pytest.approx(0.2)
+    assert one.beats(other) and not other.beats(one) and not one.beats(one)
+    mixed = Outcome((0.01, 0.9), 0.3)  # nearer on average, but not by more than chance
+    assert mixed.typical < other.typical and not mixed.beats(other)
+    assert Outcome((0.0, 1.0), 1.0).typical == pytest.approx(1e-3)
+
+
+def test_trials_are_runs_compared(pipe: Any) -> None:
+    tried = trials(pipe)
+    assert tried.of(full(pipe, STEPS)).drift == 0
+    denoiser = Denoiser(pipe.transformer, label_condition(pipe.transformer, [1, 2, 3]), SCALE)
+    few = sample_latents(denoiser, pipe.scheduler, 4, 0, range(3)).double()
+    reference = sample_latents(denoiser, pipe.scheduler, STEPS, 0, range(3)).double()
+    outcome = tried.of(full(pipe, 4))
+    assert outcome.drift == pytest.approx(float((few - reference).norm() / reference.norm()))
+    for found, a, b in zip(outcome.distances, few, reference, strict=True):
+        assert found == pytest.approx(float((a - b).norm() / b.norm()))
+    calls = tried.model_calls
+    tried.of(full(pipe, 4))
+    assert tried.model_calls == calls  # known
+
+
+def test_trials_refuse_nan(pipe: Any) -> None:
+    tried = trials(pipe)
+    parameter = pipe.transformer.proj_out_2.bias
+    kept = parameter.detach().clone()
+    try:
+        with torch.no_grad():
+            parameter.fill_(float("nan"))
+        with pytest.raises(CalibrationError, match="NaN or infinite"):
+            tried.of(full(pipe, 4))
+    finally:
+        with torch.no_grad():
+            parameter.copy_(kept)
+
+
+@pytest.mark.parametrize("share", [0.9, 0.5, 0.26])
+def test_candidates_are_within_the_budget(pipe: Any, share: float) -> None:
+    prices = Macs()
+    budget = share * prices.of(full(pipe, STEPS))
+    found = list(pool(lambda steps: full(pipe, steps), STEPS, budget, prices))
+    assert all(prices.of(one.plan) <= budget * (1 + 1e-9) for one in found)
+    assert max(one.plan.steps for one in found if one.kind == FEWER) == math.floor(share * STEPS)
+    assert {one.kind for one in found} >= {FEWER, "forecasts", "reuse"}
+    without = list(pool(lambda steps: full(pipe, steps), STEPS, budget, prices, slow=[Method.AST_1, Method.AST_2]))
+    assert "forecasts" not in {one.kind for one in without}
+
+
+def test_no_budget_no_candidates(pipe: Any) -> None:
+    prices = Macs()
+    tiny = 0.5 * prices.of(full(pipe, 1))
+    assert most_steps(lambda steps: full(pipe, steps), STEPS, tiny, prices) == 0
+    candidates = list(pool(lambda steps: full(pipe, steps), STEPS, tiny, prices))
+    assert not candidates
+    with pytest.raises(CalibrationError, match="no plan is cheap enough"):
+        within(tiny, candidates, prices, trials(pipe), trials(pipe, 3), 4)
+
+
+def test_improving_never_loses_and_keeps_within_the_budget(pipe: Any) -> None:
+    prices, tried = Macs(), trials(pipe)
+    start = make.spaced(full(pipe, STEPS), 4, 0)
+    budget = prices.of(start)
+    seen: list[Outcome] = []
+    plan, outcome = improve(start, tried, prices, budget, 12, 0, on_trial=seen.append)
+    assert prices.of(plan) <= budget * (1 + 1e-9)
+    assert outcome.typical <= tried.of(start).typical
+    assert outcome == tried.of(plan)
+    assert [one.typical for one in seen] == sorted((one.typical for one in seen), reverse=True)
+    assert improve(start, tried, prices, budget, 12, 0)[0] == plan  # the same seed, the same plan
+    slow, _ = improve(start, tried, prices, budget, 12, 0, slow=[Method.AST_1, Method.AST_2])
+    assert not any(method.forecasts for site in slow.sites.values() for row in site.methods for method in row)
+
+
+def test_the_front_is_verified_on_unseen_noise(pipe: Any) -> None:
+    prices, seen, unseen = Macs(), trials(pipe), trials(pipe, 3)
+    budget = 0.5 * prices.of(full(pipe, STEPS))
+    candidates = list(pool(lambda steps: full(pipe, steps), STEPS, budget, prices))
+    names: list[str] = []
+    front = within(budget, candidates, prices, seen, unseen, 8, on_trial=lambda name, outcome: names.append(name))
+    assert len(front.tried) == len(candidates) and len(names) >= len(candidates)
+    assert all(one.unseen == unseen.of(one.plan) for one in front.finalists)
+    assert front.best.cost <= budget * (1 + 1e-9)
+    fewer = front.best_of(FEWER)
+    assert fewer is not None and fewer.unseen is not None
+    assert front.best.unseen is not None and front.best.unseen.typical <= fewer.unseen.typical
+
+
+def test_fixed_costs(pipe: Any) -> None:
+    plan = full(pipe, STEPS)
+    assert fixed(Macs(), plan, ["attn", "mlp"]) == pytest.approx(0)
+    assert fixed(Macs(), plan, ["attn"]) == pytest.approx(
+        Macs().choices(plan, "mlp", [])[next(iter(Macs().choices(plan, "mlp", [])))] * plan.layers * STEPS
+    )

@@ -44,7 +44,7 @@ TIMES = {
 
 
 class Clocked:
-    """A way (``ditfastattn.cost.measure.Way``) whose rows take known times; a thunk is that long, of however many
+    """A way (``ditfastattn.cost.measuring.Way``) whose rows take known times; a thunk is that long, of however many
     layers."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, microseconds: Mapping[str, float], layers: int = 1) -> None:

@@ -10,7 +10,7 @@ plan_time(plan, table)                               milliseconds of a run
 from ditfastattn.cost.eager import EagerParts
 from ditfastattn.cost.formula import LayerShape, Work, layer_work, plan_work
 from ditfastattn.cost.key import EAGER, TableKey
-from ditfastattn.cost.measure import measure
+from ditfastattn.cost.measuring import measure
 from ditfastattn.cost.predict import PlanTime, full_time, plan_time, predict
 from ditfastattn.cost.prepared import PreparedParts
 from ditfastattn.cost.runtimes import CAPTURED, COMPILED, measured, runtimes_on

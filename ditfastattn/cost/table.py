@@ -11,7 +11,7 @@ from ditfastattn.cache import Cell
 from ditfastattn.cost import store
 from ditfastattn.cost.eager import EagerParts
 from ditfastattn.cost.key import EAGER, TableKey
-from ditfastattn.cost.measure import Way, measure
+from ditfastattn.cost.measuring import Way, measure
 from ditfastattn.cost.rows import (
     BEGIN,
     CALL,

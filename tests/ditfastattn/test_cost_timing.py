@@ -16,7 +16,7 @@ CUDA = torch.device("cuda")
 
 
 class PlayedGpu:
-    """Work is launched at the host's time and done in turn; a sleep keeps the device busy for ``head_start`` seconds."""
+    """Work is launched at the host's time and done in turn; a sleep takes ``head_start`` seconds."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, head_start: float) -> None:
         self.host = self.device = 0.0
@@ -78,7 +78,7 @@ def test_a_captured_table_has_the_hosts_time_of_a_block(monkeypatch: pytest.Monk
         pools.append(pool)
         return run
 
-    monkeypatch.setattr("ditfastattn.cost.measure.captured", captured)
+    monkeypatch.setattr("ditfastattn.cost.measuring.captured", captured)
 
     class Way:
         layers = 4

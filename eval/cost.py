@@ -10,8 +10,7 @@ from pathlib import Path
 
 import torch
 
-from ditfastattn.cost import CostTable, LayerShape, PreparedParts, layer_work, plan_time
-from ditfastattn.cost.key import EAGER
+from ditfastattn.cost import EAGER, CostTable, LayerShape, layer_work, measured, plan_time, runtimes_on
 from ditfastattn.cost.rows import cells_of, row_of
 from ditfastattn.errors import DitFastAttnError
 from ditfastattn.execute import Context
@@ -26,8 +25,6 @@ from eval.record import command_line
 from plans import Plan, Window, load
 from plans.site import methods_of
 
-COMPILED, CAPTURED = "compiled", "compiled, CUDA graphs"
-
 
 def context_of(adapter: PreparedModel, batch: int, window: Window, kernel: str) -> Context:
     """Kernel, window and guidance for a call of ``batch`` rows."""
@@ -40,24 +37,10 @@ def measure(
     adapter: PreparedModel, batch: int, context: Context, refresh: bool, runtimes: Sequence[str]
 ) -> Iterator[CostTable]:
     """One table per way of running the model."""
-    tokens = adapter.spec().tokens
     for runtime in runtimes:
-        way, graphs = None, runtime == CAPTURED
         if runtime != EAGER:
             torch._dynamo.reset()  # pieces compiled for another batch count against its limit
-            with torch.no_grad():
-                way = PreparedParts(adapter, batch, tokens, context, compile=True, graphs=graphs)
-        yield CostTable.of(
-            adapter,
-            batch,
-            tokens,
-            context.kernel,
-            way,
-            runtime=runtime,
-            window=context.window,
-            graphs=graphs,
-            refresh=refresh,
-        )
+        yield measured(adapter, batch, runtime, context.kernel, window=context.window, refresh=refresh)
 
 
 def show(adapter: PreparedModel, tables: Sequence[CostTable]) -> str:
@@ -136,7 +119,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except ValueError as error:
         raise DitFastAttnError(str(error)) from None
     window = window or (plan.window if plan else Window.default(adapter.spec().tokens))
-    runtimes = [EAGER] if options.eager else [EAGER, COMPILED, *([CAPTURED] if on_gpu else [])]
+    runtimes = (EAGER,) if options.eager else runtimes_on(adapter.device)
     if options.check:
         runtimes = runtimes[-1:]
     for images in options.images:

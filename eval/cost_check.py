@@ -14,8 +14,7 @@ from tqdm import tqdm
 
 from calibration.calibrate import package_versions
 from ditfastattn import apply
-from ditfastattn.cost import CostTable, plan_time
-from ditfastattn.cost.key import EAGER
+from ditfastattn.cost import CAPTURED, EAGER, CostTable, plan_time
 from ditfastattn.cost.steps import Sampling, plan_of, usual_scheduler
 from ditfastattn.execute import Context
 from ditfastattn.models.base import PreparedModel
@@ -66,7 +65,7 @@ def check(
     sampling = Sampling(adapter, adapter.read_call((), call), call, context.layout, scheduler)
     plans = plans_to_check(plan_of(adapter, context, scheduler, steps), adapter)
     plans["all FULL, half as many steps"] = plan_of(adapter, context, scheduler, steps // 2)
-    prepared = {} if table.key.runtime == EAGER else {"compile": True, "graphs": torch.cuda.is_available()}
+    prepared = {} if table.key.runtime == EAGER else {"compile": True, "graphs": table.key.runtime == CAPTURED}
     for name, plan in plans.items():
         with apply(adapter.model, plan, kernel=kernel, scheduler=scheduler, **prepared):
             times = [1000 * sampling.run(plan.steps) for _ in range(repeats + 1)][1:]  # the first prepares

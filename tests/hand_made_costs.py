@@ -44,7 +44,7 @@ TIMES = {
 
 
 class Clocked:
-    """A way (``ditfastattn.cost.measure.Way``) whose rows take known times; a thunk is that long, of however many
+    """A way (``ditfastattn.cost.measuring.Way``) whose rows take known times; a thunk is that long, of however many
     layers."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, microseconds: Mapping[str, float], layers: int = 1) -> None:
@@ -68,5 +68,5 @@ def clocked(adapter: Any, monkeypatch: pytest.MonkeyPatch, factor: float = 1, **
     """A table of ``factor`` times TIMES, and how often something was run for it: never if it was on the disk."""
     way = Clocked(monkeypatch, {row: factor * us for row, us in TIMES.items()})
     given = {"runtime": "clocked", "window": Window(left=3, right=1)} | kwargs
-    table = CostTable.of(adapter, given.pop("batch", 4), 16, "sdpa", way, **given)
+    table = CostTable.of(adapter, given.pop("batch", 4), 16, "sdpa", lambda context: way, **given)
     return table, way.calls

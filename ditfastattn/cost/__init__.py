@@ -2,20 +2,24 @@
 
 layer_work(cell, shape, window, itemsize)            by formula, one layer at one step
 plan_work(plan, batch, itemsize)                     by formula, a whole run
-table = CostTable.of(adapter, batch, tokens)         measured once on the model itself, kept on disk
+table = measured(adapter, batch, runtime)            measured once on the model itself, kept on disk
 table.times(site, cell), table.overhead              microseconds of a layer's cell, and of what no plan saves in a step
 plan_time(plan, table)                               milliseconds of a run
 """
 
 from ditfastattn.cost.eager import EagerParts
 from ditfastattn.cost.formula import LayerShape, Work, layer_work, plan_work
-from ditfastattn.cost.key import TableKey
-from ditfastattn.cost.measure import measure
+from ditfastattn.cost.key import EAGER, TableKey
+from ditfastattn.cost.measuring import measure
 from ditfastattn.cost.predict import PlanTime, full_time, plan_time, predict
 from ditfastattn.cost.prepared import PreparedParts
+from ditfastattn.cost.runtimes import CAPTURED, COMPILED, measured, runtimes_on
 from ditfastattn.cost.table import CostTable
 
 __all__ = [
+    "CAPTURED",
+    "COMPILED",
+    "EAGER",
     "CostTable",
     "EagerParts",
     "LayerShape",
@@ -26,7 +30,9 @@ __all__ = [
     "full_time",
     "layer_work",
     "measure",
+    "measured",
     "plan_time",
     "plan_work",
     "predict",
+    "runtimes_on",
 ]

@@ -1,5 +1,6 @@
 """Microseconds of what a plan decides and of what none can save, measured on the real model and kept on disk."""
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,7 +11,7 @@ from ditfastattn.cache import Cell
 from ditfastattn.cost import store
 from ditfastattn.cost.eager import EagerParts
 from ditfastattn.cost.key import EAGER, TableKey
-from ditfastattn.cost.measure import Way, measure
+from ditfastattn.cost.measuring import Way, measure
 from ditfastattn.cost.rows import (
     BEGIN,
     CALL,
@@ -128,7 +129,7 @@ class CostTable:
         batch: int,
         tokens: int,
         kernel: Kernel | str = "auto",
-        way: Way | None = None,
+        way: Callable[[Context], Way] | None = None,
         *,
         runtime: str = EAGER,
         window: Window | None = None,
@@ -142,7 +143,8 @@ class CostTable:
         Args:
             batch: rows of a transformer call, both guidance branches counted.
             tokens: N, in one call's self-attention.
-            way: how it is run (``ditfastattn.cost.parts``); None runs it as ``apply`` does.
+            way: makes it ready to be run (``ditfastattn.cost.parts``); None runs it as ``apply`` does. Not called if
+                the disk has the table.
             runtime: a name for that way, part of the key.
             window: default N // 8 on each side.
             guided: whether the batch holds both branches, in the model's own order.
@@ -171,9 +173,9 @@ class CostTable:
         if found and {row.name for row in rows} | {STEP, BEGIN} <= set(found.microseconds):
             return found
         with torch.no_grad():
-            way = way or EagerParts(adapter, batch, tokens, context)
-            times = measure(way, rows, parameter.device, graphs=graphs, repeats=repeats)
-            times |= {name: round(us, 3) for name, us in way.step_rows().items()}
+            ready = EagerParts(adapter, batch, tokens, context) if way is None else way(context)
+            times = measure(ready, rows, parameter.device, graphs=graphs, repeats=repeats)
+            times |= {name: round(us, 3) for name, us in ready.step_rows().items()}
         table = cls(key, times, datetime.now(UTC).date().isoformat())
         store.write(file, {"key": asdict(key), "microseconds": times, "date": table.date})
         return table

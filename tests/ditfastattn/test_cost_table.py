@@ -4,6 +4,7 @@ import json
 import logging
 import random
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,17 @@ from small_models import full_plan, random_plan, small_pipeline
 from small_pixart import small_pixart_pipeline
 
 from ditfastattn.cache import Cell, LayerCache, Rows, liveness
-from ditfastattn.cost import CostTable, EagerParts, PreparedParts, measure
+from ditfastattn.cost import (
+    CAPTURED,
+    COMPILED,
+    EAGER,
+    CostTable,
+    EagerParts,
+    PreparedParts,
+    measure,
+    measured,
+    runtimes_on,
+)
 from ditfastattn.cost.parts import Parts
 from ditfastattn.cost.rows import BEGIN, CALL, HOST_BLOCK, HOST_CALL, HOST_STEP, STEP, Row, row_of, rows_of
 from ditfastattn.cost.store import cache_file
@@ -84,7 +95,7 @@ def test_the_real_model_is_timed(adapter: Any) -> None:
     assert table.sites == ("attn", "mlp", "model") and len(table.pair_errors()) == 3
     unguided = CostTable.of(adapter, 3, 16, "sdpa", guided=False, repeats=1)
     assert not any("ASC" in row or "half" in row for row in unguided.microseconds)
-    way = parts_of(adapter, PreparedParts)
+    way = partial(PreparedParts, adapter, 4, 16)
     prepared = CostTable.of(adapter, 4, 16, "sdpa", way, runtime="pieces", repeats=1)
     assert set(prepared.microseconds) == expected | {STEP, BEGIN, CALL}
     assert "forward" not in adapter.model.__dict__ and "forward" not in adapter.blocks[0].module.__dict__
@@ -151,10 +162,10 @@ def test_few_layers_are_run_where_their_stored_tensors_take_too_much(
 
 def test_times_are_medians_of_the_given_way(adapter: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     way = Clocked(monkeypatch, TIMES)
-    table = CostTable.of(adapter, 4, 16, "sdpa", way, runtime="clocked", repeats=9)
+    table = CostTable.of(adapter, 4, 16, "sdpa", lambda context: way, runtime="clocked", repeats=9)
     assert table.microseconds == pytest.approx(TIMES)
-    measured = len(rows_of(adapter.guided_layout, mlps=True))
-    assert way.calls == measured * (1 + 1 + 9)  # once to prepare, one round to warm up
+    count = len(rows_of(adapter.guided_layout, mlps=True))
+    assert way.calls == count * (1 + 1 + 9)  # once to prepare, one round to warm up
     four = Clocked(monkeypatch, TIMES, layers=4)
     times = measure(four, rows_of(adapter.guided_layout, mlps=True), torch.device("cpu"), repeats=9)
     assert times == pytest.approx({name: TIMES[name] / (4 if name in BLOCKS else 1) for name in times})
@@ -232,20 +243,29 @@ def test_bad_requests_get_one_sentence(adapter: Any) -> None:
     with pytest.raises(CostError, match="even with guidance"):
         CostTable.of(adapter, 3, 16)
     with pytest.raises(CostError, match="other than"):
-        CostTable.of(adapter, 4, 16, way=parts_of(adapter, PreparedParts))
+        CostTable.of(adapter, 4, 16, way=partial(PreparedParts, adapter, 4, 16))
     with pytest.raises(CostError, match="not 'compiled'"):
         CostTable.of(adapter, 4, 16, runtime="compiled")
     with pytest.raises(KernelError, match="no kernel 'fast'"):
         CostTable.of(adapter, 4, 16, "fast")
 
 
+def test_tables_by_runtime(adapter: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert runtimes_on(torch.device("cpu")) == (EAGER, COMPILED) and runtimes_on(torch.device("cuda"))[-1] == CAPTURED
+    window = Window(left=3, right=1)
+    stored, _ = clocked(adapter, monkeypatch, runtime=COMPILED)
+    assert measured(adapter, 4, COMPILED, "sdpa", window=window) == stored  # nothing is compiled for it
+    eager = measured(adapter, 4, EAGER, "sdpa", window=window)
+    assert (eager.key.runtime, eager.key.tokens) == ("eager", 16)
+    with pytest.raises(CostError, match="no runtime 'compiled, CUDA graphs' on cpu; choose one of eager, compiled"):
+        measured(adapter, 4, CAPTURED)
+
+
 @pytest.mark.gpu
 def test_on_the_gpu_eager_and_captured(adapter: Any) -> None:
     adapter.model.to("cuda", torch.bfloat16)
     eager = CostTable.of(adapter, 4, 16, "sdpa")
-    context = Context(SDPA(), Window.default(16), adapter.guided_layout)
-    with torch.no_grad():
-        way = PreparedParts(adapter, 4, 16, context, graphs=True)
+    way = partial(PreparedParts, adapter, 4, 16, graphs=True)
     graphs = CostTable.of(adapter, 4, 16, "sdpa", way, runtime="graphs", graphs=True)
     assert set(eager.microseconds) | {CALL, HOST_STEP, HOST_CALL, HOST_BLOCK} == set(graphs.microseconds)
     blocks = [row.name for row in rows_of(adapter.guided_layout, mlps=True) if row.is_block]

@@ -1,0 +1,218 @@
+"""Quality against cost, on a model that takes seconds: the rows, their file, their pictures, and what is not ours."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from small_models import random_plan, small_pipeline
+
+from ditfastattn.errors import DitFastAttnError, MetricError
+from eval import pareto, pareto_cache_dit, pareto_fd, pareto_file, pareto_plot, pareto_table, pareto_time, readme
+from eval.drift import UNSEEN
+from eval.drift_runs import final_latents, latents_by
+from eval.frechet import Moments, frechet_distance
+from eval.networks import Network
+from eval.pareto_bench import Bench
+from eval.pareto_cache_dit import DualBlockCache
+from eval.pareto_rivals import smoothcache
+from plans import Plan
+from plans.macs import total_macs
+
+STEPS = 6
+
+
+def row(method: str = "FORA", macs: float = 50.0, **changes: Any) -> dict[str, Any]:
+    known = {"model": "m", "method": method, "setting": "", "base_steps": 50, "steps": 50, "total_macs": macs,
+             "attention_macs": macs, "speedup": None, "psnr": 20.0, "ssim": 0.9, "latent_rel_l2": 0.1,
+             "fd": None}  # fmt: skip
+    return {**known, **changes}
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "small"
+    small_pipeline(layers=2).save_pretrained(folder)
+    return folder
+
+
+def options(small: Path, *more: str) -> list[str]:
+    return ["--model", str(small), "--base-steps", str(STEPS), "--n", "3", "--batch", "2", "--labels", "2",
+            "--device", "cpu", *more]  # fmt: skip
+
+
+def few(bench: Bench, base: int) -> Iterator[Any]:
+    yield "fewer steps", "3", None, 3
+    yield "TaylorSeer-like", "interval 2, order 1", random_plan(bench.pipe, steps=base), base
+
+
+def test_from_the_command_line(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pareto, "SOURCES", (few,))
+    monkeypatch.setattr(pareto, "Distance", lambda *_: lambda pixels: float(len(pixels)))
+    pareto.main(options(small, "--out", str(tmp_path), "--fd", "4", "--fd-reference", "x.npz", "--shares", "0.5"))
+    found = json.loads((tmp_path / "pareto.json").read_text())
+    (run,) = found["runs"]
+    assert run["model"] == "small" and run["base_steps"] == STEPS and "timed" not in run and "4 images" in run["fd"]
+    assert "--n 3" in run["command"] and "--out" not in run["command"]
+    full, fewer, plan = found["rows"]
+    assert tuple(full) == pareto_file.KEYS
+    assert full["psnr"] is None and full["ssim"] == 1 and full["latent_rel_l2"] == 0 and full["speedup"] is None
+    assert (fewer["steps"], fewer["total_macs"], fewer["attention_macs"]) == (3, 50, 50)
+    assert 5 < plan["psnr"] < 80 and 0 < plan["ssim"] < 1 and plan["steps"] == STEPS
+    assert full["fd"] == fewer["fd"] == 4.0
+    for picture in ("pareto.png", "pareto-images-small.png"):
+        with Image.open(tmp_path / picture) as image:
+            assert image.width > 300
+
+
+def test_rows_are_what_the_images_say(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pareto, "SOURCES", (few,))
+    args = pareto.parser().parse_args(options(small, "--out", str(tmp_path)))
+    bench = Bench(args)
+    compared = pareto.Comparison(bench, STEPS, {"model": "small"})
+    plan = random_plan(bench.pipe, steps=STEPS)
+    compared.add("a plan", "", plan, STEPS)
+    (told,) = compared.table.rows
+    a = compared.reference.pixels.double()
+    b = final_latents(bench.pipe, plan, bench.unseen, args.seed + UNSEEN, 4.0, STEPS, 2).pixels.double()
+    assert told["psnr"] == pytest.approx(10 * np.log10(255**2 / float((a - b).square().mean())), abs=0.01)
+    assert told["total_macs"] == round(total_macs(plan).percent, 2)
+
+
+def test_smoothcache_reaches_its_shares(small: Path) -> None:
+    bench = Bench(pareto.parser().parse_args(options(small)))
+    found = list(smoothcache(bench, STEPS))
+    macs = [total_macs(plan).percent for _, _, plan, _ in found if isinstance(plan, Plan)]
+    assert len(macs) >= 3 and macs == sorted(macs, reverse=True)
+    assert all(one <= 100 * share for one, share in zip(macs, (0.9, 0.8, 0.6, 0.5), strict=False))
+
+
+def test_the_file_keeps_what_is_not_measured_anew(tmp_path: Path) -> None:
+    file = tmp_path / "pareto.json"
+
+    def table(model: str, base: int) -> pareto_file.Table:
+        return pareto_file.Table(file, {"model": model, "base_steps": base})
+
+    for model, base in (("a", 50), ("a", 20), ("b", 50)):
+        one = table(model, base)
+        one.add(row("FORA", model=model, base_steps=base))
+        one.add(row("PAB", model=model, base_steps=base))
+    again = table("a", 50)
+    again.add(row("skip", model="a"))
+    again.rows[0]["fd"] = 3.0
+    again.write()
+    found = pareto_file.read(file)
+    where = [(r["model"], r["base_steps"], r["method"]) for r in found["rows"]]
+    assert where == [("a", 20, "FORA"), ("a", 20, "PAB"), ("b", 50, "FORA"), ("b", 50, "PAB"), ("a", 50, "skip")]
+    assert [(r["model"], r["base_steps"]) for r in found["runs"]] == [("a", 20), ("b", 50), ("a", 50)]
+    assert found["rows"][-1]["fd"] == 3.0 and file.read_text().count("\n") == 4 + 2 + 3 + 5
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_nearest_rows() -> None:
+    rows = [row("full", 100.0), row("FORA", 50.0, latent_rel_l2=0.3), row("FORA", 50.2, latent_rel_l2=0.2),
+            row("FORA", 34.0), row("PAB", 84.0), row("skip", 58.0)]  # fmt: skip
+    assert pareto_file.nearest(rows, 0.5) == [rows[2], rows[5]]
+    assert pareto_file.nearest(rows, 1.0) == [] and pareto_file.nearest(rows, 0.8) == [rows[4]]
+
+
+def test_table_and_plot(tmp_path: Path) -> None:
+    rows = [
+        row("full", 100.0, fd=29.75),
+        row("FORA", 50.0, speedup=1.913, fd=31.2),
+        row("SmoothCache", 80.0, psnr=None),
+    ]
+    text = "\n".join(pareto_table.table(rows))
+    assert "| m, 50 | uncompressed | FD 29.8 | | |" in text
+    assert "| m, 50 | FORA |  | 50 %, 20.0 dB, 1.91 x, FD 31.2 |  |" in text
+    assert "| m, 50 | SmoothCache | 80 %, equal |  |  |" in text
+    assert pareto_plot.curve_of(row("TaylorSeer-like", setting="interval 2, order 1")) in pareto_plot.STYLES
+    assert {pareto_plot.curve_of(row(way.method, setting=way.setting)) for way in ways()} <= set(pareto_plot.STYLES)
+    pareto_plot.plot([*rows, row("FORA", 20.0, model="n")], tmp_path / "p.png")
+    with Image.open(tmp_path / "p.png") as image:
+        assert image.height > 900  # speed-ups have a line of their own
+    assert "| demo" in readme.pareto()
+
+
+def ways() -> list[DualBlockCache]:
+    return [DualBlockCache(*setting) for setting in pareto_cache_dit.SETTINGS]
+
+
+def test_distance_is_that_of_the_features(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def means(images: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        return images.float().mean((1, 2)), None, None
+
+    monkeypatch.setattr(pareto_fd, "load_network", lambda name, device: Network(name, name, "", means))
+    rng = np.random.default_rng(0)
+    real, drawn = (rng.integers(0, 255, (n, 8, 8, 3), dtype=np.uint8) for n in (20, 70))
+    np.savez(tmp_path / "real.npz", arr_0=real)
+    found = pareto_fd.Distance(tmp_path / "real.npz", "cpu")(torch.from_numpy(drawn))
+    expected = frechet_distance(*(Moments.of([images.mean((1, 2))], 3) for images in (drawn, real)))
+    assert found == pytest.approx(expected, abs=1e-3)
+    with pytest.raises(MetricError, match="does not exist"):
+        pareto_fd.Distance(tmp_path / "none", "cpu")
+
+
+@pytest.mark.parametrize("more", [["--fd", "5"], ["--fd-reference", "x"], ["--fd", "1", "--fd-reference", "x"]])
+def test_options_that_cannot_be(small: Path, more: list[str]) -> None:
+    with pytest.raises(DitFastAttnError, match="--fd"):
+        pareto.main(options(small, *more))
+
+
+def test_stopwatch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twice the steps take twice the time, by a clock that counts model calls; nothing is left on the model."""
+    pipe = small_pipeline(layers=1)
+    calls = [0]
+
+    def counted(transformer: Any) -> Any:
+        transformer.register_forward_pre_hook(lambda *_: calls.__setitem__(0, calls[0] + 1))
+        return transformer
+
+    monkeypatch.setattr(pareto_time, "captured", counted)
+    monkeypatch.setattr(pareto_time, "_seconds", lambda work: (before := calls[0], work(), calls[0] - before)[-1])
+    watch = pareto_time.Stopwatch(pipe, torch.float32, [1, 2], 4.0, base=6)
+    assert watch.speedup(None, 3) == 2.0
+    applied: dict[str, Any] = {}
+
+    def apply(given: Any, plan: Plan, **how: Any) -> Any:
+        assert given is not pipe and given.transformer is not pipe.transformer
+        applied.update(how, plan=plan)
+        counted(given.transformer)
+        return nullcontext()
+
+    monkeypatch.setattr(pareto_time, "ditfastattn", SimpleNamespace(apply=apply))
+    plan = random_plan(pipe, steps=2)
+    assert watch.speedup(plan, 2) == 3.0 and applied == {"compile": True, "graphs": True, "plan": plan}
+
+
+def test_cache_dit_is_left_out_if_it_is_not_there(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    from eval.pareto_rivals import cache_dit
+
+    monkeypatch.setattr(pareto_cache_dit, "PACKAGE", "no_such_package")
+    assert not list(cache_dit(None, 50))  # type: ignore[arg-type]
+    assert capsys.readouterr().out == "cache-dit is left out: pip install cache-dit\n"
+
+
+@pytest.mark.skipif(not pareto_cache_dit.installed(), reason="pip install cache-dit")
+@torch.no_grad()
+def test_cache_dit_is_counted_by_what_ran() -> None:
+    pipe = small_pipeline(layers=3)
+    full = final_latents(pipe, None, [1, 2, 3], 0, 4.0, 5, batch=2)
+    before = set(pipe.transformer.__dict__)
+    for threshold, order, share in ((0.0, 0, 1.0), (1e9, 0, (3 + 4) / 15), (1e9, 1, (3 + 4) / 15)):
+        running = DualBlockCache(threshold, order).on(pipe.transformer, 5)
+        found = latents_by(running.transformer, pipe, running.one_run, [1, 2, 3], 0, 4.0, 5, batch=2)
+        assert running.share(5) == pytest.approx(share)  # the first step in full, then one block of three
+        assert (full.distance(found) == 0) is (share == 1)
+        again = latents_by(running.transformer, pipe, running.one_run, [1, 2, 3], 0, 4.0, 5, batch=2)
+        assert torch.equal(again.latents, found.latents)  # nothing is left of the last run
+    assert set(pipe.transformer.__dict__) == before
+    assert torch.equal(final_latents(pipe, None, [1, 2, 3], 0, 4.0, 5, 2).latents, full.latents)

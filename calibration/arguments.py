@@ -1,6 +1,7 @@
 """The command line of ``python -m calibration``."""
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from calibration.errors import CalibrationError
@@ -13,6 +14,7 @@ from ditfastattn.samplers import SAMPLERS
 from plans import Method, Window
 from plans.method import PAPER, TOKEN_ORDERS
 
+ADVISED = ["1.2", "1.5", "2", "2.5"]  # speedups
 EXAMPLES = """examples:
   python -m calibration --threshold 0.05                      the bundled demo, 50 DPM-Solver++ steps
   python -m calibration --model demo-long --threshold 0.05    the one of 1,024 tokens, where attention dominates
@@ -20,6 +22,8 @@ EXAMPLES = """examples:
   python -m calibration --model facebook/DiT-XL-2-512 --threshold D2 --device cuda --dtype float16
   python -m calibration --drift 0.1                           the final latents within 10 % (relative L2) on other noise
   python -m calibration --threshold 0.02 --loss drift         each step's part in that at most 2 %
+  python -m calibration --speedup 1.5 --compile               the least drift at 1.5 times the speed, however it is got
+  python -m calibration advise --compile                      what pays here: fewer steps, compression, or both
   python -m calibration --threshold 0.05 --methods AST,ASC --labels 3,7,11,19
   python -m calibration --threshold 0.05 --resume             go on after an interruption
   python -m calibration --model PixArt-alpha/PixArt-Sigma-XL-2-1024-MS --threshold 0.05 --device cuda --dtype float16
@@ -48,7 +52,6 @@ def calibrate_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     names = ", ".join(f"{name} = {value}" for name, value in THRESHOLDS.items())
-    add = parser.add_argument
     how_much = parser.add_mutually_exclusive_group(required=True)
     how_much.add_argument("--threshold", nargs="+", metavar="T", help=f"one or more numbers or names ({names})")
     how_much.add_argument(
@@ -58,6 +61,37 @@ def calibrate_parser() -> argparse.ArgumentParser:
         help="in place of a threshold: how far the final latents may end from the uncompressed ones, relative L2, on "
         "noise that was not calibrated on",
     )
+    how_much.add_argument(
+        "--speedup",
+        nargs="+",
+        default=[],
+        metavar="X",
+        help="in place of a threshold: the least drift that is found among plans this many times as fast, by measured "
+        "times; steps, attention, MLPs and forecasts are chosen together",
+    )
+    how_much.add_argument("--latency-ms", nargs="+", default=[], metavar="MS", help="the same, for a run of so long")
+    _add_run(parser)
+    parser.set_defaults(advise=False)
+    return parser
+
+
+def advise_parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        prog="python -m calibration advise",
+        description="What pays on this model and this device: at each speedup the least drift by fewer steps, by "
+        "compressed attention, and by the best plan found, on a page with a picture; and the plans themselves.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--speedup", nargs="+", default=ADVISED, metavar="X", help="default: " + " ".join(ADVISED))
+    _add_run(parser)
+    parser.set_defaults(advise=True, threshold=None, drift=None, latency_ms=[])
+    return parser
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    """What is sampled and how, and what plans may be made of."""
+    add = parser.add_argument
     add_parts(parser)
     add("--steps", type=int, help="sampler steps (default: 50; ddpm and iddpm 250, Open-Sora's iddpm 200, heun 25)")
     add("--sampler", choices=list(SAMPLERS), help="default: dpm (DPM-Solver++ 2M), of Open-Sora iddpm")
@@ -97,8 +131,11 @@ def calibrate_parser() -> argparse.ArgumentParser:
     add("--kernel", default="auto", choices=NAMES, help="attention by (default: auto, the fastest that fits, measured)")
     add("--compile", action="store_true", help="run the blocks in compiled pieces, as apply(compile=True) does")
     add("--output", default="calibrated", help="folder, or FILE.json for a single threshold (default: calibrated)")
+    add("--batch", type=int, metavar="N", help="images at once that a speedup is measured for (default: as many as are "
+        "calibrated on)")  # fmt: skip
+    add("--evaluations", type=int, default=40, metavar="N", help="runs spent on improving the best plans of a speedup "
+        "(default: 40)")  # fmt: skip
     add("--resume", action="store_true", help="go on where an interrupted run of the same command stopped")
-    return parser
 
 
 def explain_parser() -> argparse.ArgumentParser:
@@ -155,9 +192,25 @@ def parse_budget(text: str) -> float:
         raise CalibrationError(f"{text!r} is no drift: give a relative L2 distance such as 0.05") from None
 
 
+def parse_above(texts: Sequence[str], what: str, limit: float) -> list[float]:
+    """Numbers above a limit, none of them twice."""
+    found = []
+    for text in texts:
+        try:
+            value = float(text)
+        except ValueError:
+            value = float("nan")
+        if not limit < value < float("inf"):
+            raise CalibrationError(f"{text!r} is no {what}: give a number above {limit:g}")
+        found.append(value)
+    if len(set(found)) < len(found):
+        raise CalibrationError(f"a {what} stands twice: {' '.join(texts)}")
+    return found
+
+
 def loss_of(options: argparse.Namespace) -> str:
     """The loss that was named, or the one that goes with what was asked for."""
-    return options.loss or (DRIFT if options.drift else "mrae")
+    return options.loss or ("mrae" if options.threshold else DRIFT)
 
 
 def parse_methods(text: str) -> tuple[Method, ...]:

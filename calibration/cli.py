@@ -12,13 +12,24 @@ import torch
 
 from calibration import smoothcache_cli
 from calibration.algorithm import Decision
-from calibration.arguments import calibrate_parser, explain_parser, loss_of, parse_budget, parse_methods, parse_window
+from calibration.arguments import (
+    advise_parser,
+    calibrate_parser,
+    explain_parser,
+    loss_of,
+    parse_above,
+    parse_budget,
+    parse_methods,
+    parse_window,
+)
 from calibration.calibrate import Result, calibrate, package_versions
 from calibration.drift import Drift, Images, drift, sample
 from calibration.errors import CalibrationError
 from calibration.journal import Journal, partial_path, read_trace, trace_path
+from calibration.loss import DRIFT
 from calibration.memory import keep_freed_memory
 from calibration.picture import save_grid
+from calibration.planner_cli import plan_speedups
 from calibration.progress import bars
 from calibration.prompts import choose_prompts
 from calibration.report import describe, explain_rule, explain_trial, summary_row, write_summary
@@ -46,11 +57,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     keep_freed_memory()
 
     def command() -> int:
-        if arguments[:1] == ["explain"]:
-            return _explain(explain_parser().parse_args(arguments[1:]))
-        if arguments[:1] == ["smoothcache"]:
-            return smoothcache_cli.main(arguments[1:])
+        first, rest = (arguments or [""])[0], arguments[1:]
+        if first == "explain":
+            return _explain(explain_parser().parse_args(rest))
+        if first == "smoothcache":
+            return smoothcache_cli.main(rest)
         with start() as ranks:
+            if first == "advise":
+                return _calibrate(advise_parser().parse_args(rest), arguments, ranks)
             return _calibrate(calibrate_parser().parse_args(arguments), arguments, ranks)
 
     return run(command, interrupted="interrupted; the same command with --resume goes on from here")
@@ -93,7 +107,11 @@ def _is_trace_of(plan: Plan, order: list[SiteName], decisions: list[Decision]) -
 
 
 def _calibrate(options: argparse.Namespace, arguments: list[str], ranks: Ranks) -> int:
-    if options.drift:
+    timed = bool(options.speedup or options.latency_ms)
+    if timed:
+        _check_timed(options, ranks)
+        asked = [("", 1.0)]
+    elif options.drift:
         asked = [(text, parse_budget(text)) for text in options.drift]
     else:
         asked = [(text, parse_threshold(text)) for text in options.threshold]
@@ -102,7 +120,7 @@ def _calibrate(options: argparse.Namespace, arguments: list[str], ranks: Ranks) 
     window, temporal_window = parse_window(options.window), parse_window(options.temporal_window)
     methods = parse_methods(options.methods)
     device = ranks.device(options.device)
-    paths = [_plan_path(options, steps, value, len(asked)) for _, value in asked]
+    paths = [] if timed else [_plan_path(options, steps, value, len(asked)) for _, value in asked]
     if len(set(paths)) < len(paths):
         raise CalibrationError(f"a value stands twice: {' '.join(text for text, _ in asked)}")
     if options.prompts is not None:
@@ -144,6 +162,9 @@ def _calibrate(options: argparse.Namespace, arguments: list[str], ranks: Ranks) 
     shares = f", over {ranks.world} processes" if ranks.world > 1 else ""
     print(f"{options.model} on {device} in {options.dtype}: {steps} {options.sampler} steps{shares}")
     print(f"guidance {guidance:g}, calibrated on {subjects}")
+    if timed:
+        options.steps = steps
+        return plan_speedups(options, pipe, all_settings[0], condition, subjects)
 
     references: list[Images] = []
     rows = []
@@ -180,6 +201,24 @@ def _calibrate(options: argparse.Namespace, arguments: list[str], ranks: Ranks) 
                   f"  {row['ssim']:8.4f}")  # fmt: skip
         print(f"\nsummary  {summary}")
     return 0
+
+
+def _check_timed(options: argparse.Namespace, ranks: Ranks) -> None:
+    """What goes with a speedup, and what does not; numbers in the place of texts."""
+    options.speedup = parse_above(options.speedup, "speedup", 1.0)
+    options.latency_ms = parse_above(options.latency_ms, "number of milliseconds", 0.0)
+    for given, name in (
+        (options.loss not in (None, DRIFT), "--loss"),
+        (options.resume, "--resume"),
+        (options.search != "replay", "--search"),
+        (ranks.world > 1, "torchrun"),
+    ):
+        if given:
+            raise CalibrationError(f"{name} does not go with a plan by time: leave it out")
+    if options.batch is not None and options.batch < 1:
+        raise CalibrationError(f"a batch has at least one image, got --batch {options.batch}")
+    if options.evaluations < 0:
+        raise CalibrationError(f"--evaluations is a number of runs, got {options.evaluations}")
 
 
 def _sample(pipe: Any, plan: Plan, settings: Settings, condition: Condition, unseen: bool, compressed: bool) -> Images:

@@ -19,6 +19,7 @@ from calibration.sensitivity import Sensitivity
 from calibration.settings import Settings
 from calibration.subjects import condition_of
 from calibration.work import Watch, Work
+from ditfastattn.condition import Condition
 from ditfastattn.models import adapt
 from ditfastattn.ranks import ALONE
 from plans import Method, Plan
@@ -62,6 +63,7 @@ def priced(
     known: Sequence[Sensitivity] = (),
     watch: Watch | None = None,
     prices: Prices | None = None,
+    condition: Condition | None = None,
 ) -> Priced:
     """A pipeline measured on the settings' images.
 
@@ -70,12 +72,13 @@ def priced(
         mlps: choose for MLPs as well.
         candidates: methods besides FULL, forecasts among them; without guidance those that share it are left out.
         prices: what cells cost; None counts MACs.
+        condition: of the settings' labels or prompts, where it was made before.
 
     Raises:
         CalibrationError: an output that is not finite.
     """
     adapter = adapt(pipe.transformer)
-    condition = condition_of(pipe, settings)
+    condition = condition_of(pipe, settings) if condition is None else condition
     plan = empty_plan(adapter, pipe.scheduler, settings, condition.latent_shape)
     images = range(settings.images)
     work = Work(pipe, adapter, plan, settings, condition, images, None, ALONE, watch or Watch())

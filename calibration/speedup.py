@@ -38,7 +38,8 @@ class Tried:
 
 @dataclass(frozen=True)
 class Front:
-    """All that was tried within one budget. ``best``: on unseen noise, of the ``finalists``."""
+    """All that was tried within one budget, and on unseen noise the finalists: the best of every kind, and what the
+    search made of the best two."""
 
     budget: float
     tried: tuple[Tried, ...]
@@ -46,12 +47,12 @@ class Front:
 
     @property
     def best(self) -> Tried:
+        """The finalist that ended nearest, on unseen noise."""
         return min(self.finalists, key=lambda tried: _typical(tried.unseen))
 
     def best_of(self, kind: str) -> Tried | None:
-        """Of one kind; as it was on unseen noise if it was tried there."""
-        found = [tried for tried in (*self.finalists, *self.tried) if tried.kind == kind]
-        return min(found, key=lambda tried: _typical(tried.unseen or tried.seen), default=None)
+        """The finalist of one kind."""
+        return next((tried for tried in self.finalists if tried.kind == kind), None)
 
 
 def within(
@@ -88,8 +89,9 @@ def within(
         if on_trial:
             on_trial(candidate.name, outcome)
     tried.sort(key=lambda one: one.seen.typical)
-    chosen = [one for one in tried if one.kind != FEWER][:SEARCHED]
-    finalists = list(dict.fromkeys([tried[0], *chosen[:1], *[one for one in tried if one.kind == FEWER][:1]]))
+    best_of_kind = {one.kind: one for one in reversed(tried)}
+    finalists = list(best_of_kind.values())
+    chosen = sorted((one for one in finalists if one.kind != FEWER), key=lambda one: one.seen.typical)[:SEARCHED]
     for one in chosen:
         plan, outcome = improve(
             one.plan,

@@ -1,0 +1,97 @@
+"""The front of (time, drift) for a model here, as a page and a picture, and what to do."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+from matplotlib.figure import Figure
+
+from calibration.speedup import FEWER, Front, Tried
+from plans.files import write_text, write_whole
+
+matplotlib.use("Agg", force=False)
+
+ATTENTION = "attention"
+LITTLE = 0.5  # dB, below which one way is not called nearer than another
+COLOURS = {FEWER: "#d1495b", ATTENTION: "#2e7cbf", "best": "#1b2a49"}
+
+
+def advise(folder: Path, model: str, how: str, steps: int, full: float, fronts: Sequence[tuple[float, Front]]) -> Path:
+    """Writes ``advice.md`` and ``advice.png`` and returns the page.
+
+    Args:
+        how: what was timed, in words.
+        full: milliseconds of the uncompressed run of ``steps`` steps.
+        fronts: with the speedup that each was asked for.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = [
+        "| asked for | fewer steps | attention compressed | best plan found |",
+        "|---|---|---|---|",
+        *(
+            f"| {speedup:.2f} x | {_cell(front.best_of(FEWER), full)} | {_cell(front.best_of(ATTENTION), full)} "
+            f"| {_cell(front.best, full)}: {front.best.kind} |"
+            for speedup, front in fronts
+        ),
+    ]
+    lines = [
+        f"# What pays: {model}, {steps} steps",
+        "",
+        f"Uncompressed {full:.1f} ms ({how}). A cell: predicted speedup, typical drift of the final latents from the "
+        f"uncompressed ones (geometric mean of relative L2) on noise that no plan was chosen by.",
+        "",
+        *rows,
+        "",
+        *(f"- {sentence(speedup, front)}" for speedup, front in fronts),
+        "",
+        "![drift against time](advice.png)",
+    ]
+    _plot(folder / "advice.png", model, full, fronts)
+    write_text(folder / "advice.md", "\n".join(lines) + "\n")
+    return folder / "advice.md"
+
+
+def sentence(speedup: float, front: Front) -> str:
+    """What to do for one speedup, and what the other way would cost."""
+    best, fewer = front.best, front.best_of(FEWER)
+    if fewer is None:
+        return f"{speedup:.2f} x: {best.name}; the sampler alone cannot come down so far."
+    nearer = 20 * math.log10(_unseen(fewer) / _unseen(best))
+    if nearer < LITTLE:
+        return f"{speedup:.2f} x: take {fewer.plan.steps} steps; compression adds nothing here."
+    return (
+        f"{speedup:.2f} x: take the plan ({best.name}); its images are {nearer:.1f} dB nearer than those of "
+        f"{fewer.plan.steps} steps."
+    )
+
+
+def _cell(tried: Tried | None, full: float) -> str:
+    if tried is None:
+        return "not so far down"
+    return f"{tried.plan.steps} steps, {full / tried.cost:.2f} x, {_unseen(tried):.4f}"
+
+
+def _unseen(tried: Tried) -> float:
+    assert tried.unseen is not None, "finalists have been tried on unseen noise"
+    return tried.unseen.typical
+
+
+def _plot(path: Path, model: str, full: float, fronts: Sequence[tuple[float, Front]]) -> None:
+    figure = Figure(figsize=(6.4, 4.2), dpi=120, layout="constrained")
+    axis = figure.subplots()
+    for name, label in ((FEWER, "fewer steps"), (ATTENTION, "attention compressed"), ("best", "best plan found")):
+        found = [front.best if name == "best" else front.best_of(name) for _, front in fronts]
+        points = sorted((full / one.cost, _unseen(one)) for one in found if one is not None)
+        axis.plot([x for x, _ in points], [y for _, y in points], "o-", color=COLOURS[name], label=label)
+    axis.set(
+        xlabel="speedup, predicted from measured times",
+        ylabel="typical drift of the final latents",
+        yscale="log",
+        title=f"{model}: what time costs",
+    )
+    axis.grid(alpha=0.3, which="both")
+    axis.legend()
+    write_whole(path, lambda beside: figure.savefig(beside, format="png"))

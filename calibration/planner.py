@@ -1,0 +1,95 @@
+"""What a pipeline's plans are searched with: what they cost, what they do to its images, and errors cell by cell."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from calibration.calibrate import empty_plan
+from calibration.errors import CalibrationError
+from calibration.pool import pool
+from calibration.priced import CANDIDATES, Priced, priced
+from calibration.prices import Prices
+from calibration.settings import Settings
+from calibration.speedup import Front, within
+from calibration.trials import Outcome, Trials
+from ditfastattn.condition import Condition
+from ditfastattn.models import adapt
+from plans import Method, Plan
+from plans.method import PAPER
+
+
+@dataclass
+class Planner:
+    """Finds plans of a pipeline within budgets of cost.
+
+    Args:
+        settings: of the uncompressed run that plans are compared with, with the loss drift.
+        condition: of the settings' images; a search is verified on as many more of other noise.
+        slow: methods that are not faster than FULL, which no plan takes.
+        evaluations: runs that a search spends on improving the best candidates.
+    """
+
+    pipe: Any
+    settings: Settings
+    condition: Condition
+    prices: Prices
+    slow: tuple[Method, ...] = ()
+    evaluations: int = 40
+
+    def __post_init__(self) -> None:
+        self._errors: dict[str, Priced] = {}
+        settings, count = self.settings, self.settings.images
+        if len(self.condition) != count:
+            raise CalibrationError(f"the condition is of {len(self.condition)} images, the settings of {count}")
+        self.seen, self.unseen = (
+            Trials(
+                self.pipe,
+                self.condition,
+                settings.guidance_scale,
+                settings.steps,
+                settings.seed,
+                range(first, first + count),
+                settings.kernel,
+            )
+            for first in (0, count)
+        )
+
+    @property
+    def full_cost(self) -> float:
+        """Of a run of all steps, nothing compressed."""
+        return self.prices.of(self.plan(self.settings.steps))
+
+    def plan(self, steps: int) -> Plan:
+        """All FULL over so many model calls, MLPs included."""
+        adapter = adapt(self.pipe.transformer)
+        settings = replace(self.settings, steps=steps)
+        return empty_plan(adapter, self.pipe.scheduler, settings, self.condition.latent_shape).with_mlp(adapter.mlp)
+
+    def within(self, budget: float, on_trial: Callable[[str, Outcome], None] | None = None) -> Front:
+        """The best that is found within a budget, in the unit of the prices; ``on_trial`` is told of every run."""
+        candidates = list(pool(self.plan, self.settings.steps, budget, self.prices, self.slow, self.errors))
+        return within(
+            budget,
+            candidates,
+            self.prices,
+            self.seen,
+            self.unseen,
+            self.evaluations,
+            self.settings.seed,
+            self.slow,
+            on_trial,
+        )
+
+    def errors(self, kind: str) -> Priced:
+        """Of cells, measured when first asked for: "attention", by the paper's methods, or "all", forecasts and MLPs
+        too."""
+        if kind not in self._errors:
+            known = next(iter(self._errors.values())).sensitivities if self._errors else ()
+            allowed = PAPER if kind == "attention" else CANDIDATES
+            candidates = tuple(m for m in allowed if m is not Method.FULL and m not in self.slow)
+            self._errors[kind] = priced(
+                self.pipe, self.settings, kind == "all", candidates, known, prices=self.prices, condition=self.condition
+            )
+        return self._errors[kind]

@@ -1,0 +1,143 @@
+"""``python -m calibration --speedup 1.5``, ``--latency-ms`` and ``advise``: plans within a budget of measured time."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from calibration.advice import advise
+from calibration.drift import drift, sample
+from calibration.errors import CalibrationError
+from calibration.picture import save_grid
+from calibration.planner import Planner
+from calibration.prices import Times
+from calibration.settings import Settings
+from calibration.speedup import Front
+from calibration.subjects import Subjects
+from calibration.trials import Outcome
+from ditfastattn.condition import Condition
+from ditfastattn.cost import CAPTURED, COMPILED, EAGER, CostTable, measured
+from ditfastattn.models import adapt
+from ditfastattn.models.base import PreparedModel
+from plans import save
+from plans.figure import picture
+
+
+def plan_speedups(
+    options: argparse.Namespace, pipe: Any, settings: Settings, condition: Condition, subjects: Subjects
+) -> int:
+    """Plans, pictures and images for every speedup or latency asked for; with ``options.advise`` a page about them."""
+    table = _table(options, pipe, settings, condition)
+    prices = Times(table)
+    planner = Planner(pipe, settings, condition, prices, prices.slow(), options.evaluations)
+    full = planner.full_cost
+    how = f"{table.key.runtime}, {table.key.batch} rows a call, {table.key.device}"
+    print(f"uncompressed: {full:.1f} ms for {settings.steps} steps ({how})")
+    if planner.slow:
+        print(f"not faster than FULL here, and so not used: {', '.join(planner.slow)}")
+    budgets = list(_budgets(options, full))
+    fronts: list[tuple[float, Front]] = []
+    for text, budget in budgets:
+        with _bar(text) as on_trial:
+            front = planner.within(budget, on_trial)
+        fronts.append((full / budget, front))
+        print(_described(text, front, full))
+        _write(_path(options, text), planner, front, full, how, subjects.names)
+    if options.advise:
+        page = advise(Path(options.output), Path(options.model).name, how, settings.steps, full, fronts)
+        print(f"\nadvice   {page}\n")
+        print(page.read_text())
+    return 0
+
+
+def _table(options: argparse.Namespace, pipe: Any, settings: Settings, condition: Condition) -> CostTable:
+    adapter = adapt(pipe.transformer)
+    if not isinstance(adapter, PreparedModel):
+        raise CalibrationError(
+            f"{type(pipe.transformer).__name__} has no table of measured times, by which a speedup is planned: "
+            "use --drift or --threshold"
+        )
+    if adapter.spec().tokens != adapter.spec_at(condition.latent_shape).tokens:
+        raise CalibrationError("times are measured at the model's own size, and these images are of another")
+    images = settings.images if options.batch is None else options.batch
+    runtime = EAGER if not options.compile else CAPTURED if adapter.device.type == "cuda" else COMPILED
+    print(f"what cells cost, {runtime}, {images} images at once: measured, or from disk", flush=True)
+    rows = images * (2 if settings.guided else 1)
+    return measured(adapter, rows, runtime, settings.kernel, window=settings.window, guided=settings.guided)
+
+
+def _budgets(options: argparse.Namespace, full: float) -> Iterator[tuple[str, float]]:
+    """(what was asked for, milliseconds)."""
+    for value in options.speedup:
+        yield f"speedup-{value:g}", full / value
+    for value in options.latency_ms:
+        if value >= full:
+            raise CalibrationError(
+                f"{value:g} ms are asked for, and nothing has to be compressed for that: a run takes {full:.1f} ms"
+            )
+        yield f"latency-{value:g}ms", value
+
+
+def _described(text: str, front: Front, full: float) -> str:
+    lines = [
+        "",
+        f"{text}: within {front.budget:.1f} ms" + " " * 20 + "ms  faster  typical drift  on other noise",
+    ]
+    others = [one for one in front.tried if all(one.plan != other.plan for other in front.finalists)]
+    for one in sorted(front.finalists, key=lambda one: one.unseen.typical if one.unseen else 0) + others:
+        unseen = "" if one.unseen is None else f"{one.unseen.typical:15.4f}"
+        mark = "*" if one is front.best else " "
+        lines.append(
+            f"{mark} {one.name:<34} {one.cost:8.1f} {full / one.cost:5.2f} x  {one.seen.typical:13.4f} {unseen}"
+        )
+    return "\n".join(lines)
+
+
+def _write(path: Path, planner: Planner, front: Front, full: float, how: str, names: Sequence[str]) -> None:
+    best, settings = front.best, planner.settings
+    assert best.unseen is not None
+    note = (
+        f"least drift found within {front.budget:.1f} ms: {best.name}; {best.cost:.1f} ms predicted of {full:.1f} ms "
+        f"({how}); typical drift {best.unseen.typical:.4f} on other noise"
+    )
+    plan = best.plan.model_copy(update={"note": note})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save(plan, path)
+    picture(plan, path.with_suffix(".png"))
+    rows = [
+        (name, sample(planner.pipe, one, planner.condition, settings.seed, settings.images, settings.kernel, True))
+        for name, one in (("full", planner.plan(settings.steps)), ("plan", plan))
+    ]
+    found = drift(rows[0][1], rows[1][1])
+    grid = path.with_suffix(".images.png")
+    title = f"{full / best.cost:.2f} x predicted, {found.psnr:.1f} dB to the uncompressed images; noise not searched on"
+    save_grid(grid, rows, names, title)
+    print(f"\nplan     {path}  (for num_inference_steps={plan.steps})\npicture  {path.with_suffix('.png')}\n"
+          f"images   {grid}  ({found.psnr:.1f} dB, SSIM {found.ssim:.4f}, on other noise)")  # fmt: skip
+
+
+def _path(options: argparse.Namespace, text: str) -> Path:
+    output = Path(options.output)
+    if output.suffix == ".json":
+        if len(options.speedup) + len(options.latency_ms) > 1:
+            raise CalibrationError(f"--output {output} is one file, but several plans were asked for: name a folder")
+        return output
+    model = Path(options.model).name.removesuffix(".pt") or "model"
+    return output / f"{model}-{options.sampler}{options.steps}-{text}.json"
+
+
+@contextmanager
+def _bar(text: str) -> Iterator[Any]:
+    """Told of every run."""
+    with tqdm(desc=text, unit="run", dynamic_ncols=True) as bar:
+
+        def on_trial(name: str, outcome: Outcome) -> None:
+            bar.set_postfix_str(f"{name}: {outcome.typical:.4f}", refresh=False)
+            bar.update()
+
+        yield on_trial

@@ -2,7 +2,8 @@
 
 A block is timed once by every attention cell, its MLP computed, and once by every MLP cell, its attention reused. What
 a cell costs is then a difference to the row of a block whose attention is reused and whose MLP is computed, so that the
-times of any two cells of one block add up. A few pairs are timed as such, to see how well they do.
+times of any two cells of one block add up. Forecasts of attention take so little that they would drown beside an MLP:
+where plans can reach it, it is reused too. A few pairs are timed as such, to see how well sums do.
 """
 
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from plans import Method, SiteName
 FULL = Cell(Method.FULL)
 STORING = Cell(Method.FULL, store_output=Rows.WHOLE_BATCH)
 LEAST = Method.AST.value  # attention reused, MLP computed: what every attention cell leaves to be done
+REUSED = "mlp AST"  # both reused
+BESIDE = f", {REUSED}"  # of a row whose MLP is reused
 PERMUTED = "token order"  # what a plan's token order adds to a call
 STEP = "step"  # the sampler, guidance and the session's checks, with a model call that is skipped
 CALL = "call"  # modulations of a computed step, in prepared steps
@@ -85,7 +88,10 @@ def pairs_of(layout: Layout) -> list[Row]:
 
 def rows_of(layout: Layout, mlps: bool) -> list[Row]:
     """All that is timed of a model. ``mlps``: plans can reach its MLPs."""
-    rows = [Row(row_of("attn", cell), attn=cell) for cell in cells_of("attn", layout)]
+    attention = cells_of("attn", layout)
+    forecasts = [cell for cell in attention if mlps and cell.method.forecasts]
+    rows = [Row(row_of("attn", cell), attn=cell) for cell in attention if cell not in forecasts]
+    rows += [Row(row_of("attn", cell) + BESIDE, attn=cell, mlp=REUSES[0]) for cell in forecasts]
     if mlps:
         cells = [cell for cell in cells_of("mlp", layout) if cell != FULL]
         rows += [Row(row_of("mlp", cell), attn=REUSES[0], mlp=cell) for cell in cells]

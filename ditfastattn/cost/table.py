@@ -14,6 +14,7 @@ from ditfastattn.cost.key import EAGER, TableKey
 from ditfastattn.cost.measuring import Way, measure
 from ditfastattn.cost.rows import (
     BEGIN,
+    BESIDE,
     CALL,
     FULL,
     HOST_BLOCK,
@@ -21,6 +22,7 @@ from ditfastattn.cost.rows import (
     HOST_STEP,
     LEAST,
     PERMUTED,
+    REUSED,
     STEP,
     pairs_of,
     row_of,
@@ -59,7 +61,10 @@ class CostTable:
         Raises:
             CostError: the table has no such cell.
         """
-        us = self._row(row_of(site, cell))
+        name = row_of(site, cell)
+        if site == "attn" and name + BESIDE in self.microseconds and cell.method.forecasts:
+            return self._row(name + BESIDE) - self._row(REUSED)
+        us = self._row(name)
         if site == "attn":
             return us - self._row(LEAST)
         if site == "mlp" or cell.method is Method.FULL:

@@ -59,6 +59,8 @@ def test_cells_and_what_no_plan_saves(table: CostTable) -> None:
         assert table.times("model", cell) == pytest.approx(us)
     assert (table.overhead, table.begin, table.permuting) == pytest.approx((200, BEGIN, 6))
     assert table.launching == (0, 0)
+    bare = {row: us for row, us in TIMES.items() if "mlp" not in row} | {"AST_1": 45.0}
+    assert replace(table, microseconds=bare).times("attn", Cell(AST_1)) == pytest.approx(5)  # beside a computed MLP
     with pytest.raises(CostError, match="no row 'mlp WA_RS'"):
         table.times("mlp", Cell(Method.WA_RS))
 

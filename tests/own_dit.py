@@ -43,7 +43,8 @@ class OwnDiT(nn.Module):
         self.mlps = nn.ModuleList(block.ff for block in blocks)
         self.attentions = nn.ModuleList()
         for block in blocks:
-            ours, theirs = Attention(config.num_attention_heads * config.attention_head_dim, 2), block.attn1
+            heads, theirs = config.num_attention_heads, block.attn1
+            ours = Attention(heads * config.attention_head_dim, heads)
             for name in ("to_q", "to_k", "to_v"):
                 getattr(ours, name).load_state_dict(getattr(theirs, name).state_dict())
             ours.out.load_state_dict(theirs.to_out[0].state_dict())

@@ -28,8 +28,8 @@ from ditfastattn.models import adapt
 from ditfastattn.models.base import ModelAdapter
 from ditfastattn.order import order_for
 from ditfastattn.ranks import ALONE, Ranks
-from ditfastattn.samplers import sampler_spec
-from plans import Budget, Calibration, GuidanceSpec, Plan
+from ditfastattn.samplers import inference_steps, sampler_spec
+from plans import Budget, Calibration, GuidanceSpec, Plan, SamplerSpec
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,9 @@ def calibrate(
 def empty_plan(adapter: ModelAdapter, scheduler: Any, settings: Settings, latent_shape: Sequence[int]) -> Plan:
     """The all-FULL plan of these settings; calibration fills in its cells."""
     model = adapter.spec_at(latent_shape)
-    trained = scheduler.config.num_train_timesteps
+    trained = getattr(scheduler.config, "num_train_timesteps", None)
+    if trained is None:
+        raise CalibrationError(f"{type(scheduler).__name__} has no num_train_timesteps: choose a sampler of diffusion")
     if settings.steps > trained:
         raise CalibrationError(f"{settings.steps} steps are more than the {trained} timesteps the model was trained on")
     layout = adapter.guided_layout if settings.guided else Layout.NONE
@@ -153,20 +155,30 @@ def empty_plan(adapter: ModelAdapter, scheduler: Any, settings: Settings, latent
     for window, size, of in ((settings.window, model.tokens, "tokens"), (settings.temporal_window, frames, "frames")):
         if window is not None and max(window.left, window.right) > size:
             raise CalibrationError(f"the window {window} is wider than the model's {size} {of}")
-    try:
-        sampler = sampler_spec(scheduler, settings.steps)
-    except (TypeError, ValueError) as error:
-        raise CalibrationError(
-            f"{type(scheduler).__name__} cannot make {settings.steps} steps of a plan ({pydantic_reason(error)})"
-        ) from error
     return Plan.full(
         model=model,
-        sampler=sampler,
+        sampler=_sampler(scheduler, settings.steps),
         guidance=GuidanceSpec(scale=float(settings.guidance_scale), layout=layout.value),
         window=settings.window,
         temporal_window=settings.temporal_window,
         token_order=settings.token_order,
     )
+
+
+def _sampler(scheduler: Any, steps: int) -> SamplerSpec:
+    """What a plan records of it. Raises CalibrationError if its steps cannot be found again from that."""
+    name = type(scheduler).__name__
+    try:
+        found = sampler_spec(scheduler, steps)
+        again = sampler_spec(scheduler, inference_steps(scheduler, len(found.timesteps)))
+    except Exception as error:  # whatever a sampler raises
+        raise CalibrationError(f"{name} cannot make {steps} steps of a plan ({pydantic_reason(error)})") from error
+    if again != found:
+        raise CalibrationError(
+            f"{name} calls the model {len(found.timesteps)} times in {steps} steps, which a plan cannot find again: "
+            "choose another sampler, or settings of it with one call a step"
+        )
+    return found
 
 
 def _record(

@@ -10,10 +10,12 @@ from torch import Tensor
 
 import ditfastattn
 from calibration.errors import CalibrationError
+from ditfastattn.errors import DitFastAttnError
 from ditfastattn.install import Overrides
 from ditfastattn.models.base import Call, ModelAdapter
+from ditfastattn.samplers import settings_of
 from ditfastattn.sampling import Trajectory
-from plans import Plan
+from plans import Plan, SamplerSpec
 
 
 def rehearse(adapter: ModelAdapter, plan: Plan, run: Trajectory) -> Call:
@@ -27,7 +29,8 @@ def rehearse(adapter: ModelAdapter, plan: Plan, run: Trajectory) -> Call:
 
     Raises:
         StepError, PlanMismatch: the session's; a plan found this way could not be followed.
-        CalibrationError: the model was not called, or gave something else than the sampler and the losses count on.
+        CalibrationError: the model was not called, or gave something else than the sampler and the losses count on,
+            or the sampler cannot go on from it.
     """
     calls: list[Call] = []
 
@@ -45,7 +48,33 @@ def rehearse(adapter: ModelAdapter, plan: Plan, run: Trajectory) -> Call:
     if not calls:
         raise CalibrationError(f"a prediction did not call {name}: let predict= call the model itself, once")
     _check(output, name, plan, run)
+    _step(output, plan, run)
     return calls[0]
+
+
+def _step(output: Tensor, plan: Plan, run: Trajectory) -> None:
+    """The sampler, given what the model predicts."""
+    name, ahead = type(run.scheduler).__name__, run.fork()
+    settings = settings_of(run.scheduler, plan.sampler.settings)
+    actual = SamplerSpec(class_name=name, settings=settings, timesteps=plan.sampler.timesteps)
+    changed = plan.differences(sampler=actual)
+    if changed:
+        raise CalibrationError(
+            f"{name} changes its own settings when it is given its steps ({'; '.join(changed)}), and no plan would fit "
+            "it: make it with the settings that it ends with"
+        )
+    try:
+        ahead.advance(0, output)
+    except (DitFastAttnError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # whatever a sampler raises
+        reason = " ".join(str(error).split())[:200]
+        raise CalibrationError(
+            f"{name} cannot step with a prediction {tuple(run.guided(output).shape)} alone ({type(error).__name__}: "
+            f"{reason}): choose another sampler"
+        ) from error
+    if ahead.latents.shape != run.latents.shape:
+        raise CalibrationError(f"{name} makes {tuple(ahead.latents.shape)} of latents {tuple(run.latents.shape)}")
 
 
 def _check(output: Tensor, name: str, plan: Plan, run: Trajectory) -> None:

@@ -23,7 +23,7 @@ def with_sampler(target: Any, scheduler: Any) -> Any:
         CalibrationError: a transformer without a sampler of diffusers, a pipeline with a second one, or neither.
     """
     if isinstance(target, nn.Module):
-        lacking = [name for name in ("config", "set_timesteps", "step") if not hasattr(scheduler, name)]
+        lacking = [name for name in ("config", "set_timesteps", "step", "order") if not hasattr(scheduler, name)]
         if lacking:
             given = "none" if scheduler is None else f"{type(scheduler).__name__}, which has no {lacking[0]}"
             raise CalibrationError(

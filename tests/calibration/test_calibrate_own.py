@@ -4,9 +4,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import pytest
 import torch
-from diffusers import EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler, HeunDiscreteScheduler
+from diffusers import (
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+    UniPCMultistepScheduler,
+)
 from own_dit import Attention, OwnDiT, own_dit, registration
 from small_models import small_pipeline
 from torch import Tensor, nn
@@ -129,7 +135,13 @@ def test_a_model_that_writes_to_its_tensors_has_the_same_plan(search: str) -> No
 
 
 @pytest.mark.parametrize(
-    "scheduler", [EulerDiscreteScheduler(), HeunDiscreteScheduler(), FlowMatchEulerDiscreteScheduler(shift=3.0)]
+    "scheduler",
+    [
+        EulerDiscreteScheduler(),
+        HeunDiscreteScheduler(),
+        UniPCMultistepScheduler(),
+        FlowMatchEulerDiscreteScheduler(shift=3.0),
+    ],
 )
 def test_any_sampler_and_the_saved_plan_in_ones_own_loop(tmp_path: Path, scheduler: Any) -> None:
     model = own_dit(small_pipeline().transformer)
@@ -321,6 +333,24 @@ def test_a_registration_that_no_plan_could_follow(
         assert calibrate(model, settings(), scheduler=other(), condition=condition()).plan.layers == 3
     else:
         refused(words, kind)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("PNDMScheduler", "calls the model 14 times in 5 steps, which a plan cannot find again"),
+        ("DDIMInverseScheduler", "cannot make 5 steps of a plan .Value error, timesteps must not increase"),
+        (
+            "DPMSolverSinglestepScheduler",
+            "changes its own settings when it is given its steps .sampler setting lower_order",
+        ),
+        ("RePaintScheduler", "cannot step with a prediction .2, 4, 8, 8. alone .TypeError"),
+        ("DiscreteDDIMScheduler", "has no num_train_timesteps: choose a sampler of diffusion"),
+        ("DDPMWuerstchenScheduler", "which has no order"),
+    ],
+)
+def test_samplers_that_no_plan_can_follow(name: str, words: str) -> None:
+    refused(words, CalibrationError, scheduler=getattr(diffusers, name)())
 
 
 def test_layers_in_another_order_are_refused_at_whatever_step() -> None:

@@ -18,16 +18,18 @@ from calibration.loss import DRIFT
 from calibration.sensitivity import Sensitivity
 from calibration.settings import Settings
 from calibration.subjects import condition_of, sampled_by
+from calibration.target import with_sampler
 from calibration.trace import Searched
-from calibration.work import Watch, Work
+from calibration.work import Share, Watch, Work
 from ditfastattn.condition import Condition, FromPrompts
+from ditfastattn.errors import pydantic_reason
 from ditfastattn.layout import Layout
 from ditfastattn.models import adapt
 from ditfastattn.models.base import ModelAdapter
 from ditfastattn.order import order_for
 from ditfastattn.ranks import ALONE, Ranks
-from ditfastattn.samplers import sampler_spec
-from plans import Budget, Calibration, GuidanceSpec, Plan
+from ditfastattn.samplers import inference_steps, sampler_spec
+from plans import Budget, Calibration, GuidanceSpec, Plan, SamplerSpec
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class Result:
 
 @torch.no_grad()
 def calibrate(
-    pipe: Any,
+    target: Any,
     settings: Settings,
     journal: Journal | None = None,
     on_step: Callable[[int, float], None] | None = None,
@@ -56,45 +58,53 @@ def calibrate(
     condition: Condition | None = None,
     watch: Watch | None = None,
     sensitivities: Sequence[Sensitivity] = (),
+    scheduler: Any = None,
 ) -> Result:
-    """Chooses a plan for a pipeline.
+    """Chooses a plan for a pipeline or a transformer.
 
     Over several ranks each has a share of the images, both guidance branches of one together; every loss is
     reduced before it is judged, so that all arrive at one plan, that of a single process but for rounding.
 
     Args:
-        pipe: has ``transformer`` and ``scheduler``; neither is changed.
+        target: a pipeline (its ``transformer`` and ``scheduler`` are used), or a bare transformer, one's own
+            (:func:`ditfastattn.register`) among them. Nothing of it is changed.
         journal: where decisions are written as they are made, and resumed from. Rank 0's counts; others give None.
         on_step: called after every step, those taken over from a resumed run included, with the number of steps in
             all and the step's attention MACs as a share of full attention.
         condition: of the settings' labels or prompts, where it was made before; None makes it, which needs the
-            pipeline's text encoder if it has one.
+            pipeline's text encoder if it has one. Settings that name neither need it: of a transformer of one's own
+            nobody else knows what it is called with.
         watch: told of all else that goes on, in place of ``on_step``.
         sensitivities: of a calibration with other thresholds or budgets, but all else alike; else they are measured.
+        scheduler: of a bare transformer, any of diffusers whose timesteps a plan can hold; copied.
 
     Raises:
-        CalibrationError: a model conditioned otherwise, labels it does not know, fewer labels or prompts than ranks, or
-            an output that is not finite.
+        CalibrationError: a model conditioned otherwise, labels it does not know, fewer images than ranks, no condition
+            or sampler where none is known, or an output of another shape or that is not finite.
+        StepError, PlanMismatch: a model call that no plan could follow.
         RankError: another rank has ended.
     """
-    sampled_by(pipe.transformer)
+    pipe = with_sampler(target, scheduler)
+    if condition is None:
+        sampled_by(pipe.transformer)
     adapter = adapt(pipe.transformer)
     obstacles = adapter.obstacles() + adapter.order_obstacles(order_for(settings.token_order, settings.candidates()))
     if obstacles:
         raise CalibrationError("this transformer cannot be calibrated as it is: " + "; ".join(obstacles))
-    if ranks.world > settings.images:
-        one = "label" if settings.labels else "prompt"
+    count = settings.images if condition is None else len(condition)
+    if 0 < count < ranks.world:
+        one = "label" if settings.labels else "prompt" if settings.prompts else "image"
         raise CalibrationError(
-            f"{ranks.world} processes cannot share {settings.images} {one}s: start at most one process a {one}, "
+            f"{ranks.world} processes cannot share {count} {one}s: start at most one process a {one}, "
             "or calibrate on more (--n-calib)"
         )
     condition = condition_of(pipe, settings) if condition is None else condition
-    if len(condition) != settings.images:
-        raise CalibrationError(f"the condition is of {len(condition)} images, the settings of {settings.images}")
+    if settings.images not in (0, count):
+        raise CalibrationError(f"the condition is of {count} images, the settings of {settings.images}")
     plan = empty_plan(adapter, pipe.scheduler, settings, condition.latent_shape)
 
-    images = ranks.share(settings.images)
-    share = condition.of(images)
+    images = Share.of(count, ranks)
+    share = condition.of(images.mine)
     work = Work(pipe, adapter, plan, settings, share, images, journal, ranks, watch or Watch(on_step))
     if settings.loss == DRIFT:
         work.measure(sensitivities)
@@ -105,7 +115,7 @@ def calibrate(
         assert threshold is not None, "settings have one or the other"
         found = work.search(threshold, work.done.searches[0] if work.done.searches else Searched())
     weights = tuple(sensitivity.value for sensitivity in work.sensitivities)
-    record = _record(settings, adapter, threshold, weights, budget, found.kernel)
+    record = _record(settings, count, adapter, threshold, weights, budget, found.kernel)
     run = work.run
     latents = (
         torch.cat([part.to(run.latents) for part in ranks.gather(run.latents.cpu())])
@@ -128,10 +138,17 @@ def calibrate(
 def empty_plan(adapter: ModelAdapter, scheduler: Any, settings: Settings, latent_shape: Sequence[int]) -> Plan:
     """The all-FULL plan of these settings; calibration fills in its cells."""
     model = adapter.spec_at(latent_shape)
-    trained = scheduler.config.num_train_timesteps
+    trained = getattr(scheduler.config, "num_train_timesteps", None)
+    if trained is None:
+        raise CalibrationError(f"{type(scheduler).__name__} has no num_train_timesteps: choose a sampler of diffusion")
     if settings.steps > trained:
         raise CalibrationError(f"{settings.steps} steps are more than the {trained} timesteps the model was trained on")
     layout = adapter.guided_layout if settings.guided else Layout.NONE
+    if settings.guided and layout is Layout.NONE:
+        raise CalibrationError(
+            f'{model.class_name} was registered with guided="none": calibrate it at guidance_scale=1, or register the '
+            "order of its branches"
+        )
     if settings.temporal_window is not None and model.temporal is None:
         raise CalibrationError(f"{model.class_name} has no attention between frames: leave --temporal-window out")
     frames = 1 if model.temporal is None else model.temporal.frames
@@ -140,7 +157,7 @@ def empty_plan(adapter: ModelAdapter, scheduler: Any, settings: Settings, latent
             raise CalibrationError(f"the window {window} is wider than the model's {size} {of}")
     return Plan.full(
         model=model,
-        sampler=sampler_spec(scheduler, settings.steps),
+        sampler=_sampler(scheduler, settings.steps),
         guidance=GuidanceSpec(scale=float(settings.guidance_scale), layout=layout.value),
         window=settings.window,
         temporal_window=settings.temporal_window,
@@ -148,8 +165,25 @@ def empty_plan(adapter: ModelAdapter, scheduler: Any, settings: Settings, latent
     )
 
 
+def _sampler(scheduler: Any, steps: int) -> SamplerSpec:
+    """What a plan records of it. Raises CalibrationError if its steps cannot be found again from that."""
+    name = type(scheduler).__name__
+    try:
+        found = sampler_spec(scheduler, steps)
+        again = sampler_spec(scheduler, inference_steps(scheduler, len(found.timesteps)))
+    except Exception as error:  # whatever a sampler raises
+        raise CalibrationError(f"{name} cannot make {steps} steps of a plan ({pydantic_reason(error)})") from error
+    if again != found:
+        raise CalibrationError(
+            f"{name} calls the model {len(found.timesteps)} times in {steps} steps, which a plan cannot find again: "
+            "choose another sampler, or settings of it with one call a step"
+        )
+    return found
+
+
 def _record(
     settings: Settings,
+    images: int,
     adapter: ModelAdapter,
     threshold: float,
     sensitivity: tuple[float, ...],
@@ -169,6 +203,7 @@ def _record(
         search=settings.search,
         labels=settings.labels,
         prompts=settings.prompts,
+        conditions=0 if settings.images else images,
         negative_prompt=negative,
         video=video,
         seed=settings.seed,

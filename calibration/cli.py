@@ -25,7 +25,7 @@ from calibration.arguments import (
 from calibration.calibrate import Result, calibrate, package_versions
 from calibration.drift import Drift, Images, drift, sample
 from calibration.errors import CalibrationError
-from calibration.journal import Journal, partial_path, read_trace, trace_path
+from calibration.journal import Journal, read_trace, trace_path
 from calibration.loss import DRIFT
 from calibration.memory import keep_freed_memory
 from calibration.picture import save_grid
@@ -33,6 +33,7 @@ from calibration.planner_cli import plan_speedups
 from calibration.progress import bars
 from calibration.prompts import choose_prompts
 from calibration.report import describe, explain_rule, explain_trial, summary_row, write_summary
+from calibration.saving import refuse_foreign, write
 from calibration.search import filled_in
 from calibration.sensitivity import Sensitivity
 from calibration.settings import Settings, parse_threshold
@@ -46,8 +47,7 @@ from ditfastattn.models import adapt
 from ditfastattn.models.base import PreparedModel
 from ditfastattn.pipelines import load_pipeline, usual_schedule
 from ditfastattn.ranks import Ranks, start
-from plans import Plan, SiteName, load, save
-from plans.figure import picture
+from plans import Plan, SiteName, load
 from plans.macs import plan_macs
 
 
@@ -126,8 +126,7 @@ def _calibrate(options: argparse.Namespace, arguments: list[str], ranks: Ranks) 
     if options.prompts is not None:
         choose_prompts(options.prompts, options.n_calib)  # whatever is wrong there is told before a model is loaded
     for path in paths if ranks.first else ():
-        if path.exists() and not _traces(path):
-            raise CalibrationError(f"{path} was not written by this command: name another --output")
+        refuse_foreign(path)
     pipe = load_pipeline(
         options.model,
         sampler=options.sampler,
@@ -238,9 +237,7 @@ def _predicted(pipe: Any, result: Result) -> PlanTime | None:
 def _write(
     path: Path, result: Result, journal: Journal, full: Images, compressed: Images, names: Sequence[str], seen: Drift
 ) -> None:
-    save(result.plan, path)
-    journal.finish()
-    picture(result.plan, path.with_suffix(".png"))
+    write(path, result, journal)
     percent = plan_macs(result.plan).percent
     distance = f"{seen.psnr:.1f} dB to" if math.isfinite(seen.psnr) else "equal to"
     title = f"{percent:.0f} % of attention MACs, {distance} the uncompressed images"
@@ -256,12 +253,6 @@ def _plan_path(options: argparse.Namespace, steps: int, value: float, count: int
     model = Path(options.model).name.removesuffix(".pt") or "model"
     how = "within" if options.drift else loss_of(options)
     return output / f"{model}-{options.sampler}{steps}-{how}-{value:g}.json"
-
-
-def _traces(path: Path) -> list[Path]:
-    """The finished and the interrupted trace of a plan, as far as they exist."""
-    trace = trace_path(path)
-    return [file for file in (trace, partial_path(trace)) if file.exists()]
 
 
 def _grid_path(path: Path) -> Path:

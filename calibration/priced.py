@@ -12,13 +12,15 @@ import torch
 from calibration.bench import bench
 from calibration.calibrate import empty_plan
 from calibration.error_table import ErrorTable, measure
+from calibration.errors import CalibrationError
 from calibration.fast import LONGEST, Menu
 from calibration.prices import Macs, Prices
 from calibration.refresh import Rhythms
 from calibration.sensitivity import Sensitivity
 from calibration.settings import Settings
 from calibration.subjects import condition_of
-from calibration.work import Watch, Work
+from calibration.target import with_sampler
+from calibration.work import Share, Watch, Work
 from ditfastattn.condition import Condition
 from ditfastattn.models import adapt
 from ditfastattn.ranks import ALONE
@@ -56,31 +58,35 @@ class Priced:
 
 @torch.no_grad()
 def priced(
-    pipe: Any,
+    target: Any,
     settings: Settings,
     mlps: bool,
     candidates: tuple[Method, ...] = CANDIDATES,
     known: Sequence[Sensitivity] = (),
     watch: Watch | None = None,
     prices: Prices | None = None,
+    scheduler: Any = None,
     condition: Condition | None = None,
 ) -> Priced:
-    """A pipeline measured on the settings' images.
+    """A pipeline or a transformer measured on the settings' images.
 
     Args:
+        target, scheduler, condition: as in :func:`calibration.calibrate.calibrate`.
         known: sensitivities of the same settings, measured before.
         mlps: choose for MLPs as well.
         candidates: methods besides FULL, forecasts among them; without guidance those that share it are left out.
         prices: what cells cost; None counts MACs.
-        condition: of the settings' labels or prompts, where it was made before.
 
     Raises:
-        CalibrationError: an output that is not finite.
+        CalibrationError: an output that is not finite, or MLPs of a model in which plans cannot reach them.
     """
+    pipe = with_sampler(target, scheduler)
     adapter = adapt(pipe.transformer)
+    if mlps and adapter.mlp is None:
+        raise CalibrationError(f"plans cannot reach the MLPs of {type(adapter.model).__name__}: leave them out")
     condition = condition_of(pipe, settings) if condition is None else condition
     plan = empty_plan(adapter, pipe.scheduler, settings, condition.latent_shape)
-    images = range(settings.images)
+    images = Share.of(len(condition), ALONE)
     work = Work(pipe, adapter, plan, settings, condition, images, None, ALONE, watch or Watch())
     work.measure(known)
     usable = [method for method in candidates if settings.guided or not method.shares_guidance]

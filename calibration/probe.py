@@ -8,6 +8,7 @@ from torch import Tensor
 
 from calibration.blocks import Blocks
 from ditfastattn.cache import Cell, LayerCache, Rows
+from ditfastattn.errors import StepError
 from ditfastattn.execute import Contexts
 from ditfastattn.install import Overrides
 from ditfastattn.models.base import ModelAdapter
@@ -47,6 +48,7 @@ class Probe:
         self.block_runs = 0
         self.residual_passes = 0
         self._behaviour: Callable[..., Tensor] | None = None
+        self._ran: list[int] = []  # layers, in the model call that is under way
         self._overrides = Overrides()
 
     @property
@@ -65,6 +67,7 @@ class Probe:
         """The forward of a module that runs these layers, most often one."""
         assert self._behaviour is not None, "a block was called outside of Probe.call"
         hidden = hidden_states
+        self._ran += layers
         for layer in layers:
             hidden = self.ordering.enter(hidden, *args, **kwargs) if layer == self._first else hidden
             hidden = self._behaviour(layer, hidden, *args, **kwargs)
@@ -72,12 +75,23 @@ class Probe:
         return hidden
 
     def call(self, predict: Callable[[], Tensor], behaviour: Callable[..., Tensor]) -> Tensor:
-        """``predict()`` with every block call answered by ``behaviour(layer, hidden, *args, **kwargs)``."""
+        """``predict()`` with every block call answered by ``behaviour(layer, hidden, *args, **kwargs)``.
+
+        Raises:
+            StepError: a layer ran twice, not at all, or before one that stands earlier in the model.
+        """
         self._behaviour = behaviour
+        self._ran.clear()
         try:
-            return predict()
+            output = predict()
         finally:
             self._behaviour = None
+        if self._ran != list(range(self.layers)):
+            raise StepError(
+                f"at one step {type(self.adapter.model).__name__} ran its layers in the order {self._ran}, but a plan "
+                f"counts on each of its {self.layers}, once and in the order of the model"
+            )
+        return output
 
     def run_block(self, layer: int, cell: Cell, cache: LayerCache, hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         self.block_runs += 1

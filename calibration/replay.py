@@ -3,6 +3,9 @@
 Blocks before l cannot change while l is tried, so only blocks l .. L-1 are run: (L + 1) / 2 blocks a candidate on
 average instead of L, the same numbers. Accepting a candidate costs no further run: the blocks after it were run FULL
 in the very trial that was accepted, so their inputs and outputs are at hand.
+
+Of a transformer that was registered by its attentions alone, these are the blocks: all else that it computes runs
+anew in every trial, and attentions before l give what they gave.
 """
 
 from collections.abc import Callable
@@ -27,10 +30,13 @@ class ReplayStep:
         self._inputs: list[Tensor | None] = [None] * probe.layers
         self._caches: list[LayerCache] = [LayerCache() for _ in range(probe.layers)]
         self._output: Tensor | None = None
+        # What each block gave to the model that runs on its own between them, which needs it for its next block.
+        self._outputs: list[Tensor | None] = [None] * probe.layers
         # The same of the last attempt.
         self._tried_inputs: list[Tensor | None] = list(self._inputs)
         self._tried_caches: list[LayerCache] = list(self._caches)
         self._tried_output: Tensor | None = None
+        self._tried_outputs: list[Tensor | None] = list(self._outputs)
         self._arguments: list[tuple[tuple[Any, ...], dict[str, Any]]] = [((), {})] * probe.layers  # besides the input
 
     def reference(self) -> Tensor:
@@ -61,24 +67,32 @@ class ReplayStep:
         self._inputs[layer + 1 :] = self._tried_inputs[layer + 1 :]
         self._inputs[layer] = self._tried_inputs[layer]
         self._caches[layer:] = self._tried_caches[layer:]
+        self._outputs[layer:] = self._tried_outputs[layer:]
         self._output = self._tried_output
 
     def _run(self, first: int, method: Method) -> Tensor:
-        inputs: list[Tensor | None] = list(self._inputs)
+        between = self._probe.adapter.runs_between
+        inputs, outputs = list(self._inputs), list(self._outputs)
         caches = [replace(cache) for cache in self._probe.caches]
 
         def behaviour(layer: int, hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            if layer < first and between:
+                kept = outputs[layer]
+                assert kept is not None
+                return kept.clone()  # the model may change it in place
             if layer < first:
                 return hidden  # nobody reads it: block ``first`` starts from its stored input
-            if layer == first and self._inputs[layer] is not None:
-                stored = self._inputs[layer]
-                assert stored is not None
+            stored = self._inputs[layer]
+            if layer == first and stored is not None and not between:
                 hidden = stored
-            inputs[layer] = hidden
+            inputs[layer] = hidden.clone() if between else hidden
             self._arguments[layer] = (args, kwargs)
             cell: Cell = storing(method if layer == first else Method.FULL, residuals=False)
-            return self._probe.run_block(layer, cell, caches[layer], hidden, *args, **kwargs)
+            output = self._probe.run_block(layer, cell, caches[layer], hidden, *args, **kwargs)
+            outputs[layer] = output.clone() if between else None
+            return output
 
         output = self._probe.call(self._predict, behaviour)
-        self._tried_inputs, self._tried_caches, self._tried_output = inputs, caches, output
+        self._tried_inputs, self._tried_outputs = inputs, outputs
+        self._tried_caches, self._tried_output = caches, output
         return output

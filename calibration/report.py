@@ -23,7 +23,8 @@ LITTLE = 90.0  # percent of attention MACs left, above which a plan is called li
 def describe(result: Result, seen: Drift, unseen: Drift, time: PlanTime | None = None) -> str:
     """The closing table of one calibration. ``time``: of a run of the plan, if it is known."""
     macs = plan_macs(result.plan)
-    what = "prompts" if result.plan.calibration and result.plan.calibration.prompts else "labels"
+    record = result.plan.calibration
+    what = "condition" if record is None or record.conditions else "prompts" if record.prompts else "labels"
     lines = ["", "method        share of cells"]
     for method, share in shares(result.plan).items():
         lines.append(f"  {method:<11} {share:5.1f} %  {'█' * round(share / 2.5)}")

@@ -16,7 +16,7 @@ SEARCHES = ("replay", "plain")
 
 @dataclass(frozen=True)
 class Settings:
-    """One calibration, on labels or on prompts.
+    """One calibration, on labels or on prompts, or, where neither is named, on a condition that is given beside it.
 
     ``methods`` are the candidates besides FULL, tried in cost order whatever order they are in. A ``budget`` for the
     drift of the final latents (relative L2) stands in place of a threshold, with the loss ``drift``.
@@ -51,8 +51,8 @@ class Settings:
             )
         if self.budget is not None and self.loss != DRIFT:
             raise CalibrationError(f"a budget is spent by the loss drift, not by {self.loss}: leave --loss out")
-        if bool(self.labels) == bool(self.prompts):
-            raise CalibrationError("calibration needs at least one label, or at least one prompt, and not both")
+        if self.labels and self.prompts:
+            raise CalibrationError("a calibration is on labels or on prompts: give one of them")
         if self.negative_prompt and not (self.prompts and self.guided):
             raise CalibrationError("a negative prompt is the other branch of guidance by prompts: give both, or none")
         if self.video is not None and not self.prompts:
@@ -76,7 +76,7 @@ class Settings:
 
     @property
     def images(self) -> int:
-        """How many the model computes at once, each in both branches of guidance."""
+        """How many labels or prompts name; 0 where a condition is given in place of them."""
         return len(self.labels or self.prompts)
 
     @property

@@ -50,7 +50,8 @@ def sampled_by(transformer: Any) -> FromLabels | FromPrompts:
         )
     raise CalibrationError(
         f"what the forward of {type(transformer).__name__} is called with for a label or a prompt is known to nobody "
-        "here: its adapter must be a FromLabels or a FromPrompts (CONTRIBUTING.md, Adding an architecture)"
+        "here: give calibrate() condition=ditfastattn.Condition(conditional, unconditional, latent_shape), as the "
+        "README's part on your own module shows, or make its adapter a FromLabels or a FromPrompts (CONTRIBUTING.md)"
     )
 
 
@@ -96,6 +97,10 @@ def condition_of(pipe: Any, settings: Settings) -> Condition:
     """
     adapter = sampled_by(pipe.transformer)
     name = type(pipe.transformer).__name__
+    if not settings.images:
+        raise CalibrationError(
+            f"calibration needs at least one label or prompt for {name}, or a condition= made before"
+        )
     if isinstance(adapter, FromPrompts):
         if not settings.prompts:
             raise CalibrationError(f"{name} is conditioned on prompts: calibrate it on prompts, not labels")

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 from torch import Tensor
 
@@ -13,6 +13,7 @@ from calibration.bench import bench
 from calibration.budget import BATCHES, Tried, predicted_drift, spend, upper_drift
 from calibration.journal import Journal
 from calibration.loss import Loss, relative_l2
+from calibration.rehearsal import rehearse
 from calibration.search import Found, cell_macs, filled_in, search
 from calibration.sensitivity import Sensitivity, measure
 from calibration.settings import Settings
@@ -36,11 +37,26 @@ class Watch:
     on_verified: Callable[[Searched, float], None] | None = None  # a finished search, and what its plan costs (percent)
 
 
+@dataclass(frozen=True)
+class Share:
+    """This rank's images, of ``count`` that a calibration runs on."""
+
+    mine: range
+    count: int
+
+    @classmethod
+    def of(cls, count: int, ranks: Ranks) -> Self:
+        return cls(ranks.share(count), count)
+
+
 class Work:
     """
     Args:
-        condition: of this rank's images, ``images`` of all.
+        condition: of this rank's images.
         plan: all FULL.
+
+    Raises:
+        CalibrationError, StepError, PlanMismatch: the model's predictions are not what a plan needs.
     """
 
     def __init__(
@@ -50,7 +66,7 @@ class Work:
         plan: Plan,
         settings: Settings,
         condition: Condition,
-        images: range,
+        images: Share,
         journal: Journal | None,
         ranks: Ranks,
         watch: Watch,
@@ -59,8 +75,7 @@ class Work:
         self.images, self.journal, self.ranks, self.watch = images, journal, ranks, watch
         self.denoiser = Denoiser(pipe.transformer, condition, settings.guidance_scale)
         self.run = self._begin()
-        rows = self.run.latents.new_empty((self.denoiser.rows, *self.run.latents.shape[1:]))
-        self.call: Call = adapter.read_call((rows,), {"timestep": self.run.timesteps[0], **self.denoiser.arguments})
+        self.call: Call = rehearse(adapter, plan, self.run)
         # What is there already, the same on every rank; the journal goes on changing.
         self.done: Trace = ranks.broadcast(deepcopy(journal.trace) if journal else Trace())
         self.sensitivities: list[Sensitivity] = []
@@ -69,7 +84,7 @@ class Work:
 
     def _begin(self) -> Trajectory:
         settings = self.settings
-        return Trajectory(self.denoiser, self.pipe.scheduler, settings.steps, settings.seed, self.images)
+        return Trajectory(self.denoiser, self.pipe.scheduler, settings.steps, settings.seed, self.images.mine)
 
     def measure(self, known: Sequence[Sensitivity] = ()) -> None:
         """Sensitivities of all steps; ``known`` are those of another calibration that began alike."""
@@ -195,7 +210,8 @@ class Work:
 
         The calibration's own images are the first of its seed, and the next as many those of its report; these follow.
         """
-        batches = [[(2 + batch) * self.settings.images + image for image in self.images] for batch in range(BATCHES)]
+        share = self.images
+        batches = [[(2 + batch) * share.count + image for image in share.mine] for batch in range(BATCHES)]
         if not self._full:
             self._full = [self._sample(indices) for indices in batches]
         with ditfastattn.apply(self.pipe.transformer, plan, kernel=self.settings.kernel):

@@ -1,7 +1,7 @@
 """What some images are to be, as their transformer is told: labels or prompts, and the shape of their latents.
 
-A family's adapter makes one, of labels (:class:`FromLabels`) or of prompts (:class:`FromPrompts`); whoever samples
-needs to know no more.
+A family's adapter makes one, of labels (:class:`FromLabels`) or of prompts (:class:`FromPrompts`), and the user of a
+transformer of one's own writes one down; whoever samples needs to know no more.
 """
 
 from abc import ABC, abstractmethod
@@ -45,22 +45,46 @@ class Condition:
     Args:
         conditional, unconditional: what the transformer is called with besides latents and timestep, in either branch
             of guidance: the same names in both, tensors (B, ...), mappings of such, or anything else, passed on.
-        layout: how the branches lie in a guided batch.
+            ``unconditional`` is None where there is no guidance.
         latent_shape: of one image, channels first: (C, h, w), or (C, T, h, w) of a video.
         guided_channels: how many of these channels guidance moves; the others are the conditional branch's. None: all.
         latents_dtype: of the latents between the steps. None: that of the transformer.
+        images: B, where no tensor says it (a transformer that is told nothing).
+
+    Raises:
+        ApplyError: arguments of different names or lengths in both branches, or another kind of shape.
     """
 
     conditional: Arguments
-    unconditional: Arguments
-    layout: Layout
+    unconditional: Arguments | None
     latent_shape: tuple[int, ...]
     guided_channels: int | None = None
     latents_dtype: torch.dtype | None = None
+    images: int | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "latent_shape", tuple(self.latent_shape))
+        if len(self.latent_shape) not in (3, 4) or not all(isinstance(n, int) and n > 0 for n in self.latent_shape):
+            raise ApplyError(
+                f"latent_shape is that of one image, (C, h, w), or of one video, (C, T, h, w), not {self.latent_shape}"
+            )
+        branches = [self.conditional] if self.unconditional is None else [self.conditional, self.unconditional]
+        if len(names := [sorted(branch) for branch in branches]) == 2 and names[0] != names[1]:
+            raise ApplyError(
+                f"both branches of a condition have the same arguments, but the conditional one has {names[0]} and the "
+                f"unconditional one {names[1]}"
+            )
+        shapes = [tuple(tensor.shape) for branch in branches for tensor in _tensors(branch)]
+        rows = {shape[0] if shape else 0 for shape in shapes} | ({self.images} if self.images is not None else set())
+        if len(rows) != 1 or not min(rows):
+            raise ApplyError(
+                "every tensor of a condition has one entry for each image, (B, ...), in both branches (without tensors "
+                f"images= is B), but these are {', '.join(map(str, shapes)) or 'none'}, images={self.images}"
+            )
 
     def __len__(self) -> int:
         """B, the number of images."""
-        return len(next(_tensors(self.conditional)))
+        return len(next(_tensors(self.conditional))) if self.images is None else self.images
 
     def of(self, images: Sequence[int]) -> "Condition":
         """The same of some of the images, in that order."""
@@ -69,15 +93,27 @@ class Condition:
             return tensor[list(images)]
 
         return replace(
-            self, conditional=_each(chosen, self.conditional), unconditional=_each(chosen, self.unconditional)
+            self,
+            conditional=_each(chosen, self.conditional),
+            unconditional=None if self.unconditional is None else _each(chosen, self.unconditional),
+            images=None if self.images is None else len(images),
         )
 
-    def arguments(self, guided: bool) -> dict[str, Any]:
-        """Of a call on all images: tensors (2B, ...), both branches as ``layout`` says, or (B, ...) unguided."""
-        if not guided:
+    def arguments(self, layout: Layout) -> dict[str, Any]:
+        """Of a call on all images: tensors (2B, ...), both branches as ``layout`` says, or (B, ...) without guidance.
+
+        Raises:
+            ApplyError: guidance without an unconditional branch.
+        """
+        if layout is Layout.NONE:
             return dict(self.conditional)
+        if self.unconditional is None:
+            raise ApplyError(
+                "guidance needs the arguments of the unconditional branch too, Condition(conditional, unconditional, "
+                "...): give them, or sample at a guidance scale of 1"
+            )
         branches = (self.conditional, self.unconditional)
-        first, second = branches if self.layout is Layout.COND_FIRST else branches[::-1]
+        first, second = branches if layout is Layout.COND_FIRST else branches[::-1]
         return _each(lambda one, other: torch.cat([one, other]), first, second)
 
 

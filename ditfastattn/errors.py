@@ -36,5 +36,6 @@ class MetricError(DitFastAttnError):
 
 def pydantic_reason(error: Exception) -> str:
     """The sentence in the middle of a validation error of several lines."""
-    lines = [line.strip() for line in str(error).splitlines()]
+    stripped = [line.strip() for line in str(error).splitlines()]
+    lines = [line for line in stripped if not line.startswith("For further information")]
     return lines[min(2, len(lines) - 1)] if lines else type(error).__name__

@@ -34,26 +34,26 @@ class Denoiser:
     """A transformer with classifier-free guidance, both branches in one batch.
 
     Args:
-        transformer: takes (2B, C, h, w) latents, ``timestep`` (2B,) and the condition's arguments.
+        transformer: of a kind that ``ditfastattn.models`` knows, which says how it is called.
         condition: of B images.
         guidance_scale: s in uncond + s (cond - uncond) (arXiv 2207.12598); 1 runs the conditional branch alone.
     """
 
     def __init__(self, transformer: Any, condition: Condition, guidance_scale: float) -> None:
         self.transformer = transformer
+        self.adapter = adapt(transformer)
         self.condition = condition
         self.scale = guidance_scale
         self.guided = guidance_scale != 1
-        self.layout = condition.layout if self.guided else Layout.NONE
+        self.layout = self.adapter.guided_layout if self.guided else Layout.NONE
         self.rows = len(condition) * (2 if self.guided else 1)  # of a call
-        self.arguments = condition.arguments(self.guided)
+        self.arguments = condition.arguments(self.layout)
 
     def predict(self, latents: Tensor, timestep: Tensor) -> Tensor:
         """The transformer's own output for (B, C, h, w) latents: (2B, out_channels, h, w) when guided."""
         batch = torch.cat([latents, latents]) if self.guided else latents
         timesteps = timestep.to(batch.device).expand(len(batch))
-        output = self.transformer(batch, timestep=timesteps, **self.arguments)
-        return output if isinstance(output, Tensor) else output.sample
+        return self.adapter.predict(batch, timesteps, self.arguments)
 
     def guide(self, output: Tensor, channels: int, with_variance: bool) -> Tensor:
         """What the sampler is given: (B, channels, h, w), or twice the channels where it wants the variance."""
@@ -91,15 +91,16 @@ class Trajectory:
         self.scheduler.set_timesteps(num_inference_steps)
         self.timesteps: Tensor = self.scheduler.timesteps
         self._channels = shape[0]
-        self._with_variance = takes_variance(scheduler) and denoiser.transformer.out_channels == 2 * shape[0]
+        self._with_variance = takes_variance(scheduler) and denoiser.adapter.spec().out_channels == 2 * shape[0]
         self._generators = image_generators(seed, indices)
         noise = torch.stack([torch.randn(shape, generator=generator) for generator in self._generators])
         dtype = denoiser.condition.latents_dtype or parameter.dtype
-        self.latents = noise.to(parameter.device, dtype) * self.scheduler.init_noise_sigma
+        self.latents = noise.to(parameter.device, dtype) * getattr(self.scheduler, "init_noise_sigma", 1.0)
         self._takes_generator = "generator" in inspect.signature(type(self.scheduler).step).parameters
 
     def model_input(self, step: int) -> Tensor:
-        return self.scheduler.scale_model_input(self.latents, self.timesteps[step])
+        scale = getattr(self.scheduler, "scale_model_input", None)  # samplers of flow matching have none
+        return self.latents if scale is None else scale(self.latents, self.timesteps[step])
 
     def predict(self, step: int) -> Tensor:
         return self.denoiser.predict(self.model_input(step), self.timesteps[step])

@@ -252,7 +252,9 @@ def models() -> str:
             f"| {family.calibration} |"
         )
     own = "yes" if issubclass(DescribedModel, PreparedModel) else "no"
-    lines.append(f"| your own, after `ditfastattn.register` | your program | as you say | yes | {own} | not yet |")
+    lines.append(
+        f"| your own, after `ditfastattn.register` | your program | as you say | yes | {own} | of a `Condition` |"
+    )
     return "\n".join(lines)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import platform
 from collections.abc import Sequence
@@ -15,13 +14,12 @@ from torch import nn
 from calibration.calibrate import package_versions
 from ditfastattn.condition import FromPrompts
 from ditfastattn.errors import DitFastAttnError
+from ditfastattn.fingerprint import fingerprint
 from ditfastattn.layout import Layout
 from ditfastattn.models import adapt
 from ditfastattn.samplers import SAMPLERS, inference_steps, sampler_spec
 from eval.sample_videos import ENDINGS, check_backend
 from plans import GuidanceSpec, Plan, PlanMismatch, dumps
-
-_PROBES = 64  # values of each tensor that go into a fingerprint
 
 
 class SampleError(DitFastAttnError):
@@ -121,17 +119,6 @@ def pixel_size(pipe: Any, latent_shape: Sequence[int]) -> tuple[int, ...]:
 def digest_of(plan: Plan) -> str:
     """The digest that its file carries."""
     return str(json.loads(dumps(plan))["digest"])
-
-
-def fingerprint(*modules: nn.Module) -> str:
-    """Tells apart weights that lie under one name: from the shape and some values of every tensor, dtype included."""
-    found = hashlib.sha256()
-    for module in modules:
-        for key, tensor in module.state_dict().items():
-            some = tensor.flatten()[:: max(1, tensor.numel() // _PROBES)][:_PROBES]
-            found.update(f"{key} {tuple(tensor.shape)} {tensor.dtype}".encode())
-            found.update(some.double().cpu().numpy().tobytes())
-    return "sha256:" + found.hexdigest()
 
 
 def device_name(device: str) -> str:

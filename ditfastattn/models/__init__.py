@@ -72,6 +72,7 @@ def register(
     shape: Callable[[Any], Mapping[str, int]],
     guided: Literal["none", "cond_first", "uncond_first"] = "none",
     unconditional: Callable[[Tensor], Tensor] | None = None,
+    predict: Callable[..., Any] | None = None,
 ) -> None:
     """Makes :func:`ditfastattn.apply` know one's own transformer, for this process.
 
@@ -94,6 +95,9 @@ def register(
         guided: which half of a guided batch comes first; "none" for a model that is never guided in one batch.
         unconditional: condition (B, ...) -> (B,) bool, which rows are of the unconditional branch. Without it only
             ``apply(..., scheduler=...)`` can see that the branches come in another order than ``guided`` says.
+        predict: (model, latents, timestep (rows,), **condition) -> what the model's forward returns, from one call of
+            the model on all rows; only calibration calls it, on latents and timesteps as the sampler has them. ``call``
+            must find that timestep again. None: ``model(latents, timestep, **condition)``.
 
     Raises:
         ApplyError: no class of modules, or one that is built in, or no such layout.
@@ -103,8 +107,14 @@ def register(
     layouts = [layout.value for layout in Layout]
     if guided not in layouts:
         raise ApplyError(f"guided= is one of {', '.join(layouts)}, not {guided!r}")
-    description = Description(attentions, qkv, project, call, shape, Layout(guided), unconditional)
+    description = Description(
+        attentions, qkv, project, call, shape, Layout(guided), unconditional, predict or _as_it_is
+    )
     REGISTRY.add(transformer, partial(DescribedModel, description))
+
+
+def _as_it_is(model: nn.Module, latents: Tensor, timestep: Tensor, **condition: Any) -> Any:
+    return model(latents, timestep, **condition)
 
 
 def model_spec(model: nn.Module) -> ModelSpec:

@@ -118,6 +118,7 @@ class ModelAdapter(ABC):
     per_image: frozenset[str] = frozenset()  # the blocks' inputs, by name or "argument 1", that hold nothing per token
     guided_entry: str | None = None  # a method of the model that adds up the branches itself, given the scale
     why_eager = "its steps cannot be prepared yet"  # of what is no PreparedModel
+    runs_between = False  # the model's own forward computes between one block and the next
 
     def __init__(self, model: nn.Module) -> None:
         self.model: Any = model
@@ -226,6 +227,16 @@ class ModelAdapter(ABC):
         """The bare output of the model's own forward, of the latents' dimensions."""
         bare: Tensor = output if isinstance(output, Tensor) else output[0]
         return bare
+
+    def predict(self, latents: Tensor, timestep: Tensor, arguments: Mapping[str, Any]) -> Tensor:
+        """The bare output of one call of the model.
+
+        Args:
+            latents: of the whole batch, both guidance branches counted.
+            timestep: (rows,), as the sampler has it.
+            arguments: of a condition (``Condition.arguments``).
+        """
+        return self.unwrap(self.model(latents, timestep=timestep, **arguments))
 
     @abstractmethod
     def is_guided(self, call: Call) -> bool:

@@ -9,12 +9,12 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from ditfastattn.errors import ApplyError, StepError
+from ditfastattn.errors import ApplyError, DitFastAttnError, StepError
 from ditfastattn.layout import Layout
 from ditfastattn.models.agreement import agree, softmax_attention
 from ditfastattn.models.arguments import kind_of, tensors_of
 from ditfastattn.models.base import BlockAdapter, Call, ModelAdapter, common_obstacles
-from plans import ModelSpec, TokenOrder
+from plans import ModelSpec, PlanError, TokenOrder
 
 SHAPE = ("tokens", "heads", "head_dim", "in_channels", "out_channels")
 
@@ -30,6 +30,7 @@ class Description:
     shape: Callable[[Any], Mapping[str, int]]
     guided: Layout
     unconditional: Callable[[Tensor], Tensor] | None
+    predict: Callable[..., Any]
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ class DescribedAttention(BlockAdapter[AttentionCall]):
         return self._model.description.project(self.module, core)
 
     def finish(self, state: AttentionCall, attention_output: Tensor) -> Tensor:
-        return attention_output
+        return attention_output.clone()  # the model's to change in place; what is kept for later steps must not be
 
     def _compare(self, call: AttentionCall) -> None:
         """Full attention by the description against the module's own forward, once for each kind of call.
@@ -108,6 +109,7 @@ class DescribedModel(ModelAdapter):
     """A registered transformer. Its plans can be followed in eager mode, the tokens in raster order."""
 
     why_eager = "it was registered by its attention alone, and they need the whole block"
+    runs_between = True
 
     def __init__(self, description: Description, model: nn.Module) -> None:
         super().__init__(model)
@@ -201,6 +203,18 @@ class DescribedModel(ModelAdapter):
                 "output: return the tensor, a tuple that begins with it, or one of diffusers' outputs"
             )
         return bare
+
+    def predict(self, latents: Tensor, timestep: Tensor, arguments: Mapping[str, Any]) -> Tensor:
+        try:
+            output = self.description.predict(self.model, latents, timestep, **arguments)
+        except (DitFastAttnError, PlanError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # whatever a user's function or model raises
+            raise StepError(
+                f"the predict= registered for {type(self.model).__name__}, called with latents {tuple(latents.shape)}, "
+                f"the timestep and {', '.join(arguments) or 'nothing else'}, failed ({_reason(error)})"
+            ) from error
+        return self.unwrap(output)
 
     def _unconditional(self, call: Call) -> Tensor | None:
         """(B,) bool, on the CPU."""

@@ -71,7 +71,7 @@ class DiT(Labelled, FromLabels, AdaLNModel):
     def condition(self, labels: Sequence[int]) -> Condition:
         given = torch.tensor(labels, device=self.device)
         null = torch.full_like(given, self.null_label)
-        return Condition({"class_labels": given}, {"class_labels": null}, self.guided_layout, self.latent_shape)
+        return Condition({"class_labels": given}, {"class_labels": null}, self.latent_shape)
 
     def read_call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
         given = self.arguments(args, kwargs)

@@ -81,7 +81,7 @@ class Latte(Prompted, FromPrompts, BasicBlockModel):
             clean_caption=False,
         )  # (B, T, C) each
         given = {"encoder_hidden_states": text}, {"encoder_hidden_states": negative}
-        return Condition(*given, self.guided_layout, self.latent_shape)
+        return Condition(*given, self.latent_shape)
 
     def read_call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
         given = self.arguments(args, kwargs)

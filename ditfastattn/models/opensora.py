@@ -215,7 +215,6 @@ class OpenSora(Prompted, FromPrompts):
         return Condition(
             conditional={"y": embeds, "mask": mask, **sizes},
             unconditional={"y": null, "mask": mask, **sizes},
-            layout=self.guided_layout,
             latent_shape=(self.model.in_channels, *latents),
             guided_channels=GUIDED_CHANNELS,
             latents_dtype=torch.float32,

@@ -109,10 +109,7 @@ class PixArt(Prompted, FromPrompts, AdaLNModel):
                 "resolution": text.new_tensor([[height, width]] * len(prompts)),
                 "aspect_ratio": text.new_tensor([[height / width]] * len(prompts)),
             }
-        return Condition(
-            _arguments(text, mask, sizes), _arguments(negative, negative_mask, sizes), self.guided_layout,
-            self.latent_shape,
-        )  # fmt: skip
+        return Condition(_arguments(text, mask, sizes), _arguments(negative, negative_mask, sizes), self.latent_shape)
 
     def read_call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
         given = self.arguments(args, kwargs)

@@ -23,7 +23,7 @@ class Family:
     transformer: type[nn.Module] | None = None
     missing: Callable[[nn.Module], list[str]] | None = None
     loaded_by: str = "its own program"
-    calibration: str = "not yet"
+    calibration: str = "of a `Condition`"
 
 
 class Registry:

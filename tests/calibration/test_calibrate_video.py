@@ -17,6 +17,7 @@ from calibration.subjects import condition_of
 from ditfastattn import load_pipeline
 from ditfastattn.decode import decode
 from ditfastattn.errors import LoadError
+from ditfastattn.layout import Layout
 from ditfastattn.sampling import Denoiser, sample_latents
 from eval.cli import main as evaluate
 from plans import Method, Window, load
@@ -43,7 +44,9 @@ def test_the_condition_is_what_the_pipeline_computes_with(
     prompts: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pipe, calls = small_text_to_video(), []
-    given = condition_of(pipe, Settings(threshold=0.3, prompts=prompts, negative_prompt="grey")).arguments(True)
+    given = condition_of(pipe, Settings(threshold=0.3, prompts=prompts, negative_prompt="grey")).arguments(
+        Layout.UNCOND_FIRST
+    )
     forward = pipe.transformer.forward
 
     def seen(**call: torch.Tensor) -> object:

@@ -165,7 +165,7 @@ def test_nothing_is_overwritten_by_other_settings(
     assert main(base(folder, plan, "--threshold", "0.3")) == 0  # the same settings may be run again
     (tmp_path / "mine.json").write_bytes(before)
     assert main(base(folder, tmp_path / "mine.json", "--threshold", "0.3")) == 2
-    assert "not written by this command" in capsys.readouterr().err
+    assert "not written by a calibration" in capsys.readouterr().err
     (tmp_path / "new.trace.jsonl.partial").write_text("")
     assert main(base(folder, tmp_path / "new.json", "--threshold", "0.3")) == 2
     assert "--resume" in capsys.readouterr().err

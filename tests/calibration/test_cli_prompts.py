@@ -146,7 +146,7 @@ def test_what_does_not_go_with_the_model_gets_one_sentence(
     output.parent.mkdir()
     output.write_text("a plan from elsewhere")
     assert cli.main(base(tmp_path / "mute", output)) == 2
-    assert "was not written by this command" in capsys.readouterr().err and output.read_text().startswith("a plan")
+    assert "was not written by a calibration" in capsys.readouterr().err and output.read_text().startswith("a plan")
 
 
 def test_files_are_read_as_people_write_them(tmp_path: Path) -> None:

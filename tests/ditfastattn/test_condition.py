@@ -27,15 +27,15 @@ def test_a_condition_is_cut_by_images_and_joined_by_branches(order: Layout) -> N
     ours, theirs = torch.arange(6).reshape(3, 2), torch.arange(6, 12).reshape(3, 2)
     sizes = {"height": torch.tensor([[8.0], [9.0], [10.0]]), "width": None}
     whole = Condition({"text": ours, "sizes": sizes, "frames": 16}, {"text": theirs, "sizes": sizes, "frames": 16},
-                      order, (4, 8, 8))  # fmt: skip
+                      (4, 8, 8))  # fmt: skip
     part = whole.of([2, 0])
     assert (len(whole), len(part)) == (3, 2)
-    given = part.arguments(guided=True)
+    given = part.arguments(order)
     cond, uncond = [[4, 5], [0, 1]], [[10, 11], [6, 7]]
     assert given["text"].tolist() == (cond + uncond if order is Layout.COND_FIRST else uncond + cond)
     assert given["sizes"]["height"].flatten().tolist() == [10, 8, 10, 8] and given["sizes"]["width"] is None
     assert given["frames"] == 16
-    assert part.arguments(guided=False)["text"].tolist() == cond
+    assert part.arguments(Layout.NONE)["text"].tolist() == cond
 
 
 def test_labels_are_told_as_before() -> None:
@@ -73,7 +73,7 @@ def test_sizes_of_the_image_are_told_as_the_pipeline_tells_them(latents: int) ->
     pipe = small_text_to_image(sigma=False, **config)
     assert pipe.transformer.use_additional_conditions == (latents == 128)
     condition = condition_of(pipe)
-    sizes = condition.arguments(guided=True)["added_cond_kwargs"]
+    sizes = condition.arguments(Layout.UNCOND_FIRST)["added_cond_kwargs"]
     if latents == 128:
         assert sizes["resolution"].tolist() == [[256.0, 256.0]] * 4 and sizes["aspect_ratio"].tolist() == [[1.0]] * 4
     else:

@@ -18,16 +18,18 @@ from calibration.errors import CalibrationError
 from calibration.subjects import sampled_by
 from ditfastattn.errors import ApplyError, StepError
 from ditfastattn.models import REGISTRY
-from plans import GuidanceSpec, Method, Plan, PlanMismatch, SamplerSpec, Window
+from plans import GuidanceSpec, Method, Plan, PlanMismatch, SamplerSpec, Window, load
 
 README = Path(__file__).parents[2] / "README.md"
 TIMES = (900.0, 600.0, 300.0)
 WINDOW = Window(left=5, right=2)
 
 
-def program() -> str:
+def programs() -> list[str]:
+    """The README's on a module of one's own: from its class to a session, and on to a plan that is found for it."""
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
-    return next(block for block in blocks if "ditfastattn.register" in block)
+    first = next(index for index, block in enumerate(blocks) if "ditfastattn.register" in block)
+    return blocks[first : first + 2]
 
 
 @pytest.fixture
@@ -44,7 +46,7 @@ def mine(registry: None) -> dict[str, Any]:
     """The README's program after it ran."""
     names: dict[str, Any] = {"__name__": "readme"}
     torch.manual_seed(0)
-    exec(program(), names)
+    exec(programs()[0], names)
     return names
 
 
@@ -86,10 +88,23 @@ def outputs(model: Any, dtype: torch.dtype = torch.float32) -> list[Tensor]:
 
 
 def test_the_readmes_program_runs_and_is_short(mine: dict[str, Any]) -> None:
-    assert len([line for line in program().splitlines() if line.strip()]) < 40
+    assert len([line for line in programs()[0].splitlines() if line.strip()]) < 40
     assert [tuple(output.shape) for output in mine["outputs"]] == [(2, 3, 8, 8)] * 3
     counts = mine["session"].summary().methods
     assert counts == {Method.FULL: 3, Method.ASC: 1, Method.WA_RS: 1, Method.AST: 4}
+
+
+def test_the_readmes_calibration_runs_and_is_short(
+    mine: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert len(programs()[1].splitlines()) <= 25
+    exec(programs()[1], mine)
+    found = mine["found"].plan
+    assert load("mine.json") == found and found.sampler.class_name == "DPMSolverMultistepScheduler"
+    assert {method for row in found.methods for method in row} > {Method.FULL}
+    assert mine["x"].shape == (1, 3, 8, 8) and torch.isfinite(mine["x"]).all()
+    assert {file.name for file in tmp_path.iterdir()} == {"mine.json", "mine.trace.jsonl", "mine.png"}
 
 
 def test_an_all_full_plan_changes_no_bit(mine: dict[str, Any]) -> None:

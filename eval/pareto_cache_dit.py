@@ -22,8 +22,16 @@ WARMUP = 0.08  # of the steps, at the beginning, that are computed in full: 4 of
 SETTINGS = ((0.05, 0), (0.1, 0), (0.2, 0), (0.4, 0), (0.1, 1), (0.2, 1), (0.4, 1), (0.2, 2), (0.4, 2))
 
 
-def installed() -> bool:
-    return importlib.util.find_spec(PACKAGE) is not None
+def missing() -> str | None:
+    """Why the package cannot be used here; None if it can."""
+    if importlib.util.find_spec(PACKAGE) is None:
+        return HOW
+    os.environ.setdefault("CACHE_DIT_LOG_LEVEL", "ERROR")  # else ten lines a setting; read at the import
+    try:
+        importlib.import_module(PACKAGE)
+    except Exception as error:  # it imports much of what is installed beside it
+        return f"its import failed: {' '.join(str(error).split())[:200]}"
+    return None
 
 
 class Running:
@@ -81,8 +89,10 @@ class DualBlockCache:
 
         Args:
             steps: model calls of a run.
+
+        Raises:
+            ImportError: the package is `missing`.
         """
-        os.environ.setdefault("CACHE_DIT_LOG_LEVEL", "ERROR")  # else ten lines a setting; read at the import
         import cache_dit
 
         copied = copy.deepcopy(transformer)

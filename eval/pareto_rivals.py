@@ -46,8 +46,9 @@ def smoothcache(bench: Bench, base: int) -> Iterator[Candidate]:
 
 def cache_dit(bench: Bench, base: int) -> Iterator[Candidate]:
     """DBCache with and without TaylorSeer, if the package is there."""
-    if not pareto_cache_dit.installed():
-        print(f"cache-dit is left out: {pareto_cache_dit.HOW}", flush=True)
+    why = pareto_cache_dit.missing()
+    if why is not None:
+        print(f"cache-dit is left out: {why}", flush=True)
         return
     for threshold, order in pareto_cache_dit.SETTINGS:
         way = pareto_cache_dit.DualBlockCache(threshold, order)

@@ -19,7 +19,11 @@ from torch import nn
 PACKAGE = "cache_dit"
 HOW = "pip install cache-dit"
 WARMUP = 0.08  # of the steps, at the beginning, that are computed in full: 4 of 50
-SETTINGS = ((0.05, 0), (0.1, 0), (0.2, 0), (0.4, 0), (0.1, 1), (0.2, 1), (0.4, 1), (0.2, 2), (0.4, 2))
+SETTINGS = (  # blocks always run, threshold, calls in a row without the others, order
+    (1, 0.03, 3, 0), (1, 0.05, 3, 0), (1, 0.2, 1, 0), (1, 0.2, 2, 0), (1, 0.2, 3, 0), (4, 0.05, 3, 0), (4, 0.2, 1, 0),
+    (1, 0.03, 3, 1), (1, 0.2, 1, 1), (1, 0.2, 2, 1), (1, 0.2, 3, 1), (4, 0.05, 3, 1), (4, 0.2, 1, 1), (1, 0.2, 1, 2),
+    (1, 0.2, 2, 2), (4, 0.2, 1, 2),
+)  # fmt: skip
 
 
 def missing() -> str | None:
@@ -70,9 +74,18 @@ class Running:
 
 @dataclass(frozen=True)
 class DualBlockCache:
-    """One setting. ``order``: of TaylorSeer's forecast, 0 reuses."""
+    """One setting.
 
+    Attributes:
+        first: blocks that are always run.
+        threshold: of the relative L1 change of what they add.
+        continuous: calls in a row that may do without the other blocks.
+        order: of TaylorSeer's forecast; 0 reuses.
+    """
+
+    first: int
     threshold: float
+    continuous: int
     order: int
 
     @property
@@ -82,7 +95,7 @@ class DualBlockCache:
     @property
     def setting(self) -> str:
         order = f", order {self.order}" if self.order else ""
-        return f"F1B0, threshold {self.threshold:g}{order}"
+        return f"F{self.first}B0, threshold {self.threshold:g}, {self.continuous} in a row{order}"
 
     def on(self, transformer: nn.Module, steps: int) -> Running:
         """On a copy of a diffusers DiT: cache-dit does not undo all that it changes.
@@ -99,10 +112,11 @@ class DualBlockCache:
         blocks = list(copied.transformer_blocks)  # type: ignore[arg-type]
         forecast = cache_dit.TaylorSeerCalibratorConfig(taylorseer_order=self.order) if self.order else None
         config = cache_dit.DBCacheConfig(
-            Fn_compute_blocks=1,
+            Fn_compute_blocks=self.first,
             Bn_compute_blocks=0,
             max_warmup_steps=max(1, round(WARMUP * steps)),
             residual_diff_threshold=self.threshold,
+            max_continuous_cached_steps=self.continuous,
             enable_separate_cfg=False,  # both branches are one call
             num_inference_steps=steps,
         )

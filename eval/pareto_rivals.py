@@ -50,6 +50,6 @@ def cache_dit(bench: Bench, base: int) -> Iterator[Candidate]:
     if why is not None:
         print(f"cache-dit is left out: {why}", flush=True)
         return
-    for threshold, order in pareto_cache_dit.SETTINGS:
-        way = pareto_cache_dit.DualBlockCache(threshold, order)
+    for setting in pareto_cache_dit.SETTINGS:
+        way = pareto_cache_dit.DualBlockCache(*setting)
         yield way.method, way.setting, way, base

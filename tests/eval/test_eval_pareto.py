@@ -214,7 +214,7 @@ def test_cache_dit_is_counted_by_what_ran() -> None:
     full = final_latents(pipe, None, [1, 2, 3], 0, 4.0, 5, batch=2)
     before = set(pipe.transformer.__dict__)
     for threshold, order, share in ((0.0, 0, 1.0), (1e9, 0, (3 + 4) / 15), (1e9, 1, (3 + 4) / 15)):
-        running = DualBlockCache(threshold, order).on(pipe.transformer, 5)
+        running = DualBlockCache(1, threshold, 9, order).on(pipe.transformer, 5)
         found = latents_by(running.transformer, pipe, running.one_run, [1, 2, 3], 0, 4.0, 5, batch=2)
         assert running.share(5) == pytest.approx(share)  # the first step in full, then one block of three
         assert (full.distance(found) == 0) is (share == 1)

@@ -13,7 +13,7 @@ from calibration.calibrate import empty_plan
 from calibration.parts import Parts
 from calibration.settings import Settings
 from calibration.subjects import condition_of
-from calibration.work import Watch, Work
+from calibration.work import Share, Watch, Work
 from ditfastattn.models import adapt
 from ditfastattn.ranks import ALONE
 from plans import Plan, SiteName
@@ -34,7 +34,7 @@ def smoothcache_errors(
     adapter = adapt(pipe.transformer)
     condition = condition_of(pipe, settings)
     plan = empty_plan(adapter, pipe.scheduler, settings, condition.latent_shape)
-    images = range(settings.images)
+    images = Share.of(len(condition), ALONE)
     work = Work(pipe, adapter, plan, settings, condition, images, None, ALONE, Watch())
     mlps = adapter.mlp is not None
     with bench(adapter, plan, work.call, settings, ALONE) as probe:

@@ -24,9 +24,11 @@ from eval.drift_runs import psnr
 from eval.pareto_bench import Bench, Candidate, Way
 from eval.pareto_cache_dit import DualBlockCache
 from eval.pareto_fd import Distance
+from eval.pareto_grid import METHODS
 from eval.pareto_ours import SPEEDUPS, ours
 from eval.pareto_paper import paper
 from eval.pareto_rivals import cache_dit, rivals, smoothcache
+from eval.pareto_table import SHARES
 from eval.pareto_time import Stopwatch
 from eval.record import command_line
 from eval.similarity import ssim
@@ -38,6 +40,9 @@ SOURCES: dict[str, Callable[[Bench, int], Iterator[Candidate]]] = {
     "ours": ours,
     "paper": paper,
 }
+
+
+DTYPES = ("float32", "float16", "bfloat16")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -53,16 +58,17 @@ def parser() -> argparse.ArgumentParser:
     add("--n", type=int, default=256, help="other images that are compared (256)")
     add("--batch", type=int, default=64)
     add("--seed", type=int, default=0)
-    add("--dtype", choices=("float32", "float16", "bfloat16"), default="float32")
+    add("--dtype", choices=DTYPES, default="float32")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     add("--no-time", action="store_true", help="do not measure speed-ups; a CPU never does")
     add("--time-batch", type=int, default=32, help="images timed together (32)")
-    add("--time-dtype", choices=("float32", "float16", "bfloat16"), default="float16", help="default: float16")
+    add("--time-dtype", choices=DTYPES, default="float16", help="default: float16")
     add("--fd", type=int, default=0, metavar="N", help="images drawn for a Frechet distance; 0 measures none (default)")
     add("--fd-reference", type=Path, metavar="FILE", help="real images, or their statistics by eval stats --network "
         "efficientnet-lite0")  # fmt: skip
-    add("--shares", type=float, nargs="+", default=[0.8, 0.5, 0.35], help="of the MACs, at which methods are shown and "
-        "their Frechet distances measured: the row of each that is nearest (0.8 0.5 0.35)")  # fmt: skip
+    add("--fd-dtype", choices=DTYPES, help="that they are drawn in (default: as --dtype)")
+    add("--fd-shares", type=float, nargs="+", default=SHARES, metavar="S", help="of the MACs, near which rows get one "
+        "(0.8 0.5 0.35)")  # fmt: skip
     add("--out", type=Path, default=RESULTS, help="folder of pareto.json and its pictures (eval/results)")
     return p
 
@@ -127,13 +133,15 @@ class Comparison:
             return None
 
     def distances(self, distance: Distance) -> None:
-        """Frechet distances of the uncompressed images, and of every method's row nearest to each share."""
+        """Frechet distances of the uncompressed images, and of the rows of `METHODS` nearest to each share."""
         args, rows = self.bench.args, [one.row for one in self.tried]
-        chosen = [rows[0], *(row for share in args.shares for row in pareto_file.nearest(rows, share))]
+        shown = [row for row in rows if row["method"] in METHODS]
+        chosen = [rows[0], *(row for share in args.fd_shares for row in pareto_file.nearest(shown, share))]
         labels = self.bench.random_labels(args.fd)
+        bench = self.bench.in_dtype(getattr(torch, args.fd_dtype or args.dtype))
         for one in self.tried:
             if any(one.row is row for row in chosen):
-                drawn = self.bench.drawn(one.way, one.row["steps"], labels, args.seed).sampled
+                drawn = bench.drawn(one.way, one.row["steps"], labels, args.seed).sampled
                 one.row["fd"] = distance(drawn.pixels)
                 self.table.write()
                 print(f"{self.base} {one.row['method']:<30} {one.row['setting']:<40} distance {one.row['fd']:.2f}",
@@ -142,7 +150,7 @@ class Comparison:
     def grid(self, file: Path) -> None:
         shown = [pareto_grid.Shown(one.row, one.shown) for one in self.tried]
         title = f"{Path(self.bench.args.model).name}, {self.base} steps; every share has the same images"
-        pareto_grid.save(file, title, self.reference.pixels, shown, self.bench.args.shares)
+        pareto_grid.save(file, title, self.reference.pixels, shown, SHARES)
 
 
 @torch.no_grad()
@@ -170,15 +178,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     if on_gpu and not args.no_time:
         record["timed"] = f"{pareto_time.WHAT}; batch {args.time_batch}, {args.time_dtype}"
     if args.fd:
-        record["fd"] = f"{args.fd} images, EfficientNet-Lite0 features (not FID), to {args.fd_reference.name}"
+        drawn = f"{args.fd} images in {args.fd_dtype or args.dtype}"
+        record["fd"] = f"{drawn}, EfficientNet-Lite0 features (not FID), to {args.fd_reference.name}"
     for base in args.base_steps:
         compared = Comparison(bench, base, record)
         compared.add("full", "uncompressed", None, base)
         for source in args.only:
             for candidate in SOURCES[source](bench, base):
                 compared.add(*candidate)
-        if base == args.base_steps[0]:
-            compared.grid(args.out / f"pareto-images-{Path(args.model).name}.png")
+        compared.grid(args.out / f"pareto-images-{Path(args.model).name}-{base}.png")
         pareto_plot.plot(pareto_file.read(args.out / pareto_file.NAME)["rows"], args.out / "pareto.png")
         if distance is not None:
             compared.distances(distance)

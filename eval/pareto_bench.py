@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -85,6 +86,12 @@ class Bench:
             return Measured(found, 1.0, 1.0)
         return Measured(found, total_macs(way).percent / 100, plan_macs(way).percent / 100)
 
+    def in_dtype(self, dtype: torch.dtype) -> Bench:
+        """The same, with a transformer of its own in another dtype."""
+        other = copy.copy(self)
+        other.pipe = copied(self.pipe, dtype)
+        return other
+
     def random_labels(self, count: int) -> list[int]:
         """Those of the images that ``python -m eval sample`` draws."""
         labels = Labels(pool_of(self.pipe), "random", self.args.seed)
@@ -115,6 +122,14 @@ class Bench:
             seconds = time.monotonic() - begun
             print(f"errors of {steps} steps, {kind}: {found.table.block_runs} block runs, {seconds:.0f} s", flush=True)
         return self._priced[steps, kind]
+
+
+def copied(pipe: Any, dtype: torch.dtype) -> Any:
+    """A pipeline with a transformer and a sampler of its own, the VAE shared."""
+    other = copy.copy(pipe)
+    other.transformer = copy.deepcopy(pipe.transformer).to(dtype)
+    other.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
+    return other
 
 
 def full_plan(bench: Bench, steps: int) -> Plan:

@@ -19,11 +19,23 @@ from torch import nn
 PACKAGE = "cache_dit"
 HOW = "pip install cache-dit"
 WARMUP = 0.08  # of the steps, at the beginning, that are computed in full: 4 of 50
-SETTINGS = ((0.05, 0), (0.1, 0), (0.2, 0), (0.4, 0), (0.1, 1), (0.2, 1), (0.4, 1), (0.2, 2), (0.4, 2))
+SETTINGS = (  # blocks always run, threshold, calls in a row without the others, order
+    (1, 0.03, 3, 0), (1, 0.05, 3, 0), (1, 0.2, 1, 0), (1, 0.2, 2, 0), (1, 0.2, 3, 0), (4, 0.05, 3, 0), (4, 0.2, 1, 0),
+    (1, 0.03, 3, 1), (1, 0.2, 1, 1), (1, 0.2, 2, 1), (1, 0.2, 3, 1), (4, 0.05, 3, 1), (4, 0.2, 1, 1), (1, 0.2, 1, 2),
+    (1, 0.2, 2, 2), (4, 0.2, 1, 2),
+)  # fmt: skip
 
 
-def installed() -> bool:
-    return importlib.util.find_spec(PACKAGE) is not None
+def missing() -> str | None:
+    """Why the package cannot be used here; None if it can."""
+    if importlib.util.find_spec(PACKAGE) is None:
+        return HOW
+    os.environ.setdefault("CACHE_DIT_LOG_LEVEL", "ERROR")  # else ten lines a setting; read at the import
+    try:
+        importlib.import_module(PACKAGE)
+    except Exception as error:  # it imports much of what is installed beside it
+        return f"its import failed: {' '.join(str(error).split())[:200]}"
+    return None
 
 
 class Running:
@@ -62,9 +74,18 @@ class Running:
 
 @dataclass(frozen=True)
 class DualBlockCache:
-    """One setting. ``order``: of TaylorSeer's forecast, 0 reuses."""
+    """One setting.
 
+    Attributes:
+        first: blocks that are always run.
+        threshold: of the relative L1 change of what they add.
+        continuous: calls in a row that may do without the other blocks.
+        order: of TaylorSeer's forecast; 0 reuses.
+    """
+
+    first: int
     threshold: float
+    continuous: int
     order: int
 
     @property
@@ -74,25 +95,28 @@ class DualBlockCache:
     @property
     def setting(self) -> str:
         order = f", order {self.order}" if self.order else ""
-        return f"F1B0, threshold {self.threshold:g}{order}"
+        return f"F{self.first}B0, threshold {self.threshold:g}, {self.continuous} in a row{order}"
 
     def on(self, transformer: nn.Module, steps: int) -> Running:
         """On a copy of a diffusers DiT: cache-dit does not undo all that it changes.
 
         Args:
             steps: model calls of a run.
+
+        Raises:
+            ImportError: the package is `missing`.
         """
-        os.environ.setdefault("CACHE_DIT_LOG_LEVEL", "ERROR")  # else ten lines a setting; read at the import
         import cache_dit
 
         copied = copy.deepcopy(transformer)
         blocks = list(copied.transformer_blocks)  # type: ignore[arg-type]
         forecast = cache_dit.TaylorSeerCalibratorConfig(taylorseer_order=self.order) if self.order else None
         config = cache_dit.DBCacheConfig(
-            Fn_compute_blocks=1,
+            Fn_compute_blocks=self.first,
             Bn_compute_blocks=0,
             max_warmup_steps=max(1, round(WARMUP * steps)),
             residual_diff_threshold=self.threshold,
+            max_continuous_cached_steps=self.continuous,
             enable_separate_cfg=False,  # both branches are one call
             num_inference_steps=steps,
         )

@@ -46,9 +46,10 @@ def smoothcache(bench: Bench, base: int) -> Iterator[Candidate]:
 
 def cache_dit(bench: Bench, base: int) -> Iterator[Candidate]:
     """DBCache with and without TaylorSeer, if the package is there."""
-    if not pareto_cache_dit.installed():
-        print(f"cache-dit is left out: {pareto_cache_dit.HOW}", flush=True)
+    why = pareto_cache_dit.missing()
+    if why is not None:
+        print(f"cache-dit is left out: {why}", flush=True)
         return
-    for threshold, order in pareto_cache_dit.SETTINGS:
-        way = pareto_cache_dit.DualBlockCache(threshold, order)
+    for setting in pareto_cache_dit.SETTINGS:
+        way = pareto_cache_dit.DualBlockCache(*setting)
         yield way.method, way.setting, way, base

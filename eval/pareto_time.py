@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -15,7 +14,7 @@ from ditfastattn.samplers import inference_steps
 from ditfastattn.sampling import Denoiser, label_condition, sample_latents
 from eval.baselines import Captured
 from eval.latency import on_device
-from eval.pareto_cache_dit import DualBlockCache
+from eval.pareto_bench import Way, copied
 from plans import Plan
 
 REPEATS = 5
@@ -39,14 +38,16 @@ class Stopwatch:
     """
 
     def __init__(self, pipe: Any, dtype: torch.dtype, labels: Sequence[int], scale: float, base: int) -> None:
-        self._planned, self._full = _copied(pipe, dtype), _copied(pipe, dtype)
+        self._planned, self._full = copied(pipe, dtype), copied(pipe, dtype)
+        on_device(self._planned)
+        on_device(self._full)
         # Replayed, the graph is not touched by what else is compiled or installed later.
         self._captured = captured(self._full.transformer)
         self._condition = label_condition(self._full.transformer, labels)
         self._scale, self._base = scale, base
         self._run(self._captured, self._full.scheduler, base)
 
-    def speedup(self, how: Plan | DualBlockCache | None, steps: int) -> float:
+    def speedup(self, how: Way, steps: int) -> float:
         """Time of the uncompressed run of the base's steps by that of a run of ``steps`` model calls by ``how``."""
         planned = self._planned
         if how is None:
@@ -84,14 +85,6 @@ class Stopwatch:
 def captured(transformer: Any) -> Any:
     """What a careful user has without us."""
     return Captured(transformer)
-
-
-def _copied(pipe: Any, dtype: torch.dtype) -> Any:
-    copied = copy.copy(pipe)
-    copied.transformer = copy.deepcopy(pipe.transformer).to(dtype)
-    copied.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
-    on_device(copied)
-    return copied
 
 
 def _seconds(work: Callable[[], None]) -> float:

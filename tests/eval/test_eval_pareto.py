@@ -57,10 +57,12 @@ def few(bench: Bench, base: int) -> Iterator[Any]:
 def test_from_the_command_line(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pareto, "SOURCES", (few,))
     monkeypatch.setattr(pareto, "Distance", lambda *_: lambda pixels: float(len(pixels)))
-    pareto.main(options(small, "--out", str(tmp_path), "--fd", "4", "--fd-reference", "x.npz", "--shares", "0.5"))
+    distances = ["--fd", "4", "--fd-reference", "x.npz", "--fd-shares", "0.5", "--fd-dtype", "bfloat16"]
+    pareto.main(options(small, "--out", str(tmp_path), *distances))
     found = json.loads((tmp_path / "pareto.json").read_text())
     (run,) = found["runs"]
-    assert run["model"] == "small" and run["base_steps"] == STEPS and "timed" not in run and "4 images" in run["fd"]
+    assert run["model"] == "small" and run["base_steps"] == STEPS and "timed" not in run
+    assert "4 images in bfloat16" in run["fd"] and "x.npz" in run["fd"]
     assert "--n 3" in run["command"] and "--out" not in run["command"]
     full, fewer, plan = found["rows"]
     assert tuple(full) == pareto_file.KEYS
@@ -68,7 +70,7 @@ def test_from_the_command_line(small: Path, tmp_path: Path, monkeypatch: pytest.
     assert (fewer["steps"], fewer["total_macs"], fewer["attention_macs"]) == (3, 50, 50)
     assert 5 < plan["psnr"] < 80 and 0 < plan["ssim"] < 1 and plan["steps"] == STEPS
     assert full["fd"] == fewer["fd"] == 4.0
-    for picture in ("pareto.png", "pareto-images-small.png"):
+    for picture in ("pareto.png", f"pareto-images-small-{STEPS}.png"):
         with Image.open(tmp_path / picture) as image:
             assert image.width > 300
 
@@ -193,22 +195,26 @@ def test_stopwatch(monkeypatch: pytest.MonkeyPatch) -> None:
     assert watch.speedup(plan, 2) == 3.0 and applied == {"compile": True, "graphs": True, "plan": plan}
 
 
-def test_cache_dit_is_left_out_if_it_is_not_there(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+def test_cache_dit_is_left_out_if_it_is_not_there(monkeypatch: pytest.MonkeyPatch, capsys: Any, tmp_path: Path) -> None:
     from eval.pareto_rivals import cache_dit
 
     monkeypatch.setattr(pareto_cache_dit, "PACKAGE", "no_such_package")
     assert not list(cache_dit(None, 50))  # type: ignore[arg-type]
     assert capsys.readouterr().out == "cache-dit is left out: pip install cache-dit\n"
+    (tmp_path / "broken_package.py").write_text("raise RuntimeError('two\\nlines')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(pareto_cache_dit, "PACKAGE", "broken_package")
+    assert pareto_cache_dit.missing() == "its import failed: two lines"
 
 
-@pytest.mark.skipif(not pareto_cache_dit.installed(), reason="pip install cache-dit")
+@pytest.mark.skipif(pareto_cache_dit.missing() is not None, reason="pip install cache-dit")
 @torch.no_grad()
 def test_cache_dit_is_counted_by_what_ran() -> None:
     pipe = small_pipeline(layers=3)
     full = final_latents(pipe, None, [1, 2, 3], 0, 4.0, 5, batch=2)
     before = set(pipe.transformer.__dict__)
     for threshold, order, share in ((0.0, 0, 1.0), (1e9, 0, (3 + 4) / 15), (1e9, 1, (3 + 4) / 15)):
-        running = DualBlockCache(threshold, order).on(pipe.transformer, 5)
+        running = DualBlockCache(1, threshold, 9, order).on(pipe.transformer, 5)
         found = latents_by(running.transformer, pipe, running.one_run, [1, 2, 3], 0, 4.0, 5, batch=2)
         assert running.share(5) == pytest.approx(share)  # the first step in full, then one block of three
         assert (full.distance(found) == 0) is (share == 1)

@@ -86,7 +86,7 @@ def _budgets(options: argparse.Namespace, full: float) -> Iterator[tuple[str, fl
 def _described(text: str, front: Front, full: float) -> str:
     lines = [
         "",
-        f"{text}: within {front.budget:.1f} ms" + " " * 20 + "ms  faster  typical drift  on other noise",
+        f"{f'{text}: within {front.budget:.1f} ms':<36} {'ms':>8}  faster  typical drift  on other noise",
     ]
     others = [one for one in front.tried if all(one.plan != other.plan for other in front.finalists)]
     for one in sorted(front.finalists, key=lambda one: one.unseen.typical if one.unseen else 0) + others:

@@ -12,12 +12,14 @@ from calibration.prices import Prices
 from plans import Method, Plan
 from plans.make import ORDERS, spaced
 
+FITS = 6  # tries to come within a budget
 COUNTS = (1.0, 0.8, 2 / 3, 0.5)  # of the base's steps, that compressed plans take
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A plan, and what it is: "fewer steps", "attention", "forecasts", "cells" or "together"."""
+    """A plan, and what it is: "fewer steps"; evenly spaced "reuse" or "forecasts of order 1"; or chosen from a table
+    of errors, "attention", "cells" or "together"."""
 
     kind: str
     plan: Plan
@@ -54,7 +56,7 @@ def pool(
         if steps > most:
             for order in orders:
                 if (plan := _spaced(full(steps), order, budget, prices)) is not None:
-                    yield Candidate("forecasts" if order.forecasts else "reuse", plan)
+                    yield Candidate(f"forecasts of order {ORDERS.index(order)}" if order.forecasts else "reuse", plan)
     if priced is None:
         return
     paper, every = priced("attention").menu, priced("all")
@@ -65,12 +67,25 @@ def pool(
     }
     for kind, choose in chosen.items():
         with suppress(CalibrationError):  # not even the cheapest of its plans is cheap enough
-            yield Candidate(kind, choose(budget))
+            if (plan := _fitted(choose, budget, prices)) is not None:
+                yield Candidate(kind, plan)
 
 
 def most_steps(full: Callable[[int], Plan], base: int, budget: float, prices: Prices) -> int:
     """The most steps that the budget allows without compression; 0 if not even one."""
     return max((steps for steps in range(1, base + 1) if prices.of(full(steps)) <= budget * (1 + 1e-9)), default=0)
+
+
+def _fitted(choose: Callable[[float], Plan], budget: float, prices: Prices) -> Plan | None:
+    """A plan within the budget by all that plans cost, of which a sum of cells may leave out a little."""
+    asked = budget
+    for _ in range(FITS):
+        plan = choose(asked)
+        over = prices.of(plan) - budget
+        if over <= 1e-9 * budget:
+            return plan
+        asked -= 1.2 * over
+    return None
 
 
 def _spaced(full: Plan, order: Method, budget: float, prices: Prices) -> Plan | None:

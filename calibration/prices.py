@@ -24,7 +24,7 @@ class Prices(Protocol):
         """The whole plan, storing residuals included."""
 
     def choices(self, plan: Plan, site: SiteName, candidates: Sequence[Method]) -> Costs:
-        """Every cell that a layer of the site may have: FULL and the candidates that the site knows and that save."""
+        """Every cell that a layer of the site may have: FULL, and those of the candidates that the site knows."""
 
 
 class Macs:
@@ -74,7 +74,8 @@ class Times:
     def choices(self, plan: Plan, site: SiteName, candidates: Sequence[Method]) -> Costs:
         usable = [method for method in (*candidates, Method.FULL) if method in methods_of(site)]
         cells = [Choice(method) for method in usable] + (storing(usable) if site != "mlp" else [])
-        return {choice: self.table.times(site, self._cell(site, choice)) / 1000 for choice in cells}
+        kept = len(usable) > 1  # an output that others reuse is kept
+        return {choice: self.table.times(site, self._cell(site, choice, kept)) / 1000 for choice in cells}
 
     def slow(self) -> tuple[Method, ...]:
         """The methods that were measured no faster than FULL: no plan is the better for them."""
@@ -89,9 +90,9 @@ class Times:
         )
 
     @staticmethod
-    def _cell(site: SiteName, choice: Choice) -> Cell:
+    def _cell(site: SiteName, choice: Choice, kept: bool) -> Cell:
         if site == "mlp" and choice.method is Method.FULL:
-            return STORING  # what it costs where a later step reuses it, which is a little more
+            return STORING if kept else FULL
         return Cell(choice.method, store_residual=choice.stores, weights=WEIGHTS.get(choice.method, ()))
 
 

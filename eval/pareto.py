@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from calibration.calibrate import package_versions
+from calibration.prices import Times
 from ditfastattn.errors import DitFastAttnError
 from eval import pareto_file, pareto_grid, pareto_plot, pareto_time
 from eval.drift import RESULTS
@@ -92,6 +93,10 @@ class Comparison:
         if "timed" in record:
             labels = [bench.unseen[index % args.n] for index in range(args.time_batch)]
             self.stopwatch = Stopwatch(bench.pipe, getattr(torch, args.time_dtype), labels, args.guidance, base)
+            if "ours" in args.only:
+                bench.prices = Times(self.stopwatch.table())
+                bench.slow = bench.prices.slow()
+                bench.full_time[base] = self.stopwatch.full_ms()
         self.table = pareto_file.Table(args.out / pareto_file.NAME, {**record, "base_steps": base})
         self.tried: list[Tried] = []
         self.reference = bench.sampled(None, base).sampled

@@ -60,6 +60,7 @@ class Bench:
         self.mlp = adapt(self.pipe.transformer).mlp
         self.prices: Prices | None = None  # None: MACs
         self.slow: tuple[Method, ...] = ()  # methods that are not faster than FULL here
+        self.full_time: dict[int, float] = {}  # of base steps, in the unit of the prices
         self._trials: dict[int, tuple[Trials, Trials]] = {}
         self._priced: dict[tuple[int, str], Priced] = {}
         self._sensitivities: dict[int, tuple[Sensitivity, ...]] = {}

@@ -15,7 +15,7 @@ from eval.pareto_file import nearest
 
 COLUMNS = 4  # images a share
 METHODS = ("fewer steps", "FORA", "TaylorSeer-like", "SmoothCache", "cache-dit DBCache",
-           "cache-dit DBCache + TaylorSeer", "DiTFastAttn", "ours, together")  # fmt: skip
+           "cache-dit DBCache + TaylorSeer", "DiTFastAttn", "ours, attention only", "ours")  # fmt: skip
 
 
 class Shown(NamedTuple):

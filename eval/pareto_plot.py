@@ -21,12 +21,8 @@ STYLES = {  # method -> colour, marker
     "cache-dit DBCache + TaylorSeer, order 1": ("mediumorchid", "h"),
     "cache-dit DBCache + TaylorSeer, order 2": ("indigo", "h"),
     "DiTFastAttn": ("navy", "x"),
-    "ours, cells, attention": ("tab:pink", "*"),
-    "ours, cells, attention, all steps": ("tab:purple", "."),
-    "ours, cells": ("tab:orange", "*"),
-    "ours, cells, all steps": ("gold", "."),
-    "ours, together": ("tab:red", "*"),
-    "ours, together, all steps": ("tab:green", "."),
+    "ours, attention only": ("tab:orange", "*"),
+    "ours": ("tab:red", "*"),
 }
 COSTS = {"total_macs": "MACs of attention and MLPs, % of the base's", "speedup": "speed-up, measured"}
 

@@ -10,6 +10,9 @@ from typing import Any
 import torch
 
 import ditfastattn
+from ditfastattn.cost import CAPTURED, CostTable, measured
+from ditfastattn.models import adapt
+from ditfastattn.models.base import PreparedModel
 from ditfastattn.samplers import inference_steps
 from ditfastattn.sampling import Denoiser, label_condition, sample_latents
 from eval.baselines import Captured
@@ -64,6 +67,18 @@ class Stopwatch:
             self._run(running.transformer, planned.scheduler, steps)
 
         return self._compared(run)
+
+    def table(self) -> CostTable:
+        """What the cells of plans cost here, followed as they are when they are timed."""
+        adapter = adapt(self._planned.transformer)
+        assert isinstance(adapter, PreparedModel), "only models that can be prepared are timed"
+        rows = len(self._condition) * (1 if self._scale == 1 else 2)
+        return measured(adapter, rows, CAPTURED, guided=self._scale != 1)
+
+    def full_ms(self) -> float:
+        """Milliseconds of the uncompressed run of the base's steps."""
+        times = [_seconds(lambda: self._run(self._captured, self._full.scheduler, self._base)) for _ in range(REPEATS)]
+        return 1000 * statistics.median(times)
 
     def _run(self, transformer: Any, scheduler: Any, steps: int) -> None:
         denoiser = Denoiser(transformer, self._condition, self._scale)

@@ -71,6 +71,18 @@ def latents_by(
     return Sampled(torch.cat(parts), pipe.vae, batch)
 
 
+def mean_psnr(reference: Sampled, other: Sampled) -> float | None:
+    """dB, the mean over images of each one's PSNR; None if all are equal.
+
+    One that is equal counts as one whose squared errors sum to 1.
+    """
+    off = (other.pixels.double() - reference.pixels.double()).flatten(1).square()  # (N, H W 3)
+    if not off.any():
+        return None
+    error = off.mean(1).clamp_min(1 / off.shape[1])
+    return round(float((10 * torch.log10(255**2 / error)).mean()), 2)
+
+
 def psnr(reference: Sampled, other: Sampled) -> float | None:
     """dB over all pixels of all images; None if they are equal."""
     error = (other.pixels.double() - reference.pixels.double()).square().mean().item()

@@ -21,7 +21,7 @@ from calibration.prices import Times
 from ditfastattn.errors import DitFastAttnError
 from eval import pareto_file, pareto_grid, pareto_plot, pareto_time
 from eval.drift import RESULTS
-from eval.drift_runs import psnr
+from eval.drift_runs import mean_psnr
 from eval.pareto_bench import Bench, Candidate, Way
 from eval.pareto_cache_dit import DualBlockCache
 from eval.pareto_fd import Distance
@@ -53,7 +53,7 @@ def parser() -> argparse.ArgumentParser:
     add("--base-steps", type=int, nargs="+", default=[50, 20])
     add("--guidance", type=float, default=4.0)
     add("--labels", type=int, default=8, help="images calibrated on (8)")
-    add("--only", nargs="+", choices=list(SOURCES), default=list(SOURCES), help="what is measured anew (all)")
+    add("--only", nargs="+", choices=list(SOURCES), help="what is measured anew (all)")
     add("--speedups", type=float, nargs="+", default=list(SPEEDUPS), help=f"that ours are asked for ({SPEEDUPS})")
     add("--evaluations", type=int, default=60, help="runs that ours are searched by, for each speedup (60)")
     add("--n", type=int, default=256, help="other images that are compared (256)")
@@ -93,7 +93,7 @@ class Comparison:
         if "timed" in record:
             labels = [bench.unseen[index % args.n] for index in range(args.time_batch)]
             self.stopwatch = Stopwatch(bench.pipe, getattr(torch, args.time_dtype), labels, args.guidance, base)
-            if "ours" in args.only:
+            if "ours" in (args.only or SOURCES):
                 bench.prices = Times(self.stopwatch.table())
                 bench.slow = bench.prices.slow()
                 bench.full_time[base] = self.stopwatch.full_ms()
@@ -114,7 +114,7 @@ class Comparison:
             "total_macs": round(100 * macs * steps / self.base, 2),
             "attention_macs": round(100 * attention * steps / self.base, 2),
             "speedup": self._speedup(way, steps),
-            "psnr": psnr(self.reference, found),
+            "psnr": mean_psnr(self.reference, found),
             "ssim": round(float(ssim(a, b).mean()), 4),
             "latent_rel_l2": round(self.reference.distance(found), 5),
             "fd": None,
@@ -188,7 +188,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for base in args.base_steps:
         compared = Comparison(bench, base, record)
         compared.add("full", "uncompressed", None, base)
-        for source in args.only:
+        for source in args.only or SOURCES:
             for candidate in SOURCES[source](bench, base):
                 compared.add(*candidate)
         compared.grid(args.out / f"pareto-images-{Path(args.model).name}-{base}.png")

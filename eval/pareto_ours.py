@@ -19,6 +19,7 @@ def ours(bench: Bench, base: int) -> Iterator[Candidate]:
     attention alone, by the paper's methods."""
     prices: Prices = bench.prices or Macs()
     full = bench.full_time.get(base) or prices.of(every_site(bench, base))
+    print(f"uncompressed {full:.5g} {prices.unit}, by the table {prices.of(every_site(bench, base)):.5g}", flush=True)
     for speedup in bench.args.speedups:
         try:
             front = searched(bench, base, prices, full / speedup)

@@ -89,7 +89,7 @@ def _paths(
 ) -> list[tuple[tuple[Choice, ...], ...]]:
     """The choices of the least error + price * cost: [price][layer][step]."""
     begun = {_after(_START, choice, longest): choice for choice in costs if choice.method is Method.FULL}
-    layers = len(errors(1, Method.FULL, 0, 0))
+    layers = len(errors(0, Method.FULL, 0, 0))
     values = {state: np.tile(prices * costs[choice], (layers, 1)) for state, choice in begun.items()}  # (L, prices)
     back: list[_Back] = []
     for step in range(1, steps):
@@ -132,6 +132,8 @@ def error_of(methods: Sequence[Method], layer: int, errors: Errors) -> float:
 
 def _scale(steps: int, costs: Costs, errors: Errors) -> float:
     """A usual error over a usual saving."""
+    if steps < 2:  # step 0 is FULL: nothing is saved
+        return 1.0
     full = costs[Choice(Method.FULL)]
     saved = [full - cost for cost in costs.values() if cost < full]
     methods = dict.fromkeys(choice.method for choice in costs)

@@ -104,6 +104,11 @@ def test_what_cannot_be_had_is_said():
         least_cost([menus[0][1:]], 0.0)
 
 
+def test_one_step_is_full() -> None:
+    menus = schedules(1, COSTS, errors_from(0, 1, layers=2), LONGEST)
+    assert menus == [[Schedule(10.0, 0.0, (Method.FULL,))]] * 2
+
+
 def test_a_choice_without_a_cost_is_never_taken():
     costs = {choice: cost for choice, cost in COSTS.items() if not choice.method.windowed}
     taken = {method for one in schedules(5, costs, errors_from(1, 5), LONGEST)[0] for method in one.methods}

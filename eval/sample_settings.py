@@ -82,11 +82,11 @@ def file_format(given: str | None, video: bool) -> str:
     return given or fitting[0]
 
 
-def check_steps(pipe: Any, wanted: Schedule) -> None:
+def check_steps(pipe: Any, steps: int) -> None:
     """Raises SampleError for more steps than the model was trained on."""
     trained = pipe.scheduler.config.num_train_timesteps
-    if wanted.steps > trained:
-        raise SampleError(f"{wanted.steps} steps are more than the {trained} timesteps the model was trained on")
+    if steps > trained:
+        raise SampleError(f"{steps} steps are more than the {trained} timesteps the model was trained on")
 
 
 def full_plan(pipe: Any, wanted: Schedule, latent_shape: Sequence[int]) -> Plan:

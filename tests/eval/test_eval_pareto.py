@@ -13,19 +13,31 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from small_models import full_plan as small_plan
 from small_models import random_plan, small_pipeline
 
 from ditfastattn.errors import DitFastAttnError, MetricError
-from eval import pareto, pareto_cache_dit, pareto_fd, pareto_file, pareto_plot, pareto_table, pareto_time, readme
+from eval import (
+    pareto,
+    pareto_cache_dit,
+    pareto_fd,
+    pareto_file,
+    pareto_plot,
+    pareto_rivals,
+    pareto_table,
+    pareto_time,
+    readme,
+)
+from eval.cli import main
 from eval.drift import UNSEEN
 from eval.drift_runs import final_latents, latents_by
 from eval.frechet import Moments, frechet_distance
 from eval.networks import Network
 from eval.pareto_bench import Bench
 from eval.pareto_cache_dit import DualBlockCache
-from eval.pareto_rivals import smoothcache
+from eval.pareto_rivals import rivals, smoothcache
 from plans import Plan
-from plans.macs import total_macs
+from plans.macs import plan_macs, total_macs
 
 STEPS = 6
 
@@ -55,7 +67,7 @@ def few(bench: Bench, base: int) -> Iterator[Any]:
 
 
 def test_from_the_command_line(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pareto, "SOURCES", (few,))
+    monkeypatch.setattr(pareto, "SOURCES", {"few": few})
     monkeypatch.setattr(pareto, "Distance", lambda *_: lambda pixels: float(len(pixels)))
     distances = ["--fd", "4", "--fd-reference", "x.npz", "--fd-shares", "0.5", "--fd-dtype", "bfloat16"]
     pareto.main(options(small, "--out", str(tmp_path), *distances))
@@ -76,7 +88,7 @@ def test_from_the_command_line(small: Path, tmp_path: Path, monkeypatch: pytest.
 
 
 def test_rows_are_what_the_images_say(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pareto, "SOURCES", (few,))
+    monkeypatch.setattr(pareto, "SOURCES", {"few": few})
     args = pareto.parser().parse_args(options(small, "--out", str(tmp_path)))
     bench = Bench(args)
     compared = pareto.Comparison(bench, STEPS, {"model": "small"})
@@ -86,7 +98,20 @@ def test_rows_are_what_the_images_say(small: Path, tmp_path: Path, monkeypatch: 
     a = compared.reference.pixels.double()
     b = final_latents(bench.pipe, plan, bench.unseen, args.seed + UNSEEN, 4.0, STEPS, 2).pixels.double()
     assert told["psnr"] == pytest.approx(10 * np.log10(255**2 / float((a - b).square().mean())), abs=0.01)
-    assert told["total_macs"] == round(total_macs(plan).percent, 2)
+    macs = total_macs(plan)
+    assert told["total_macs"] == round(macs.percent + macs.store_percent, 2)
+
+
+def test_macs_are_of_the_bases_run_and_residuals_are_stored(small: Path, tmp_path: Path) -> None:
+    bench = Bench(pareto.parser().parse_args(options(small, "--out", str(tmp_path))))
+    compared = pareto.Comparison(bench, STEPS, {"model": "small"})
+    plans = [random_plan(bench.pipe, steps=steps) for steps in (STEPS, STEPS // 2)]
+    for plan in plans:
+        compared.add("a plan", "", plan, plan.steps)
+    for told, plan in zip(compared.table.rows, plans, strict=True):
+        for name, macs in (("total_macs", total_macs(plan)), ("attention_macs", plan_macs(plan))):
+            assert macs.residual_store > 0
+            assert told[name] == round(100 * (macs.total + macs.residual_store) / (macs.full_step * STEPS), 2)
 
 
 def test_smoothcache_reaches_its_shares(small: Path) -> None:
@@ -167,6 +192,55 @@ def test_distance_is_that_of_the_features(tmp_path: Path, monkeypatch: pytest.Mo
 def test_options_that_cannot_be(small: Path, more: list[str]) -> None:
     with pytest.raises(DitFastAttnError, match="--fd"):
         pareto.main(options(small, *more))
+
+
+@pytest.mark.parametrize(
+    ("more", "sentence"),
+    [
+        (["--n", "0"], "--n must be at least 1, got 0"),
+        (["--batch", "0"], "--batch must be at least 1, got 0"),
+        (["--time-batch", "0"], "--time-batch must be at least 1, got 0"),
+        (["--labels", "0"], "--labels must be at least 1, got 0"),
+        (["--base-steps", "6", "1"], "--base-steps must be at least 2, got 1"),
+        (["--evaluations", "-1"], "--evaluations must be at least 0, got -1"),
+        (["--speedups", "1.5", "0.5"], "--speedups must be above 1, got 0.5"),
+        (["--speedups", "nan"], "--speedups must be above 1, got nan"),
+        (["--guidance", "0.5"], "--guidance must be 1 (none) or more, got 0.5"),
+        (["--seed", "-1"], "--seed must be at least 0, got -1"),
+        (["--seed", str(2**63)], "--seed must be below 2**63"),
+        (["--device", "abacus"], "there is no device 'abacus'"),
+        pytest.param(
+            ["--device", "cuda"],
+            "device 'cuda' cannot be used here",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is one"),
+        ),
+    ],
+)
+def test_options_that_cannot_be_are_told_before_a_model_is_loaded(
+    more: list[str], sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pareto, "Bench", lambda *_: pytest.fail("a model was loaded"))
+    assert main(["pareto", "--device", "cpu", "--out", str(tmp_path), *more]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and sentence in error and error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_more_steps_than_the_model_was_trained_on(
+    small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["pareto", *options(small, "--out", str(tmp_path), "--base-steps", "6", "2000")]) == 2
+    assert "2000 steps are more than the 1000 timesteps" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("base", "expected"), [(2, [1]), (3, [2, 1]), (50, [40, 30, 25, 20, 15])])
+def test_fewer_steps_are_some_and_fewer_and_stand_once(
+    base: int, expected: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pareto_rivals, "full_plan", lambda *_: small_plan(small_pipeline(layers=1), base))
+    found = [(setting, steps) for method, setting, _, steps in rivals(None, base) if method == "fewer steps"]  # type: ignore[arg-type]
+    assert found == [(str(steps), steps) for steps in expected]
 
 
 def test_stopwatch(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,8 @@
 What a cell costs and how far off it is depend on the cells before it in its own layer: reuse on the age of what is
 reused, a window on the residual that was stored for it. So a layer's schedule is a path through states, and for a price
 of time the cheapest path is found by dynamic programming (Bellman 1957), of all layers of a site and all prices at
-once. Going through prices gives the lower convex hull of (cost, error); which layer takes which of its schedules is
+once. Going through prices gives points of the lower convex hull of (cost, error), not all of them: what is best only
+between two neighbouring prices is left out, so that menus stay short. Which layer takes which of its schedules is
 chosen by ``calibration.choose``.
 """
 
@@ -64,7 +65,7 @@ _START = _State(0, 0, False, Rows.NOTHING, False, 0)
 
 
 def schedules(steps: int, costs: Costs, errors: Errors, longest: int) -> list[list[Schedule]]:
-    """The best schedules of each layer, the dearest first.
+    """Schedules of each layer that are best at one of :data:`PRICES` prices, the dearest first.
 
     Args:
         costs: in any unit of time or work, of one cell; FULL without a stored residual must be among them.

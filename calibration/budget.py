@@ -53,15 +53,21 @@ class Tried:
     upper: float
 
 
-def next_threshold(tried: Sequence[Tried], budget: float, steps: int) -> float | None:
-    """Where to search next, or None: one is near enough, or there were enough.
+def next_threshold(tried: Sequence[Tried], budget: float, steps: int, cheapest: float = -math.inf) -> float | None:
+    """Where to search next, or None: one is near enough, nothing could be cheaper, or there were enough.
 
     Drift is taken as a power of the threshold: the one that the two nearest tries show, proportional where there is but
     one.
+
+    Args:
+        cheapest: what no plan can cost less than.
     """
     if not tried:
         return _START * budget / math.sqrt(steps)
-    if len(tried) == SEARCHES or any(_CLOSE * budget <= t.upper <= budget for t in tried):
+    within = [t for t in tried if t.upper <= budget]
+    if len(tried) == SEARCHES or any(_CLOSE * budget <= t.upper for t in within):
+        return None
+    if any(t.cost <= cheapest or math.isclose(t.cost, cheapest) for t in within):
         return None
     below = max((t for t in tried if t.upper <= budget), key=lambda t: t.threshold, default=None)
     above = min((t for t in tried if t.upper > budget), key=lambda t: t.threshold, default=None)
@@ -94,16 +100,19 @@ def best(tried: Sequence[Tried], budget: float) -> int | None:
     return min(within, key=lambda index: tried[index].cost, default=None)
 
 
-def spend(budget: float, steps: int, attempt: Callable[[int, float], Tried]) -> tuple[list[Tried], int | None]:
-    """Searches until a plan's drift is just within the budget.
+def spend(
+    budget: float, steps: int, attempt: Callable[[int, float], Tried], cheapest: float = -math.inf
+) -> tuple[list[Tried], int | None]:
+    """Searches until a plan's drift is just within the budget, or the cheapest of all plans is.
 
     Args:
         attempt: searches at a threshold, verifies, and says what was found; its first argument counts the searches.
+        cheapest: what no plan can cost less than, in the unit of `Tried`.
 
     Returns:
         All that were tried, and the index of the best; None if none is within the budget.
     """
     tried: list[Tried] = []
-    while (threshold := next_threshold(tried, budget, steps)) is not None:
+    while (threshold := next_threshold(tried, budget, steps, cheapest)) is not None:
         tried.append(attempt(len(tried), threshold))
     return tried, best(tried, budget)

@@ -3,7 +3,8 @@
 What a cell costs and how far off it is depend on the cells before it in its own layer: reuse on the age of what is
 reused, a window on the residual that was stored for it. So a layer's schedule is a path through states, and for a price
 of time the cheapest path is found by dynamic programming (Bellman 1957), of all layers of a site and all prices at
-once. Going through prices gives the lower convex hull of (cost, error); which layer takes which of its schedules is
+once. Going through prices gives points of the lower convex hull of (cost, error), not all of them: what is best only
+between two neighbouring prices is left out, so that menus stay short. Which layer takes which of its schedules is
 chosen by ``calibration.choose``.
 """
 
@@ -64,7 +65,7 @@ _START = _State(0, 0, False, Rows.NOTHING, False, 0)
 
 
 def schedules(steps: int, costs: Costs, errors: Errors, longest: int) -> list[list[Schedule]]:
-    """The best schedules of each layer, the dearest first.
+    """Schedules of each layer that are best at one of :data:`PRICES` prices, the dearest first.
 
     Args:
         costs: in any unit of time or work, of one cell; FULL without a stored residual must be among them.
@@ -89,7 +90,7 @@ def _paths(
 ) -> list[tuple[tuple[Choice, ...], ...]]:
     """The choices of the least error + price * cost: [price][layer][step]."""
     begun = {_after(_START, choice, longest): choice for choice in costs if choice.method is Method.FULL}
-    layers = len(errors(1, Method.FULL, 0, 0))
+    layers = len(errors(0, Method.FULL, 0, 0))
     values = {state: np.tile(prices * costs[choice], (layers, 1)) for state, choice in begun.items()}  # (L, prices)
     back: list[_Back] = []
     for step in range(1, steps):
@@ -132,6 +133,8 @@ def error_of(methods: Sequence[Method], layer: int, errors: Errors) -> float:
 
 def _scale(steps: int, costs: Costs, errors: Errors) -> float:
     """A usual error over a usual saving."""
+    if steps < 2:  # step 0 is FULL: nothing is saved
+        return 1.0
     full = costs[Choice(Method.FULL)]
     saved = [full - cost for cost in costs.values() if cost < full]
     methods = dict.fromkeys(choice.method for choice in costs)

@@ -169,9 +169,10 @@ class _Past:
         for age in range(1, min(self._longest, len(past)) + 1):
             for gap in range(1, self._longest + 1) if method.forecasts else (0,):
                 back = [age + gap * i for i in range(method.outputs_read)][::-1]
-                if back[0] > len(past):
+                times = [self._times[steps] for steps in back] if back[0] <= len(past) else []
+                if len(set(times)) < method.outputs_read:  # too few, or two at one timestep, as Heun's
                     continue
-                weights = forecast_weights(self._times[0], [self._times[steps] for steps in back])
+                weights = forecast_weights(self._times[0], times)
                 found = torch.stack([weight * past[steps - 1] for weight, steps in zip(weights, back, strict=True)])
                 yield (method, age, gap), found.sum(0) - now
 

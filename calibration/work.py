@@ -176,7 +176,7 @@ class Work:
                 self.watch.on_verified(searched, cost)
             return Tried(searched.threshold or threshold, cost, upper_drift(searched.achieved))
 
-        _, index = spend(asked, self.plan.steps, attempt)
+        _, index = spend(asked, self.plan.steps, attempt, self._cheapest())
         if index is None:  # nothing is compressed, which drifts by nothing
             index = len(searches)
             full = [all_full(len(self.adapter.places))] * self.plan.steps
@@ -204,6 +204,12 @@ class Work:
         predicted = predicted_drift(chosen.decisions)
         budget = Budget(asked=asked, predicted=predicted, achieved=achieved, upper=upper_drift(achieved))
         return found, chosen.threshold or 0.0, budget
+
+    def _cheapest(self) -> float:
+        """Percent of attention MACs with the cheapest candidate wherever there may be one, which is not at step 0."""
+        methods = (Method.FULL, *self.settings.candidates())
+        step = sum(min(cell_macs(self.plan, place, method) for method in methods) for place in self.adapter.places)
+        return 100 * (1 + step * (self.plan.steps - 1)) / self.plan.steps
 
     def verify(self, plan: Plan) -> tuple[float, ...]:
         """Drift of the final latents in batches of other noise, each as large as the calibration's, all ranks together.

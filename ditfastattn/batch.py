@@ -31,6 +31,7 @@ def check_batch(plan: Plan, adapter: ModelAdapter, call: Call) -> None:
 
     Raises:
         PlanMismatch: it does not.
+        StepError: its guidance branches hold NaN, and so cannot be compared.
     """
     batch = call.latents.shape[0]
     height, width = call.latents.shape[-2:]
@@ -54,7 +55,10 @@ def check_batch(plan: Plan, adapter: ModelAdapter, call: Call) -> None:
                 "an unconditional half in that order (run with guidance_scale > 1 and both branches in one call)"
             ]
         )
-    if not torch.equal(call.latents[: batch // 2], call.latents[batch // 2 :]):
+    halves = call.latents[: batch // 2], call.latents[batch // 2 :]
+    if not torch.equal(*halves):
+        if torch.isnan(call.latents).any():  # which equals nothing
+            raise StepError("the latents that begin this run hold NaN: check what made them")
         raise PlanMismatch(
             ["guidance layout: the two halves of this batch hold different latents, so they are not two branches"]
         )

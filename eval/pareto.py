@@ -1,7 +1,8 @@
 """Quality against cost: fewer steps, the schedules of others, the paper's search, and plans priced cell by cell.
 
 Images of the same noise by every way of spending less, compared with the uncompressed images of the base's steps. Cost
-counts the MACs of attention and MLPs; a plan of fewer steps is compressed no further than its share asks for.
+counts the MACs of attention and MLPs, storing residuals included; a plan of fewer steps is compressed no further than
+its share asks for.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import torch
 from calibration.calibrate import package_versions
 from calibration.prices import Times
 from ditfastattn.errors import DitFastAttnError
-from eval import pareto_file, pareto_grid, pareto_plot, pareto_time
+from eval import pareto_file, pareto_grid, pareto_options, pareto_plot, pareto_time
 from eval.drift import RESULTS
 from eval.drift_runs import mean_psnr
 from eval.pareto_bench import Bench, Candidate, Way
@@ -162,6 +163,7 @@ class Comparison:
 def main(argv: Sequence[str] | None = None) -> None:
     """Print, and write into pareto.json; every row is written as it is measured."""
     args = parser().parse_args(argv)
+    pareto_options.check(args)
     if bool(args.fd) != (args.fd_reference is not None):
         raise DitFastAttnError("a Frechet distance needs --fd N and --fd-reference FILE: give both, or neither")
     if args.fd < 0 or args.fd == 1:

@@ -28,8 +28,9 @@ from eval.drift import UNSEEN
 from eval.drift_runs import Sampled, final_latents, latents_by
 from eval.pareto_cache_dit import DualBlockCache
 from eval.sample_batches import Labels, pool_of
+from eval.sample_settings import check_steps
 from plans import Method, Plan
-from plans.macs import plan_macs, total_macs
+from plans.macs import PlanMacs, plan_macs, total_macs
 from plans.method import PAPER
 
 Way = Plan | DualBlockCache | None  # None: uncompressed
@@ -53,6 +54,8 @@ class Bench:
         self.pipe = load_pipeline(args.model, dtype=getattr(torch, args.dtype), device=args.device)
         if not isinstance(adapt(self.pipe.transformer), FromLabels):
             raise DitFastAttnError(f"{args.model} is conditioned on prompts; this compares plans on other labels")
+        for steps in args.base_steps:
+            check_steps(self.pipe, steps)
         self.labels = choose_labels(self.pipe, None, args.labels, args.seed)
         every = choose_labels(self.pipe, None, 10**4, args.seed)
         others = [label for label in dict.fromkeys(every) if label not in self.labels] or list(self.labels)
@@ -85,7 +88,7 @@ class Bench:
         found = final_latents(pipe, way, labels, seed, args.guidance, steps, args.batch)
         if way is None:
             return Measured(found, 1.0, 1.0)
-        return Measured(found, total_macs(way).percent / 100, plan_macs(way).percent / 100)
+        return Measured(found, share(total_macs(way)), share(plan_macs(way)))
 
     def in_dtype(self, dtype: torch.dtype) -> Bench:
         """The same, with a transformer of its own in another dtype."""
@@ -123,6 +126,11 @@ class Bench:
             seconds = time.monotonic() - begun
             print(f"errors of {steps} steps, {kind}: {found.table.block_runs} block runs, {seconds:.0f} s", flush=True)
         return self._priced[steps, kind]
+
+
+def share(macs: PlanMacs) -> float:
+    """Of a full run, what a plan computes: storing residuals included, as prices do (``calibration.prices``)."""
+    return (macs.total + macs.residual_store) / macs.full
 
 
 def copied(pipe: Any, dtype: torch.dtype) -> Any:

@@ -17,8 +17,9 @@ SHARES = (0.8, 0.6, 0.5, 0.4, 0.3)  # of the base's steps, or MACs
 
 def rivals(bench: Bench, base: int) -> Iterator[Candidate]:
     """Fewer steps, and schedules by rule."""
-    for share in SHARES:
-        yield "fewer steps", f"{round(share * base)}", None, round(share * base)
+    fewer = {max(1, round(share * base)) for share in SHARES} - {base}
+    for steps in sorted(fewer, reverse=True):
+        yield "fewer steps", f"{steps}", None, steps
     full = full_plan(bench, base)
     for interval in (2, 3, 4):
         yield "FORA", f"interval {interval}", make.fora(full, interval), base

@@ -138,7 +138,7 @@ def sample(options: argparse.Namespace, command: str, ranks: Ranks) -> None:
         )  # fmt: skip
         usual = Schedule(sampler, usual_steps, sampled_by(pipe.transformer).usual_guidance)
         wanted = schedule(options.steps, options.guidance, plan, usual)
-        check_steps(pipe, wanted)
+        check_steps(pipe, wanted.steps)
         video = adapt(pipe.transformer).spec().temporal is not None
         options.format = file_format(options.format, video)
         if options.compile:

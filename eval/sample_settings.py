@@ -82,11 +82,11 @@ def file_format(given: str | None, video: bool) -> str:
     return given or fitting[0]
 
 
-def check_steps(pipe: Any, wanted: Schedule) -> None:
+def check_steps(pipe: Any, steps: int) -> None:
     """Raises SampleError for more steps than the model was trained on."""
     trained = pipe.scheduler.config.num_train_timesteps
-    if wanted.steps > trained:
-        raise SampleError(f"{wanted.steps} steps are more than the {trained} timesteps the model was trained on")
+    if steps > trained:
+        raise SampleError(f"{steps} steps are more than the {trained} timesteps the model was trained on")
 
 
 def full_plan(pipe: Any, wanted: Schedule, latent_shape: Sequence[int]) -> Plan:
@@ -103,8 +103,11 @@ def full_plan(pipe: Any, wanted: Schedule, latent_shape: Sequence[int]) -> Plan:
 def check_plan(pipe: Any, plan: Plan, wanted: Schedule, latent_shape: Sequence[int]) -> None:
     """Raises PlanMismatch, with every difference between the plan and the run, before a file is written."""
     actual = full_plan(pipe, wanted, latent_shape)
+    model = actual.model
+    if plan.model.mlp is not None:  # plans without that site do not speak of them
+        model = model.model_copy(update={"mlp": adapt(pipe.transformer).mlp})
     sampler = sampler_spec(pipe.scheduler, wanted.steps, known_settings=plan.sampler.settings)
-    differences = plan.differences(model=actual.model, sampler=sampler, guidance=actual.guidance)
+    differences = plan.differences(model=model, sampler=sampler, guidance=actual.guidance)
     if differences:
         raise PlanMismatch(differences)
 

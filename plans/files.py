@@ -77,12 +77,15 @@ def write_whole(path: Path, write: Callable[[Path], None]) -> None:
     """Let `write` fill a file beside `path`, then rename it; the folder is made.
 
     Raises:
-        PlanError: the file cannot be written; what was there before still is, and nothing else.
+        PlanError: the file cannot be written, or is a folder, a device or a pipe; what was there before still is, and
+            nothing else.
     """
     target = Path(os.path.realpath(path))  # replace the file behind a link, not the link
     beside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     if target.is_dir():
         raise PlanError(f"{path} is a folder; name the file to write in it")
+    if target.exists() and not target.is_file():  # a device or a pipe would be replaced
+        raise PlanError(f"{path} is not a regular file; name a file to write instead")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         try:

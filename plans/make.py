@@ -76,11 +76,14 @@ def pab(source: Plan, interval: int, temporal_interval: int | None = None) -> Pl
     which plans leave alone.
 
     Raises:
-        ValueError: an interval below 1, or a temporal one for a model of images.
+        ValueError: an interval of either kind below 1, or a temporal one for a model of images.
     """
     if temporal_interval is not None and source.model.temporal is None:
         raise ValueError(f"{source.model.class_name} has no temporal attention; leave the temporal interval out")
-    intervals: dict[SiteName, int] = {"attn": interval, "temporal": temporal_interval or interval}
+    intervals: dict[SiteName, int] = {
+        "attn": interval,
+        "temporal": interval if temporal_interval is None else temporal_interval,
+    }
     steps, first = source.steps, round(PAB_EDGE * source.steps)
 
     def rule_of(each: int) -> Callable[[int], Method]:

@@ -12,6 +12,8 @@ from plans.render import costline
 from plans.schema import Plan
 from plans.store import load, save
 
+LAYERS, HIDDEN = 10_000, 10_000_000  # the most MLPs, and channels in them, that --mlps takes
+
 EXAMPLES = """examples:
   python -m plans make fora --from plan.json --interval 3 --out fora.json
   python -m plans make taylorseer --from plan.json --interval 4 --order 2 --out forecast.json
@@ -79,7 +81,16 @@ def _made(options: argparse.Namespace, source: Plan) -> Plan:
 def _shape(text: str | None) -> MlpShape | None:
     if text is None:
         return None
-    parts = text.split(",")
-    if len(parts) != 2 or not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
-        raise PlanError(f"--mlps {text} is not two positive numbers; write it like 28,4608")
-    return MlpShape(layers=int(parts[0]), hidden=int(parts[1]))
+    parts = [part.strip() for part in text.split(",")]
+    # int() of thousands of digits raises.
+    numbers = [int(part) for part in parts if part.isdecimal() and len(part) < 10]
+    if len(numbers) != len(parts) or len(parts) != 2 or not all(map(_between_one_and, numbers, (LAYERS, HIDDEN))):
+        raise PlanError(
+            f"--mlps {text:.40} is not a number of MLPs from 1 to {LAYERS:,} and their width up to {HIDDEN:,}; write "
+            "it like 28,4608"
+        )
+    return MlpShape(layers=numbers[0], hidden=numbers[1])
+
+
+def _between_one_and(number: int, most: int) -> bool:
+    return 1 <= number <= most

@@ -74,6 +74,23 @@ def test_the_cheapest_within_the_budget_is_taken_and_none_where_there_is_none() 
     assert next_threshold(nothing_compressed, 0.1, 9) == pytest.approx(4e-9)
 
 
+def test_nothing_is_searched_for_below_the_cheapest_plan() -> None:
+    cheapest = Tried(0.1, 20 * (1 + 1e-12), 0.01)
+    assert next_threshold([cheapest], 0.1, 9, 20.0) is None
+    assert next_threshold([cheapest], 0.1, 9, 19.0) == pytest.approx(0.4)
+    assert next_threshold([Tried(0.1, 20, 0.2)], 0.1, 9, 20.0) is not None  # it is not within the budget
+
+
+@pytest.mark.parametrize("methods", [METHODS, (Method.WA_RS, Method.ASC)])
+def test_a_loose_budget_is_searched_for_once(methods: tuple[Method, ...]) -> None:
+    pipe, searched = small_pipeline(layers=2), []
+    settings = Settings(budget=0.9, loss="drift", labels=LABELS, steps=STEPS, methods=methods)
+    found = calibrate(pipe, settings, watch=Watch(on_search=searched.append))
+    assert len(searched) == 1
+    used = {method for decision in found.decisions[1:] for method in decision.methods}
+    assert used == {Method.AST if Method.AST in methods else Method.ASC}
+
+
 def test_the_part_of_a_step_is_the_loss_of_its_last_compressed_layer() -> None:
     ast, full = Method.AST, Method.FULL
     rows = [
@@ -131,7 +148,7 @@ def test_every_rank_spends_alike() -> None:
 @pytest.mark.parametrize("stop_after", [2, 3 * STEPS])
 def test_an_interrupted_budget_goes_on(tmp_path: Path, stop_after: int) -> None:
     pipe = small_pipeline(layers=2)
-    expected = within(pipe, 0.15)
+    expected = within(pipe, 0.01)
     path, seen = tmp_path / "plan.trace.jsonl", 0
 
     def stop(*_: object) -> None:
@@ -141,15 +158,15 @@ def test_an_interrupted_budget_goes_on(tmp_path: Path, stop_after: int) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        within(pipe, 0.15, Journal(path, {}, False), watch=Watch(on_sensitivity=stop, on_step=stop))
+        within(pipe, 0.01, Journal(path, {}, False), watch=Watch(on_sensitivity=stop, on_step=stop))
     journal = Journal(path, {}, resume=True)
-    resumed = within(pipe, 0.15, journal)
+    resumed = within(pipe, 0.01, journal)
     assert resumed.decisions == expected.decisions and resumed.plan.sites == expected.plan.sites
     assert resumed.plan.calibration is not None and expected.plan.calibration is not None
     assert resumed.plan.calibration.budget == expected.plan.calibration.budget
     journal.finish()
     assert tuple(read_trace(path)[1]) == expected.decisions
-    again = within(pipe, 0.15, Journal(path, {}, resume=True))  # nothing is searched or measured again
+    again = within(pipe, 0.01, Journal(path, {}, resume=True))  # nothing is searched or measured again
     assert again.decisions == expected.decisions and again.measuring_runs == 0
     assert again.block_runs == STEPS * 2
 

@@ -12,13 +12,15 @@ from calibration.calibrate import empty_plan
 from calibration.error_table import measure
 from calibration.loss import relative_l2
 from calibration.parts import Parts
+from calibration.priced import priced
+from calibration.prices import Macs
 from calibration.response import respond
 from calibration.settings import Settings
 from ditfastattn.cache import Cell
 from ditfastattn.models import adapt
 from ditfastattn.ranks import ALONE
 from ditfastattn.sampling import Trajectory
-from plans import Method
+from plans import Method, Plan
 
 STEPS, LABELS = 4, (1, 2)
 METHODS = [Method.AST, Method.AST_1, Method.ASC, Method.WA_RS, Method.WA_RS_ASC]
@@ -130,3 +132,24 @@ def test_what_cannot_be_reused_is_infinite_and_far_is_worse(pipe: Any) -> None:
     assert one == pytest.approx(few.at(3, Method.AST, 1, 0)[1])
     summed = np.sqrt(few.at(3, Method.AST, 1, 0)).sum() ** 2
     assert few.together(3, Method.AST, 1, 0, every) <= summed * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("mlps", [False, True])
+def test_heun_has_no_forecast_from_two_outputs_at_one_timestep(mlps: bool) -> None:
+    """Heun's timesteps come in pairs: 0, 1 1, 2 2, 3 3."""
+    settings = Settings(threshold=1.0, loss="drift", steps=4, labels=LABELS)
+    found = priced(small_pipeline(layers=2, sampler="heun"), settings, mlps)
+    times = found.plan.sampler.timesteps
+    assert len(times) == 7 and times[1] == times[2] != times[3] == times[4]
+    table = found.table
+    assert np.isinf(table.at(3, Method.AST_1, 1, 1)).all() and np.isfinite(table.at(3, Method.AST_1, 2, 1)).all()
+    assert np.isinf(table.at(5, Method.AST_2, 1, 1)).all() and np.isfinite(table.at(5, Method.AST_2, 1, 2)).all()
+    for share in (0.9, 0.75):  # what is chosen can be run
+        plan = found.menu.costing(share * Macs().of(found.plan))
+        assert Plan.model_validate(plan.model_dump()) == plan != found.plan
+
+
+def test_a_single_step_has_one_plan() -> None:
+    found = priced(small_pipeline(layers=2), Settings(threshold=1.0, loss="drift", steps=1, labels=LABELS), True)
+    full = Macs().of(found.plan)
+    assert found.menu.costing(full) == found.rhythms.costing(full)[0] == found.plan

@@ -306,6 +306,16 @@ def test_a_plan_built_past_its_checks_is_refused(pipe: DiTPipeline) -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("rows", [slice(0, 1), slice(None)])
+def test_latents_of_nan_are_named(pipe: DiTPipeline, rows: slice) -> None:
+    plan = random_plan(pipe, STEPS)
+    latents = torch.randn(2, 4, 8, 8).repeat(2, 1, 1, 1)
+    latents[rows] = torch.nan
+    with ditfastattn.apply(pipe.transformer, plan), pytest.raises(StepError, match="hold NaN"):
+        pipe.transformer(latents, torch.full((4,), plan.sampler.timesteps[0]), torch.tensor([1, 2, 1000, 1000]))
+
+
+@torch.no_grad()
 def test_mixed_batches_are_refused(pipe: DiTPipeline) -> None:
     unguided, guided = random_plan(pipe, STEPS, guidance_scale=1.0), random_plan(pipe, STEPS)
     timestep = torch.full((4,), guided.sampler.timesteps[0])

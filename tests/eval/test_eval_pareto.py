@@ -13,19 +13,31 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from small_models import full_plan as small_plan
 from small_models import random_plan, small_pipeline
 
 from ditfastattn.errors import DitFastAttnError, MetricError
-from eval import pareto, pareto_cache_dit, pareto_fd, pareto_file, pareto_plot, pareto_table, pareto_time, readme
+from eval import (
+    pareto,
+    pareto_cache_dit,
+    pareto_fd,
+    pareto_file,
+    pareto_plot,
+    pareto_rivals,
+    pareto_table,
+    pareto_time,
+    readme,
+)
+from eval.cli import main
 from eval.drift import UNSEEN
 from eval.drift_runs import final_latents, latents_by
 from eval.frechet import Moments, frechet_distance
 from eval.networks import Network
 from eval.pareto_bench import Bench
 from eval.pareto_cache_dit import DualBlockCache
-from eval.pareto_rivals import smoothcache
-from plans import Plan
-from plans.macs import total_macs
+from eval.pareto_rivals import rivals, smoothcache
+from plans import Plan, make
+from plans.macs import plan_macs, total_macs
 
 STEPS = 6
 
@@ -80,7 +92,7 @@ def test_rows_are_what_the_images_say(small: Path, tmp_path: Path, monkeypatch: 
     args = pareto.parser().parse_args(options(small, "--out", str(tmp_path)))
     bench = Bench(args)
     compared = pareto.Comparison(bench, STEPS, {"model": "small"})
-    plan = random_plan(bench.pipe, steps=STEPS)
+    plan = make.fora(small_plan(bench.pipe, STEPS), 2, shape=bench.mlp)
     compared.add("a plan", "", plan, STEPS)
     (told,) = compared.table.rows
     a = compared.reference.pixels.double()
@@ -88,6 +100,18 @@ def test_rows_are_what_the_images_say(small: Path, tmp_path: Path, monkeypatch: 
     each = [10 * np.log10(255**2 / float((one - other).square().mean())) for one, other in zip(a, b, strict=True)]
     assert told["psnr"] == pytest.approx(np.mean(each), abs=0.01)
     assert told["total_macs"] == round(total_macs(plan).percent, 2)
+
+
+def test_macs_are_of_the_bases_run_and_residuals_are_stored(small: Path, tmp_path: Path) -> None:
+    bench = Bench(pareto.parser().parse_args(options(small, "--out", str(tmp_path))))
+    compared = pareto.Comparison(bench, STEPS, {"model": "small"})
+    plans = [random_plan(bench.pipe, steps=steps) for steps in (STEPS, STEPS // 2)]
+    for plan in plans:
+        compared.add("a plan", "", plan, plan.steps)
+    for told, plan in zip(compared.table.rows, plans, strict=True):
+        for name, macs in (("total_macs", total_macs(plan)), ("attention_macs", plan_macs(plan))):
+            assert macs.residual_store > 0
+            assert told[name] == round(100 * (macs.total + macs.residual_store) / (macs.full_step * STEPS), 2)
 
 
 def test_smoothcache_reaches_its_shares(small: Path) -> None:
@@ -171,6 +195,55 @@ def test_distance_is_that_of_the_features(tmp_path: Path, monkeypatch: pytest.Mo
 def test_options_that_cannot_be(small: Path, more: list[str]) -> None:
     with pytest.raises(DitFastAttnError, match="--fd"):
         pareto.main(options(small, *more))
+
+
+@pytest.mark.parametrize(
+    ("more", "sentence"),
+    [
+        (["--n", "0"], "--n must be at least 1, got 0"),
+        (["--batch", "0"], "--batch must be at least 1, got 0"),
+        (["--time-batch", "0"], "--time-batch must be at least 1, got 0"),
+        (["--labels", "0"], "--labels must be at least 1, got 0"),
+        (["--base-steps", "6", "1"], "--base-steps must be at least 2, got 1"),
+        (["--evaluations", "-1"], "--evaluations must be at least 0, got -1"),
+        (["--speedups", "1.5", "0.5"], "--speedups must be above 1, got 0.5"),
+        (["--speedups", "nan"], "--speedups must be above 1, got nan"),
+        (["--guidance", "0.5"], "--guidance must be 1 (none) or more, got 0.5"),
+        (["--seed", "-1"], "--seed must be at least 0, got -1"),
+        (["--seed", str(2**63)], "--seed must be below 2**63"),
+        (["--device", "abacus"], "there is no device 'abacus'"),
+        pytest.param(
+            ["--device", "cuda"],
+            "device 'cuda' cannot be used here",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is one"),
+        ),
+    ],
+)
+def test_options_that_cannot_be_are_told_before_a_model_is_loaded(
+    more: list[str], sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pareto, "Bench", lambda *_: pytest.fail("a model was loaded"))
+    assert main(["pareto", "--device", "cpu", "--out", str(tmp_path), *more]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and sentence in error and error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_more_steps_than_the_model_was_trained_on(
+    small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["pareto", *options(small, "--out", str(tmp_path), "--base-steps", "6", "2000")]) == 2
+    assert "2000 steps are more than the 1000 timesteps" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("base", "expected"), [(2, [1]), (3, [2, 1]), (50, [40, 30, 25, 20, 15])])
+def test_fewer_steps_are_some_and_fewer_and_stand_once(
+    base: int, expected: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pareto_rivals, "full_plan", lambda *_: small_plan(small_pipeline(layers=1), base))
+    found = [(setting, steps) for method, setting, _, steps in rivals(None, base) if method == "fewer steps"]  # type: ignore[arg-type]
+    assert found == [(str(steps), steps) for steps in expected]
 
 
 def test_stopwatch(monkeypatch: pytest.MonkeyPatch) -> None:

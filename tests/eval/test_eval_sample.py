@@ -4,23 +4,26 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from small_models import full_plan as small_plan
 from small_models import label_denoiser, random_plan, small_pipeline
 from small_pixart import small_pixart_pipeline
 
 import ditfastattn
 from ditfastattn.decode import decode
+from ditfastattn.models import adapt
 from ditfastattn.sampling import sample_latents
 from eval import sample_files
 from eval.cli import main
 from eval.sample_batches import Batches, Labels
 from eval.sample_folder import held
-from plans import load, save
+from plans import MlpShape, Plan, load, make, save
 
 STEPS = 4
 Run = Callable[..., Path]
@@ -114,6 +117,32 @@ def test_every_sampler_runs_under_a_session(run: Run, model: Path, tmp_path: Pat
     """The session is given the sampler that runs, so it checks the guidance of every step."""
     save(random_plan(ditfastattn.load_pipeline(model, sampler=sampler), steps=4), tmp_path / "plan.json")
     assert record(run("run", "--plan", str(tmp_path / "plan.json"), n=2))["sampler"] == sampler
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("made", [make.fora, partial(make.taylorseer, order=1)])
+def test_a_plan_with_mlps_is_followed(
+    run: Run, tmp_path: Path, made: Callable[..., Plan], compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "compile", lambda module, **_: module)
+    pipe = small_pipeline()
+    plan = made(small_plan(pipe, steps=5), 2, shape=adapt(pipe.transformer).mlp)
+    assert "mlp" in plan.sites
+    save(plan, tmp_path / "plan.json")
+    out = run("run", "--plan", str(tmp_path / "plan.json"), "--latents", *(["--compile"] if compiled else []), n=2)
+    labels = [int(label) for label in np.load(out / "labels.npy")]
+    with ditfastattn.apply(pipe.transformer, plan):
+        latents = sample_latents(label_denoiser(pipe, labels, 4.0), pipe.scheduler, 5, 0, (0, 1))
+    np.testing.assert_allclose(np.load(out / "latents" / "000001.npy"), latents[1].numpy(), rtol=1e-3, atol=1e-3)
+
+
+def test_a_plan_with_mlps_of_another_width_is_refused(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wider = MlpShape(layers=4, hidden=77)
+    save(make.fora(small_plan(small_pipeline(), steps=5), 2, shape=wider), tmp_path / "plan.json")
+    run("run", "--plan", str(tmp_path / "plan.json"), status=2)
+    assert "hidden width: the plan has 77, this model 192" in capsys.readouterr().err
 
 
 def test_compile_follows_the_all_full_plan(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -59,6 +59,9 @@ def test_pab_leaves_the_ends_alone() -> None:
     assert both.window_of("temporal") == video.window_of("temporal")
     with pytest.raises(ValueError, match="no temporal attention"):
         pab(full(), 2, 3)
+    for intervals in ((2, 0), (2, -1), (0, 2)):
+        with pytest.raises(ValueError, match=f"the interval is {min(intervals)}"):
+            pab(video, *intervals)
 
 
 def test_skip() -> None:
@@ -104,6 +107,10 @@ def test_the_command(arguments: list[str], expected: Plan, tmp_path: Path, capsy
         (["fora", "--from", "none.json", "--interval", "2"], "none.json does not exist"),
         (["fora", "--from", LATTE, "--interval", "2"], "--mlps"),
         (["fora", "--from", DIT, "--interval", "2", "--mlps", "4608"], "write it like 28,4608"),
+        *(
+            (["fora", "--from", DIT, "--interval", "2", "--mlps", f"{layers},{hidden}"], "from 1 to 10,000")
+            for layers, hidden in (("9" * 26, 1), ("9" * 5000, 1), (10_001, 1), (12, 10_000_001), (0, 7), (12, -1))
+        ),
         (["skip", "--from", DIT, "--interval", "2", "--order", "3"], "no forecast of order 3; use 0 to 2"),
     ],
 )

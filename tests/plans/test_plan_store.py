@@ -136,6 +136,17 @@ def test_a_folder_is_not_overwritten(plan: Plan, tmp_path: Path) -> None:
         plans.save(plan, tmp_path)
 
 
+def test_a_pipe_is_not_replaced(plan: Plan, tmp_path: Path) -> None:
+    """Nor a device, which is no regular file either."""
+    pipe, link = tmp_path / "pipe", tmp_path / "link"
+    os.mkfifo(pipe)
+    link.symlink_to(pipe)
+    for path in (pipe, link):
+        with pytest.raises(PlanError, match=f"{path.name} is not a regular file; name a file to write instead"):
+            plans.save(plan, path)
+    assert pipe.is_fifo() and set(tmp_path.iterdir()) == {pipe, link}
+
+
 def test_a_plan_that_dodged_the_rules_is_not_written(plan: Plan, tmp_path: Path) -> None:
     broken = plan.model_copy(update={"window": plans.Window(left=999, right=0)})
     with pytest.raises(PlanError, match=r"window\.left is 999"):

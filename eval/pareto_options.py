@@ -1,0 +1,35 @@
+"""What ``python -m eval pareto`` refuses before a model is loaded."""
+
+from __future__ import annotations
+
+import argparse
+import math
+
+from ditfastattn.errors import DitFastAttnError
+from ditfastattn.ranks import ALONE
+
+LEAST = {"base_steps": 2, "labels": 1, "n": 1, "batch": 1, "time_batch": 1, "evaluations": 0, "seed": 0}
+
+
+def check(args: argparse.Namespace) -> None:
+    """Numbers that make no comparison, and a device that is not there.
+
+    Raises:
+        DitFastAttnError: as one sentence.
+    """
+    for name, least in LEAST.items():
+        given = getattr(args, name)
+        for number in given if isinstance(given, list) else [given]:
+            if number < least:
+                raise DitFastAttnError(f"--{name.replace('_', '-')} must be at least {least}, got {number}")
+    if args.seed >= 2**63:
+        raise DitFastAttnError(f"--seed must be below 2**63, got {args.seed}")
+    for speedup in args.speedups:
+        if not 1 < speedup < math.inf:
+            raise DitFastAttnError(f"--speedups must be above 1, got {speedup:g}")
+    for share in args.fd_shares:
+        if not 0 < share <= 1:
+            raise DitFastAttnError(f"--fd-shares must be above 0 and at most 1, got {share:g}")
+    if not 1 <= args.guidance < math.inf:
+        raise DitFastAttnError(f"--guidance must be 1 (none) or more, got {args.guidance:g}")
+    args.device = ALONE.device(args.device)

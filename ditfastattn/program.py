@@ -22,7 +22,7 @@ from ditfastattn.prepared import (
 from ditfastattn.runner import Run
 from plans import SiteName
 
-ROWS_AHEAD = 256  # rows of modulation computed at a time: enough to read the weights seldom, little to keep
+BYTES_AHEAD = 2**27  # of modulations that are computed at a time: their weights are read seldom, and little is kept
 
 # All that tells one step's work from another's: what every layer of each site does; of a skipped step, the model alone.
 Kind = tuple[tuple[SiteName, tuple[tuple[Cell, StepPlaces], ...]], ...]
@@ -49,7 +49,9 @@ class Program:
         self._latents = latents.clone()
         self._timesteps = torch.tensor(run.plan.sampler.timesteps, device=latents.device)
         self._batch, _, self._height, self._width = latents.shape
+        self._steps_ahead = 1
         first = self._first_conditioning(run.call)
+        self._steps_ahead = steps_ahead(first)
         self._modulation, self._head_modulation = first.blocks[0].clone(), first.head[0].clone()
         self._context = tuple(tensor.clone() for tensor in adapter.context(run.call))
         self._joint = [JointWeights(block.joint_weights()) for block in adapter.blocks]
@@ -167,8 +169,7 @@ class Program:
 
     def _conditioning(self, step: int, call: Call) -> Conditioning:
         """The modulations of the steps from ``step`` on."""
-        steps = max(1, ROWS_AHEAD // self._batch)
-        return self._adapter.conditioning(self._timesteps[step : step + steps], call)
+        return self._adapter.conditioning(self._timesteps[step : step + self._steps_ahead], call)
 
     def _kind(self, step: int) -> Kind:
         index = step - self._run.entered_at
@@ -242,6 +243,11 @@ class Program:
         half = store.shape[0] // self.arenas[site].halves
         rows = self._batch if place.rows is Rows.WHOLE_BATCH else self._batch // 2
         return store[place.offset * half :][:rows]
+
+
+def steps_ahead(one: Conditioning) -> int:
+    """Steps whose modulations are computed together, from those of one."""
+    return max(1, BYTES_AHEAD // one.blocks.nbytes)
 
 
 def _work_of(cell: Cell) -> Cell:

@@ -65,6 +65,7 @@ class Session:
         self._ordering = Ordering(used, plan.window, adapter.per_image)
         self._contexts: Contexts = {}
         self._kernels: dict[Hashable, Kernel] = {}  # by what they were made for; a prepared step holds on to its own
+        self._cells_from: dict[int, dict[SiteName, list[tuple[Cell, ...]]]] = {}  # by the step where a run begins
         self._run: Run | None = None
         self._condition: ConditionCheck | None = None
         self._last_output: Tensor | None = None  # until the sampler steps with it
@@ -225,7 +226,9 @@ class Session:
         self._check_model()
         check_batch(self.plan, self._adapter, call)
         self._contexts = {site: self._context(site, call) for site in self.plan.attention_sites}
-        cells = {site: self._cells(site, step) for site in self.plan.sites}
+        if step not in self._cells_from:  # the same for every run that begins there
+            self._cells_from[step] = {site: self._cells(site, step) for site in self.plan.sites}
+        cells = self._cells_from[step]
         self._ordering.fit(self._adapter.grid(*call.latents.shape[-2:]), call.latents.device)
         itemsize = self._adapter.dtype.itemsize
         self._run = Run(self.plan, call, step, cells, self._contexts, self._layout, self._ordering, itemsize)
@@ -237,8 +240,11 @@ class Session:
         """The cells of every layer of a site, for a run that begins at ``step``."""
         timesteps, layers = self.plan.sampler.timesteps, self.plan.model.shape(site).layers
         skipped = {later - step for later in self.plan.skipped if later > step} if site != "model" else ()
-        columns = [entering_at(self.plan.column(layer, site), step, timesteps) for layer in range(layers)]
-        return [liveness(column, timesteps[step:], skipped) for column in columns]
+        columns = [self.plan.column(layer, site) for layer in range(layers)]
+        found = {
+            column: liveness(entering_at(column, step, timesteps), timesteps[step:], skipped) for column in set(columns)
+        }
+        return [found[column] for column in columns]
 
     def _context(self, site: SiteName, call: Call) -> Context:
         """Kernel and window of a site; the kernel is that of earlier runs of this shape."""

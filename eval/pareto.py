@@ -104,7 +104,11 @@ class Comparison:
 
     def add(self, method: str, setting: str, way: Way, steps: int) -> None:
         """Samples, compares, times, and writes the row."""
-        found, macs, attention = self.bench.sampled(way, steps)
+        try:
+            found, macs, attention = self.bench.sampled(way, steps)
+        except Exception as error:
+            _excused(way, "left out", error)
+            return
         a, b = (sampled.pixels.permute(0, 3, 1, 2) for sampled in (self.reference, found))
         row = {
             "model": Path(self.bench.args.model).name,
@@ -132,10 +136,7 @@ class Comparison:
         try:
             return self.stopwatch.speedup(way, steps)
         except Exception as error:
-            if not isinstance(way, DualBlockCache):
-                raise
-            # Another's package: what it cannot run is no reason to lose the other rows.
-            print(f"not timed: {way.method}, {way.setting}: {' '.join(str(error).split())[:200]}", flush=True)
+            _excused(way, "not timed", error)
             return None
 
     def distances(self, distance: Distance) -> None:
@@ -157,6 +158,13 @@ class Comparison:
         shown = [pareto_grid.Shown(one.row, one.shown) for one in self.tried]
         title = f"{Path(self.bench.args.model).name}, {self.base} steps; every share has the same images"
         pareto_grid.save(file, title, self.reference.pixels, shown, SHARES)
+
+
+def _excused(way: Way, what: str, error: Exception) -> None:
+    """What another's package cannot run is no reason to lose the other rows."""
+    if not isinstance(way, DualBlockCache):
+        raise error
+    print(f"{what}: {way.method}, {way.setting}: {' '.join(str(error).split())[:200]}", flush=True)
 
 
 @torch.no_grad()
@@ -189,6 +197,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         record["fd"] = f"{drawn}, EfficientNet-Lite0 features (not FID), to {args.fd_reference.name}"
     for base in args.base_steps:
         compared = Comparison(bench, base, record)
+        if distance is not None:
+            distance.check(compared.reference.pixels.shape[1])  # now, not after all rows
         compared.add("full", "uncompressed", None, base)
         for source in args.only or SOURCES:
             for candidate in SOURCES[source](bench, base):

@@ -34,9 +34,13 @@ class Distance:
         ready = reference.suffix == ".npz" and holds_statistics(reference)
         self._real = load(reference) if ready else statistics_of(open_source(reference), self._network)
 
+    def check(self, side: int) -> None:
+        """Raises MetricError if the reference is of images of another size in pixels, or of another network."""
+        self._real.check(self._network, side, self._path)
+
     def __call__(self, pixels: torch.Tensor) -> float:
         """Of images (N, H, W, 3) uint8, square."""
-        self._real.check(self._network, pixels.shape[1], self._path)
+        self.check(pixels.shape[1])
         stream: MomentStream | None = None
         for part in pixels.split(BATCH):
             found = self._network(part.numpy()).pool

@@ -51,6 +51,8 @@ def cache_dit(bench: Bench, base: int) -> Iterator[Candidate]:
     if why is not None:
         print(f"cache-dit is left out: {why}", flush=True)
         return
+    blocks = len(bench.pipe.transformer.transformer_blocks)
     for setting in pareto_cache_dit.SETTINGS:
         way = pareto_cache_dit.DualBlockCache(*setting)
-        yield way.method, way.setting, way, base
+        if way.first < blocks:
+            yield way.method, way.setting, way, base

@@ -8,13 +8,13 @@ from torch import Tensor
 from ditfastattn.cache import Cell, LayerCache
 from ditfastattn.cost.parts import Parts
 from ditfastattn.cost.rows import BEGIN, CALL, HOST_CALL, HOST_STEP, Row
-from ditfastattn.cost.steps import session_rows
+from ditfastattn.cost.steps import STEPS, session_rows
 from ditfastattn.cost.timing import Thunk, launched
 from ditfastattn.execute import Context
 from ditfastattn.models.base import PreparedModel
 from ditfastattn.pieces import Pieces, compiled_pieces
 from ditfastattn.prepared import BlockInputs, JointWeights, Stored, run_both_prepared_parts, weights_tensor
-from ditfastattn.program import ROWS_AHEAD
+from ditfastattn.program import steps_ahead
 
 
 class PreparedParts(Parts):
@@ -37,7 +37,7 @@ class PreparedParts(Parts):
         self._compile, self._graphs = compile, graphs
         self._pieces = compiled_pieces() if compile else Pieces()
         timestep = torch.as_tensor(self.call.timestep, device=adapter.device).flatten()[:1]
-        self._timesteps = timestep.expand(max(1, ROWS_AHEAD // batch))
+        self._timesteps = timestep.expand(min(STEPS, steps_ahead(adapter.conditioning(timestep, self.call))))
         self._ahead = adapter.conditioning(self._timesteps, self.call)
         self._now = [tensor[0].clone() for tensor in (self._ahead.blocks, self._ahead.head)]
         modulation, others = self._now[0], adapter.context(self.call)

@@ -8,6 +8,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -68,7 +69,8 @@ def few(bench: Bench, base: int) -> Iterator[Any]:
 
 def test_from_the_command_line(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pareto, "SOURCES", {"few": few})
-    monkeypatch.setattr(pareto, "Distance", lambda *_: lambda pixels: float(len(pixels)))
+    distance = MagicMock(side_effect=lambda pixels: float(len(pixels)))
+    monkeypatch.setattr(pareto, "Distance", lambda *_: distance)
     distances = ["--fd", "4", "--fd-reference", "x.npz", "--fd-shares", "0.5", "--fd-dtype", "bfloat16"]
     pareto.main(options(small, "--out", str(tmp_path), *distances))
     found = json.loads((tmp_path / "pareto.json").read_text())
@@ -82,6 +84,7 @@ def test_from_the_command_line(small: Path, tmp_path: Path, monkeypatch: pytest.
     assert (fewer["steps"], fewer["total_macs"], fewer["attention_macs"]) == (3, 50, 50)
     assert 5 < plan["psnr"] < 80 and 0 < plan["ssim"] < 1 and plan["steps"] == STEPS
     assert full["fd"] == fewer["fd"] == 4.0
+    distance.check.assert_called_once_with(16)
     for picture in ("pareto.png", f"pareto-images-small-{STEPS}.png"):
         with Image.open(tmp_path / picture) as image:
             assert image.width > 300
@@ -299,3 +302,22 @@ def test_cache_dit_is_counted_by_what_ran() -> None:
         assert torch.equal(again.latents, found.latents)  # nothing is left of the last run
     assert set(pipe.transformer.__dict__) == before
     assert torch.equal(final_latents(pipe, None, [1, 2, 3], 0, 4.0, 5, 2).latents, full.latents)
+
+
+def test_what_cache_dit_cannot_run_loses_no_other_row(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    compared = pareto.Comparison(
+        Bench(pareto.parser().parse_args(options(small, "--out", str(tmp_path)))), STEPS, {"model": "small"}
+    )
+
+    def fails(*_: Any) -> Any:
+        raise RuntimeError("no such\nblock")
+
+    monkeypatch.setattr(DualBlockCache, "on", fails)
+    way = DualBlockCache(1, 0.1, 1, 0)
+    compared.add(way.method, way.setting, way, STEPS)
+    assert not compared.table.rows and "left out: cache-dit DBCache" in capsys.readouterr().out
+    monkeypatch.setattr(compared.bench, "sampled", fails)
+    with pytest.raises(RuntimeError, match="no such"):
+        compared.add("full", "", None, STEPS)

@@ -19,13 +19,15 @@ LITTLE = 0.5  # dB, below which one way is not called nearer than another
 COLOURS = {FEWER: "#d1495b", ATTENTION: "#2e7cbf", "best": "#1b2a49"}
 
 
-def advise(folder: Path, model: str, how: str, steps: int, full: float, fronts: Sequence[tuple[float, Front]]) -> Path:
+def advise(
+    folder: Path, model: str, how: str, steps: int, full: float, fronts: Sequence[tuple[float, Front, float]]
+) -> Path:
     """Writes ``advice.md`` and ``advice.png`` and returns the page.
 
     Args:
         how: what was timed, in words.
         full: milliseconds of the uncompressed run of ``steps`` steps.
-        fronts: with the speedup that each was asked for.
+        fronts: with the speedup that each was asked for, and the one measured of its best plan.
     """
     folder.mkdir(parents=True, exist_ok=True)
     rows = [
@@ -33,8 +35,8 @@ def advise(folder: Path, model: str, how: str, steps: int, full: float, fronts: 
         "|---|---|---|---|",
         *(
             f"| {speedup:.2f} x | {_cell(front.best_of(FEWER), full)} | {_cell(front.best_of(ATTENTION), full)} "
-            f"| {_cell(front.best, full)}: {front.best.kind} |"
-            for speedup, front in fronts
+            f"| {_cell(front.best, full)}, measured {measured:.2f} x: {front.best.kind} |"
+            for speedup, front, measured in fronts
         ),
     ]
     lines = [
@@ -45,7 +47,7 @@ def advise(folder: Path, model: str, how: str, steps: int, full: float, fronts: 
         "",
         *rows,
         "",
-        *(f"- {sentence(speedup, front)}" for speedup, front in fronts),
+        *(f"- {sentence(speedup, front)}" for speedup, front, _ in fronts),
         "",
         "![drift against time](advice.png)",
     ]
@@ -79,11 +81,11 @@ def _unseen(tried: Tried) -> float:
     return tried.unseen.typical
 
 
-def _plot(path: Path, model: str, full: float, fronts: Sequence[tuple[float, Front]]) -> None:
+def _plot(path: Path, model: str, full: float, fronts: Sequence[tuple[float, Front, float]]) -> None:
     figure = Figure(figsize=(6.4, 4.2), dpi=120, layout="constrained")
     axis = figure.subplots()
     for name, label in ((FEWER, "fewer steps"), (ATTENTION, "attention compressed"), ("best", "best plan found")):
-        found = [front.best if name == "best" else front.best_of(name) for _, front in fronts]
+        found = [front.best if name == "best" else front.best_of(name) for _, front, _ in fronts]
         points = sorted((full / one.cost, _unseen(one)) for one in found if one is not None)
         axis.plot([x for x, _ in points], [y for _, y in points], "o-", color=COLOURS[name], label=label)
     axis.set(

@@ -57,9 +57,9 @@ class Planner:
         )
 
     @property
-    def full_cost(self) -> float:
-        """Of a run of all steps, nothing compressed."""
-        return self.prices.of(self.plan(self.settings.steps))
+    def full(self) -> Plan:
+        """All steps, nothing compressed."""
+        return self.plan(self.settings.steps)
 
     def plan(self, steps: int) -> Plan:
         """All FULL over so many model calls, MLPs included."""

@@ -19,6 +19,7 @@ from plans import Method, Plan
 
 SEARCHED = 2  # candidates that are improved
 FEWER = "fewer steps"
+NEAR = 0.03  # of a budget
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,28 @@ def within(
             finalists.append(Tried(f"{one.kind}, searched", plan, prices.of(plan), outcome))
     verified = [replace(one, unseen=unseen.of(one.plan)) for one in finalists]
     return Front(budget, tuple(tried), tuple(verified))
+
+
+def landed(
+    search: Callable[[float], Front], budget: float, measured: Callable[[Plan], float], searches: int = 2
+) -> tuple[Front, float]:
+    """A search whose best plan takes what it may by the clock, not only by prediction, and what it takes.
+
+    Where it does not, the next search is given as much more or less as the clock says; what comes nearest is taken.
+
+    Args:
+        search: what is found within a budget.
+        measured: the cost of a run of a plan, in the unit of the budget.
+    """
+    asked, found = budget, []
+    for _ in range(searches):
+        front = search(asked)
+        cost = measured(front.best.plan)
+        found.append((front, cost))
+        if abs(cost / budget - 1) <= NEAR or (cost < budget and front.best.kind == FEWER):
+            break
+        asked *= budget / cost
+    return min(found, key=lambda one: abs(one[1] / budget - 1))
 
 
 def _typical(outcome: Outcome | None) -> float:

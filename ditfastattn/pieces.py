@@ -6,7 +6,7 @@ other shapes, so a plan that uses all of the paper's methods needs four compilat
 MLPs that are reused, and forecasts, are pieces of their own, compiled where a plan has them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import wraps
 from typing import Any
@@ -67,6 +67,23 @@ def finish_reusing(
     return block.leave_mlp(state, block.enter_mlp(state, output, None)[0], fed)
 
 
+def finish_forecasting(
+    block: WithMlp[Any],
+    hidden: Tensor,
+    outputs: Sequence[Tensor],
+    weights: Tensor | None,
+    modulation: Tensor,
+    context: tuple[Tensor, ...],
+    feds: Sequence[Tensor],
+    fed_weights: Tensor | None,
+) -> Tensor:
+    """:func:`finish_reusing` with attention's ``outputs`` and the MLP's ``feds`` extrapolated by weights, or the only
+    one of them where there are none. One pass over what is stored: nothing extrapolated is written in between."""
+    output = outputs[0] if weights is None else extrapolate(outputs, weights)
+    fed = feds[0] if fed_weights is None else extrapolate(feds, fed_weights)
+    return finish_reusing(block, hidden, output, modulation, context, fed)
+
+
 def _state(block: Any, hidden: Tensor, modulation: Tensor, context: tuple[Tensor, ...]) -> Any:
     return block.state(hidden, modulation, context, ())
 
@@ -97,6 +114,7 @@ class Pieces:
     finish: Callable[..., Tensor] = finish
     finish_keeping: Callable[..., tuple[Tensor, Tensor]] = finish_keeping
     finish_reusing: Callable[..., Tensor] = finish_reusing
+    finish_forecasting: Callable[..., Tensor] = finish_forecasting
     extrapolate: Callable[..., Tensor] = extrapolate
     embed: Callable[..., Tensor] = embed
     head: Callable[..., Tensor] = head

@@ -50,12 +50,17 @@ class Stored:
 
     def reused(self, pieces: Pieces, batch: int, layout: Layout) -> Tensor:
         """What AST and its forecasts give: (B, ...), or (B/2, ...) for both halves."""
+        outputs, weights = self.read(batch, layout)
+        return outputs[0] if weights is None else pieces.extrapolate(outputs, weights)
+
+    def read(self, batch: int, layout: Layout) -> tuple[tuple[Tensor, ...], Tensor | None]:
+        """What AST and its forecasts are made of: stored outputs of one size, and a forecast's row of weights."""
         outputs = self.cache.outputs[: self.cell.method.outputs_read]
         assert len(outputs) == self.cell.method.outputs_read, f"{self.cell.method} without stored outputs"
         if not self.cell.method.forecasts:
-            return outputs[0]
+            return tuple(outputs), None
         weights = weights_tensor([self.cell.weights], outputs[0])[0] if self.weights is None else self.weights
-        return pieces.extrapolate(tuple(fitted(outputs, batch, layout)), weights[: len(outputs)])
+        return tuple(fitted(outputs, batch, layout)), weights
 
     def keep(self, output: Tensor) -> None:
         """Stores the output of a step that a later one reads."""
@@ -99,6 +104,10 @@ def run_both_prepared_parts(
     inputs: BlockInputs, attention: Stored, mlp: Stored, context: Context, pieces: Pieces, hidden: Tensor
 ) -> Tensor:
     """One block whose MLP has a cell of its own: :func:`ditfastattn.execute.run_both_parts`, in pieces."""
+    methods = (attention.cell.method, mlp.cell.method)
+    if all(method.reuses_output for method in methods) and any(method.forecasts for method in methods):
+        outputs, feds = (stored.read(hidden.shape[0], context.layout) for stored in (attention, mlp))
+        return pieces.finish_forecasting(inputs.block, hidden, *outputs, inputs.modulation, inputs.shared, *feds)
     output = prepared_attention(inputs, attention, context, pieces, hidden)
     given = (inputs.block, hidden, output, inputs.modulation, inputs.shared)
     batch, cell = hidden.shape[0], mlp.cell

@@ -18,7 +18,6 @@ from typing import Any
 import torch
 
 from calibration.calibrate import package_versions
-from calibration.prices import Times
 from ditfastattn.errors import DitFastAttnError
 from eval import pareto_file, pareto_grid, pareto_options, pareto_plot, pareto_time
 from eval.drift import RESULTS
@@ -94,10 +93,7 @@ class Comparison:
         if "timed" in record:
             labels = [bench.unseen[index % args.n] for index in range(args.time_batch)]
             self.stopwatch = Stopwatch(bench.pipe, getattr(torch, args.time_dtype), labels, args.guidance, base)
-            if "ours" in (args.only or SOURCES):
-                bench.prices = Times(self.stopwatch.table())
-                bench.slow = bench.prices.slow()
-                bench.full_time[base] = self.stopwatch.full_ms()
+        bench.stopwatch = self.stopwatch
         self.table = pareto_file.Table(args.out / pareto_file.NAME, {**record, "base_steps": base})
         self.tried: list[Tried] = []
         self.reference = bench.sampled(None, base).sampled

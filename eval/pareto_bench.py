@@ -27,6 +27,7 @@ from ditfastattn.sampling import label_condition
 from eval.drift import UNSEEN
 from eval.drift_runs import Sampled, final_latents, latents_by
 from eval.pareto_cache_dit import DualBlockCache
+from eval.pareto_time import Stopwatch
 from eval.sample_batches import Labels, pool_of
 from eval.sample_settings import check_steps
 from plans import Method, Plan
@@ -63,7 +64,7 @@ class Bench:
         self.mlp = adapt(self.pipe.transformer).mlp
         self.prices: Prices | None = None  # None: MACs
         self.slow: tuple[Method, ...] = ()  # methods that are not faster than FULL here
-        self.full_time: dict[int, float] = {}  # of base steps, in the unit of the prices
+        self.stopwatch: Stopwatch | None = None  # of the base that is measured now
         self._trials: dict[int, tuple[Trials, Trials]] = {}
         self._priced: dict[tuple[int, str], Priced] = {}
         self._sensitivities: dict[int, tuple[Sensitivity, ...]] = {}

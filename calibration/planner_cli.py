@@ -39,23 +39,26 @@ def plan_speedups(
     planner = Planner(pipe, settings, condition, prices, prices.slow(), options.evaluations)
     timed = condition.of([index % settings.images for index in range(images)])
 
-    def measured(plan: Plan) -> float:
-        return run_ms(pipe, plan, timed, settings.kernel, options.compile)
+    full = run_ms(pipe, planner.full, timed, settings.kernel, options.compile)
+    by_table = prices.of(planner.full)
 
-    full = measured(planner.full)
+    def measured(plan: Plan) -> float:
+        return run_ms(pipe, plan, timed, settings.kernel, options.compile) / full
+
     how = f"{table.key.runtime}, {images} {'image' if images == 1 else 'images'} at once, {table.key.device}"
     print(f"uncompressed: {full:.1f} ms for {settings.steps} steps ({how})")
     if planner.slow:
         print(f"not faster than FULL here, and so not used: {', '.join(planner.slow)}")
     fronts: list[tuple[float, Front, float]] = []
-    for text, budget in list(_budgets(options, full)):
+    for text, share in list(_shares(options, full)):
         with _bar(text) as on_trial:
-            front, taken = landed(lambda allowed: planner.within(allowed, on_trial), budget, measured)  # noqa: B023
-        fronts.append((full / budget, front, full / taken))
-        print(_described(text, front, full))
-        _write(_path(options, text), planner, front, full, taken, how, subjects.names)
+            front, taken = landed(lambda budget: planner.within(budget, on_trial), by_table, share, measured)
+        fronts.append((1 / share, front, 1 / taken))
+        print(_described(text, front, by_table))
+        _write(_path(options, text), planner, front, full, taken * full, how, subjects.names)
     if options.advise:
-        page = advise(Path(options.output), Path(options.model).name, how, settings.steps, full, fronts)
+        model = Path(options.model).name
+        page = advise(Path(options.output), model, how, settings.steps, full, by_table, fronts)
         print(f"\nadvice   {page}\n")
         print(page.read_text())
     return 0
@@ -76,22 +79,22 @@ def _table(options: argparse.Namespace, pipe: Any, settings: Settings, condition
     return measured(adapter, rows, runtime, settings.kernel, window=settings.window, guided=settings.guided)
 
 
-def _budgets(options: argparse.Namespace, full: float) -> Iterator[tuple[str, float]]:
-    """(what was asked for, milliseconds)."""
+def _shares(options: argparse.Namespace, full: float) -> Iterator[tuple[str, float]]:
+    """(what was asked for, share of the uncompressed run's time)."""
     for value in options.speedup:
-        yield f"speedup-{value:g}", full / value
+        yield f"speedup-{value:g}", 1 / value
     for value in options.latency_ms:
         if value >= full:
             raise CalibrationError(
                 f"{value:g} ms are asked for, and nothing has to be compressed for that: a run takes {full:.1f} ms"
             )
-        yield f"latency-{value:g}ms", value
+        yield f"latency-{value:g}ms", value / full
 
 
 def _described(text: str, front: Front, full: float) -> str:
     lines = [
         "",
-        f"{f'{text}: {front.budget:.1f} ms by the table':<36} {'ms':>8}  faster  typical drift  on other noise",
+        f"{f'{text}, predicted':<36} {'ms':>8}  faster  typical drift  on other noise",
     ]
     others = [one for one in front.tried if all(one.plan != other.plan for other in front.finalists)]
     for one in sorted(front.finalists, key=lambda one: one.unseen.typical if one.unseen else 0) + others:
@@ -124,7 +127,8 @@ def _write(
     grid = path.with_suffix(".images.png")
     title = f"{full / taken:.2f} x measured, {found.psnr:.1f} dB to the uncompressed images; noise not searched on"
     save_grid(grid, rows, names, title)
-    print(f"\nmeasured {taken:.1f} ms, {full / taken:.2f} x\nplan     {path}  (for num_inference_steps={plan.steps})\npicture  {path.with_suffix('.png')}\n"
+    print(f"\nmeasured {taken:.1f} ms, {full / taken:.2f} x\nplan     {path}  (for num_inference_steps={plan.steps})\n"
+          f"picture  {path.with_suffix('.png')}\n"
           f"images   {grid}  ({found.psnr:.1f} dB, SSIM {found.ssim:.4f}, on other noise)")  # fmt: skip
 
 

@@ -19,7 +19,7 @@ from plans import Method, Plan
 
 SEARCHED = 2  # candidates that are improved
 FEWER = "fewer steps"
-NEAR = 0.03  # of a budget
+NEAR = 0.03  # of a time
 
 
 @dataclass(frozen=True)
@@ -111,25 +111,27 @@ def within(
 
 
 def landed(
-    search: Callable[[float], Front], budget: float, measured: Callable[[Plan], float], searches: int = 2
+    search: Callable[[float], Front], full: float, share: float, measured: Callable[[Plan], float], searches: int = 2
 ) -> tuple[Front, float]:
-    """A search whose best plan takes what it may by the clock, not only by prediction, and what it takes.
+    """A search whose best plan takes what it may by the clock, not only by prediction, and the share that it takes.
 
     Where it does not, the next search is given as much more or less as the clock says; what comes nearest is taken.
 
     Args:
         search: what is found within a budget.
-        measured: the cost of a run of a plan, in the unit of the budget.
+        full: cost of the uncompressed run, in the unit of the budgets.
+        share: of the uncompressed run's time, that a plan may take.
+        measured: the share that it takes by the clock.
     """
-    asked, found = budget, []
+    asked, found = share, []
     for _ in range(searches):
-        front = search(asked)
-        cost = measured(front.best.plan)
-        found.append((front, cost))
-        if abs(cost / budget - 1) <= NEAR or (cost < budget and front.best.kind == FEWER):
+        front = search(asked * full)
+        taken = measured(front.best.plan)
+        found.append((front, taken))
+        if abs(taken / share - 1) <= NEAR or (taken < share and front.best.kind == FEWER):
             break
-        asked *= budget / cost
-    return min(found, key=lambda one: abs(one[1] / budget - 1))
+        asked *= share / taken
+    return min(found, key=lambda one: abs(one[1] / share - 1))
 
 
 def _typical(outcome: Outcome | None) -> float:

@@ -6,7 +6,7 @@ import argparse
 import copy
 import time
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -27,12 +27,14 @@ from ditfastattn.sampling import label_condition
 from eval.drift import UNSEEN
 from eval.drift_runs import Sampled, final_latents, latents_by
 from eval.pareto_cache_dit import DualBlockCache
-from eval.pareto_time import Stopwatch
 from eval.sample_batches import Labels, pool_of
 from eval.sample_settings import check_steps
 from plans import Method, Plan
 from plans.macs import PlanMacs, plan_macs, total_macs
 from plans.method import PAPER
+
+if TYPE_CHECKING:
+    from eval.pareto_time import Stopwatch
 
 Way = Plan | DualBlockCache | None  # None: uncompressed
 Candidate = tuple[str, str, Way, int]  # method, setting, way of sampling, steps

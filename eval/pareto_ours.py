@@ -16,15 +16,20 @@ SPEEDUPS = (1.2, 1.3, 1.5, 1.6, 2.0, 2.5, 3.0)
 
 
 class Timed(Times):
-    """Also knows the uncompressed run of fewer steps, compiled as a whole, which no plan has to follow."""
+    """Also knows the uncompressed run of fewer steps, compiled as a whole, which no plan has to follow.
 
-    def __init__(self, table: CostTable, base: int, full_ms: float) -> None:
+    Args:
+        base: steps of the uncompressed run.
+        whole: what that run costs, compiled as a whole, in the table's milliseconds.
+    """
+
+    def __init__(self, table: CostTable, base: int, whole: float) -> None:
         super().__init__(table)
-        self.base, self.full_ms = base, full_ms
+        self.base, self.whole = base, whole
 
     def of(self, plan: Plan) -> float:
         found = super().of(plan)
-        return min(found, self.full_ms * plan.steps / self.base) if fewer(plan, self.base) else found
+        return min(found, self.whole * plan.steps / self.base) if fewer(plan, self.base) else found
 
 
 def fewer(plan: Plan, base: int) -> bool:
@@ -37,24 +42,17 @@ def fewer(plan: Plan, base: int) -> bool:
 def ours(bench: Bench, base: int) -> Iterator[Candidate]:
     """The best of each speedup, by measured times where there are some, else by MACs; and the best that compresses
     attention alone, by the paper's methods."""
-    prices: Prices = Macs()
-    full = prices.of(every_site(bench, base))
-    if bench.stopwatch is not None:
-        full = bench.stopwatch.full_ms()
-        prices = Timed(bench.stopwatch.table(), base, full)
-        bench.slow = prices.slow()
-        table = prices.of(every_site(bench, base))
-        print(f"uncompressed {full:.1f} ms, all FULL by the table {table:.1f} ms", flush=True)
+    prices, full = _prices(bench, base)
     bench.prices = prices
 
     def measured(plan: Plan) -> float:
         if bench.stopwatch is None:
-            return prices.of(plan)
-        return full / bench.stopwatch.speedup(None if fewer(plan, base) else plan, plan.steps)
+            return prices.of(plan) / full
+        return 1 / bench.stopwatch.speedup(None if fewer(plan, base) else plan, plan.steps)
 
     for speedup in bench.args.speedups:
         try:
-            front, _ = landed(lambda budget: searched(bench, base, prices, budget), full / speedup, measured)
+            front, _ = landed(lambda budget: searched(bench, base, prices, budget), full, 1 / speedup, measured)
         except CalibrationError as error:
             print(f"nothing of ours at {speedup:g} x: {error}", flush=True)
             continue
@@ -63,6 +61,20 @@ def ours(bench: Bench, base: int) -> Iterator[Candidate]:
         yield "ours", f"{speedup:g} x: {best.name}", way, best.plan.steps
         if attention is not None and attention is not best:
             yield "ours, attention only", f"{speedup:g} x", attention.plan, attention.plan.steps
+
+
+def _prices(bench: Bench, base: int) -> tuple[Prices, float]:
+    """What plans cost, and the uncompressed run by the same measure."""
+    plan = every_site(bench, base)
+    if bench.stopwatch is None:
+        return Macs(), Macs().of(plan)
+    table = bench.stopwatch.table()
+    times = Times(table)
+    bench.slow = times.slow()
+    whole = times.of(plan) * bench.stopwatch.speedup(plan, base)
+    print(f"uncompressed {bench.stopwatch.full_ms():.1f} ms; all FULL {times.of(plan):.1f} ms by the table, "
+          f"{times.of(plan) / whole:.2f} of the uncompressed run's time by the clock", flush=True)  # fmt: skip
+    return Timed(table, base, whole), whole
 
 
 def searched(bench: Bench, base: int, prices: Prices, budget: float) -> Front:

@@ -19,6 +19,8 @@ from ditfastattn.models import adapt
 from plans import Method, Plan
 from plans.method import PAPER
 
+UNSEEN = 3  # batches of other noise
+
 
 @dataclass
 class Planner:
@@ -26,7 +28,7 @@ class Planner:
 
     Args:
         settings: of the uncompressed run that plans are compared with, with the loss drift.
-        condition: of the settings' images; a search is verified on as many more of other noise.
+        condition: of the settings' images; a search is verified on :data:`UNSEEN` times as many of other noise.
         slow: methods that are not faster than FULL, which no plan takes.
         evaluations: runs that a search spends on improving the best candidates.
     """
@@ -50,10 +52,10 @@ class Planner:
                 settings.guidance_scale,
                 settings.steps,
                 settings.seed,
-                range(first, first + count),
+                range(first, first + batches * count),
                 settings.kernel,
             )
-            for first in (0, count)
+            for first, batches in ((0, 1), (count, UNSEEN))
         )
 
     @property

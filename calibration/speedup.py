@@ -18,6 +18,7 @@ from calibration.trials import Outcome, Trials
 from plans import Method, Plan
 
 SEARCHED = 2  # candidates that are improved
+COUNTS = 3  # of fewer steps, that are verified: which count suits a sampler shows on many images only
 FEWER = "fewer steps"
 NEAR = 0.03  # of a time
 
@@ -52,8 +53,9 @@ class Front:
         return min(self.finalists, key=lambda tried: _typical(tried.unseen))
 
     def best_of(self, kind: str) -> Tried | None:
-        """The finalist of one kind."""
-        return next((tried for tried in self.finalists if tried.kind == kind), None)
+        """The finalist of one kind that ended nearest."""
+        found = [tried for tried in self.finalists if tried.kind == kind]
+        return min(found, key=lambda tried: _typical(tried.unseen), default=None)
 
 
 def within(
@@ -92,6 +94,7 @@ def within(
     tried.sort(key=lambda one: one.seen.typical)
     best_of_kind = {one.kind: one for one in reversed(tried)}
     finalists = list(best_of_kind.values())
+    finalists += [one for one in tried if one.kind == FEWER][1:COUNTS]
     chosen = sorted((one for one in finalists if one.kind != FEWER), key=lambda one: one.seen.typical)[:SEARCHED]
     for one in chosen:
         plan, outcome = improve(

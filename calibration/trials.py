@@ -55,7 +55,7 @@ class Trials:
         pipe: has ``transformer`` and ``scheduler``; neither is changed.
         condition: of B images.
         steps: model calls of the uncompressed run that all are compared with.
-        indices: image i of noise (seed, indices[i]).
+        indices: image i of noise (seed, indices[i]); of more than B, the condition's images in turn, B at a time.
     """
 
     def __init__(
@@ -70,6 +70,8 @@ class Trials:
     ) -> None:
         self._pipe, self._kernel = pipe, kernel
         self._denoiser = Denoiser(pipe.transformer, condition, scale)
+        if len(indices) % len(condition):
+            raise ValueError(f"{len(indices)} images are no multiple of the condition's {len(condition)}")
         self._seed, self._indices = seed, indices
         self.model_calls = 0
         self._known: dict[str, Outcome] = {}
@@ -90,7 +92,9 @@ class Trials:
     def _sample(self, steps: int) -> Tensor:
         self.model_calls += steps
         calls = inference_steps(self._pipe.scheduler, steps)
-        return sample_latents(self._denoiser, self._pipe.scheduler, calls, self._seed, self._indices)
+        scheduler, batch = self._pipe.scheduler, len(self._denoiser.condition)
+        parts = [self._indices[start : start + batch] for start in range(0, len(self._indices), batch)]
+        return torch.cat([sample_latents(self._denoiser, scheduler, calls, self._seed, part) for part in parts])
 
     def _compared(self, latents: Tensor) -> Outcome:
         reference, off = self.reference.double(), latents.double() - self.reference.double()

@@ -13,6 +13,7 @@ import torch
 from calibration.calibrate import empty_plan
 from calibration.labels import choose_labels
 from calibration.loss import DRIFT
+from calibration.planner import UNSEEN as UNSEEN_BATCHES
 from calibration.priced import CANDIDATES, Priced, priced
 from calibration.prices import Prices
 from calibration.sensitivity import Sensitivity
@@ -110,8 +111,8 @@ class Bench:
             args, count = self.args, len(self.labels)
             condition = label_condition(self.pipe.transformer, self.labels)
             seen, unseen = (
-                Trials(self.pipe, condition, args.guidance, base, args.seed, range(first, first + count))
-                for first in (0, count)
+                Trials(self.pipe, condition, args.guidance, base, args.seed, range(first, first + batches * count))
+                for first, batches in ((0, 1), (count, UNSEEN_BATCHES))
             )
             self._trials[base] = seen, unseen
         return self._trials[base]

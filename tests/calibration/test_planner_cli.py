@@ -1,0 +1,108 @@
+"""Plans by speedup from the command line, the page of advice, and what cannot be asked for."""
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from small_models import random_plan, small_pipeline
+
+from calibration import planner_cli
+from calibration.cli import main
+from calibration.speedup import FEWER, Front, Tried, landed
+from calibration.trials import Outcome
+from plans import load
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("model") / "small"
+    small_pipeline(layers=2).save_pretrained(path)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def steady(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock by which a run takes as long as its plan computes: this machine's is not steady."""
+    from plans.macs import total_macs
+
+    monkeypatch.setattr(planner_cli, "run_ms", lambda pipe, plan, *_: total_macs(plan).total / 1e6)
+
+
+def given(folder: Path, output: Path, *more: str) -> list[str]:
+    return ["--model", str(folder), "--steps", "5", "--n-calib", "2", "--device", "cpu", "--evaluations", "2",
+            "--output", str(output), *more]  # fmt: skip
+
+
+def test_a_speedup_end_to_end(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(given(folder, tmp_path, "--speedup", "1.6")) == 0
+    printed = capsys.readouterr().out
+    stem = tmp_path / "small-dpm5-speedup-1.6"
+    plan = load(stem.with_name(stem.name + ".json"))
+    assert "least drift found" in plan.note and f"num_inference_steps={plan.steps}" in printed
+    for picture in (".png", ".images.png"):
+        with Image.open(str(stem) + picture) as image:
+            assert image.width > 200
+    for words in ("uncompressed:", "fewer steps, ", "on other noise", "measured"):
+        assert words in printed
+
+
+def test_advice(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["advise", *given(folder, tmp_path, "--speedup", "1.3", "2")]) == 0
+    page = (tmp_path / "advice.md").read_text()
+    assert page in capsys.readouterr().out
+    assert page.count("| 1.30 x |") == page.count("| 2.00 x |") == 1
+    assert page.count(": take ") == 2
+    with Image.open(tmp_path / "advice.png") as image:
+        assert image.width > 400
+
+
+@pytest.mark.parametrize(
+    ("more", "reason"),
+    [
+        (["--speedup", "1"], "give a number above 1"),
+        (["--speedup", "nan"], "give a number above 1"),
+        (["--speedup", "2", "2"], "stands twice"),
+        (["--latency-ms", "-3"], "give a number above 0"),
+        (["--speedup", "2", "--loss", "mrae"], "--loss does not go with a plan by time"),
+        (["--speedup", "2", "--resume"], "--resume does not go"),
+        (["--speedup", "2", "--batch", "0"], "at least one image"),
+        (["--speedup", "2", "--threshold", "0.1"], "not allowed with"),
+        (["--speedup", "100"], "no plan is cheap enough"),
+        (["--latency-ms", "1e9"], "nothing has to be compressed"),
+        (["--speedup", "1.5", "2", "--output", "one.json"], "is one file"),
+    ],
+)
+def test_what_cannot_be_asked_for(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+    more: list[str], reason: str,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    assert main(given(folder, tmp_path / "out", *more)) == 2
+    error = capsys.readouterr().err
+    assert reason in error and "Traceback" not in error
+    assert not list(tmp_path.rglob("*.json"))
+
+
+def front_of(budget: float, kind: str = "cells") -> Front:
+    plan = random_plan(small_pipeline(layers=1), steps=3)
+    tried = Tried(kind, plan, budget, Outcome((0.1,), 0.1), Outcome((0.1,), 0.1))
+    return Front(budget, (tried,), (tried,))
+
+
+def test_a_search_that_misses_by_the_clock_is_done_again() -> None:
+    asked: list[float] = []
+
+    def search(budget: float) -> Front:
+        asked.append(budget)
+        return front_of(budget)
+
+    # By the clock everything takes a quarter more than predicted.
+    front, taken = landed(search, 200.0, 0.5, lambda plan: 1.25 * asked[-1] / 200)
+    assert asked == [100.0, pytest.approx(80.0)]
+    assert front.budget == pytest.approx(80.0) and taken == pytest.approx(0.5)
+    asked.clear()
+    landed(search, 200.0, 0.5, lambda plan: 0.51)
+    assert len(asked) == 1  # near enough
+    asked.clear()
+    landed(lambda budget: (asked.append(budget), front_of(budget, FEWER))[1], 200.0, 0.5, lambda plan: 0.4)
+    assert len(asked) == 1  # no count of steps lies nearer

@@ -218,6 +218,8 @@ def _check_timed(options: argparse.Namespace, ranks: Ranks) -> None:
         raise CalibrationError(f"a batch has at least one image, got --batch {options.batch}")
     if options.evaluations < 0:
         raise CalibrationError(f"--evaluations is a number of runs, got {options.evaluations}")
+    if Path(options.output).suffix == ".json" and (options.advise or len(options.speedup + options.latency_ms) > 1):
+        raise CalibrationError(f"--output {options.output} is one file, but several will be written: name a folder")
 
 
 def _sample(pipe: Any, plan: Plan, settings: Settings, condition: Condition, unseen: bool, compressed: bool) -> Images:

@@ -135,8 +135,6 @@ def _write(
 def _path(options: argparse.Namespace, text: str) -> Path:
     output = Path(options.output)
     if output.suffix == ".json":
-        if len(options.speedup) + len(options.latency_ms) > 1:
-            raise CalibrationError(f"--output {output} is one file, but several plans were asked for: name a folder")
         return output
     model = Path(options.model).name.removesuffix(".pt") or "model"
     return output / f"{model}-{options.sampler}{options.steps}-{text}.json"

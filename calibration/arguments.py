@@ -124,7 +124,8 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     add("--loss", choices=LOSS_NAMES, help="default: mrae, the paper's; drift weighs the error of the guided "
         "prediction by how far it moves the final latents, measured first")  # fmt: skip
     add("--methods", default=",".join(CANDIDATES), help=f"candidates, with commas (default: {','.join(CANDIDATES)})")
-    add("--search", default="replay", choices=SEARCHES, help="plain runs the whole model for every candidate")
+    add("--search", default="replay", choices=SEARCHES, help="plain runs the whole model for every candidate; fast, "
+        "with --drift, tries none and chooses by the errors of all cells, which one run tells")  # fmt: skip
     add("--seed", type=parse_seed, default=0, help="of the noise, and of the choice of labels (default: 0)")
     add("--device", help="cpu, cuda, ... (default: cuda if there is one)")
     add("--dtype", default="float32", choices=["float32", "float16", "bfloat16"], help="default: float32")

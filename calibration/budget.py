@@ -53,17 +53,23 @@ class Tried:
     upper: float
 
 
-def next_threshold(tried: Sequence[Tried], budget: float, steps: int, cheapest: float = -math.inf) -> float | None:
+def first_price(budget: float, steps: int) -> float:
+    """Where to begin, of searches by price."""
+    return _START * budget / math.sqrt(steps)
+
+
+def next_threshold(tried: Sequence[Tried], budget: float, first: float, cheapest: float = -math.inf) -> float | None:
     """Where to search next, or None: one is near enough, nothing could be cheaper, or there were enough.
 
     Drift is taken as a power of the threshold: the one that the two nearest tries show, proportional where there is but
     one.
 
     Args:
+        first: where to begin.
         cheapest: what no plan can cost less than.
     """
     if not tried:
-        return _START * budget / math.sqrt(steps)
+        return first
     within = [t for t in tried if t.upper <= budget]
     if len(tried) == SEARCHES or any(_CLOSE * budget <= t.upper for t in within):
         return None
@@ -101,11 +107,12 @@ def best(tried: Sequence[Tried], budget: float) -> int | None:
 
 
 def spend(
-    budget: float, steps: int, attempt: Callable[[int, float], Tried], cheapest: float = -math.inf
+    budget: float, first: float, attempt: Callable[[int, float], Tried], cheapest: float = -math.inf
 ) -> tuple[list[Tried], int | None]:
     """Searches until a plan's drift is just within the budget, or the cheapest of all plans is.
 
     Args:
+        first: the threshold to begin with.
         attempt: searches at a threshold, verifies, and says what was found; its first argument counts the searches.
         cheapest: what no plan can cost less than, in the unit of `Tried`.
 
@@ -113,6 +120,6 @@ def spend(
         All that were tried, and the index of the best; None if none is within the budget.
     """
     tried: list[Tried] = []
-    while (threshold := next_threshold(tried, budget, steps, cheapest)) is not None:
+    while (threshold := next_threshold(tried, budget, first, cheapest)) is not None:
         tried.append(attempt(len(tried), threshold))
     return tried, best(tried, budget)

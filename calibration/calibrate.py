@@ -119,7 +119,9 @@ def calibrate(
     run = work.run
     latents = (
         torch.cat([part.to(run.latents) for part in ranks.gather(run.latents.cpu())])
-        if ranks.world > 1
+        if settings.search == "fast" and ranks.world > 1:
+        raise CalibrationError("the search fast is for one process: start it without torchrun, or leave --search out")
+    if ranks.world > 1
         else run.latents
     )
     return Result(

@@ -28,6 +28,8 @@ from ditfastattn.layout import both_halves
 from plans import Method
 from plans.forecast import forecast_weights
 
+STRIDE = 4  # steps for which one response serves
+PROJECTIONS = 4  # random ones for each
 Key = tuple[Method, int, int]  # method, age, gap
 
 

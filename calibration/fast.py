@@ -13,9 +13,11 @@ from functools import cached_property
 
 import numpy as np
 
+from calibration.algorithm import Decision
 from calibration.choose import least_cost, least_error
 from calibration.columns import Schedule, error_of, schedules
 from calibration.error_table import ErrorTable
+from calibration.parts import Part
 from calibration.prices import Macs, Prices, fixed
 from plans import Method, Plan, SiteName
 
@@ -48,6 +50,11 @@ class Menu:
         self._candidates = candidates
         self._sites: list[SiteName] = [site for site in plan.sites if site != "model"]
 
+    @property
+    def parts(self) -> Sequence[Part]:
+        """In the order in which the model runs them."""
+        return self._table.parts
+
     def within(self, drift: float) -> Plan:
         """The cheapest of the plans that are predicted to drift by no more."""
         return self._filled_in(least_cost(self._menus, drift**2))
@@ -72,6 +79,17 @@ class Menu:
             )
         )
 
+    def errors_of(self, plan: Plan) -> np.ndarray:
+        """Of every cell of a plan, (steps, parts): its predicted drift, squared."""
+        found = np.zeros((plan.steps, len(self._table.parts)))
+        for index, part in enumerate(self._table.parts):
+            column = plan.column(part.layer, part.site)
+            before = 0.0
+            for steps in range(1, plan.steps + 1):
+                so_far = error_of(column[:steps], part.layer, lambda *cell, site=part.site: self._errors(site, *cell))
+                found[steps - 1, index], before = so_far - before, so_far
+        return found
+
     @cached_property
     def _menus(self) -> list[list[Schedule]]:
         """Of every layer, site after site."""
@@ -94,3 +112,14 @@ class Menu:
             begin += len(columns)
             plan = plan.with_methods(list(zip(*columns, strict=True)), site=site)
         return plan
+
+
+def decisions_of(menu: Menu, plan: Plan) -> list[Decision]:
+    """A plan as a search decides: the losses of a step add up over its layers, as the root of the sum of squares."""
+    errors = np.sqrt(np.cumsum(menu.errors_of(plan), axis=1))
+    rows = []
+    for step, losses in enumerate(errors):
+        methods = tuple(plan.column(part.layer, part.site)[step] for part in menu.parts)
+        kept = (None if method is Method.FULL else float(loss) for method, loss in zip(methods, losses, strict=True))
+        rows.append(Decision(methods, tuple(kept), ()))
+    return rows

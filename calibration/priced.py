@@ -11,7 +11,7 @@ import torch
 
 from calibration.bench import bench
 from calibration.calibrate import empty_plan
-from calibration.error_table import ErrorTable, measure
+from calibration.error_table import PROJECTIONS, STRIDE, ErrorTable, measure
 from calibration.errors import CalibrationError
 from calibration.fast import LONGEST, Menu
 from calibration.prices import Macs, Prices
@@ -26,8 +26,6 @@ from ditfastattn.models import adapt
 from ditfastattn.ranks import ALONE
 from plans import Method, Plan
 
-STRIDE = 4  # steps for which one response serves
-PROJECTIONS = 4  # random ones for each
 CANDIDATES = tuple(method for method in Method if method is not Method.FULL)
 
 

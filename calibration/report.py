@@ -35,8 +35,13 @@ def describe(result: Result, seen: Drift, unseen: Drift, time: PlanTime | None =
         f"attention MACs      {macs.percent:.1f} % of full (projections counted; storing residuals adds "
         f"{macs.store_percent:.1f} %)",
         *([f"predicted run time  {time}"] if time else []),
-        f"block runs          {result.block_runs} made, {result.plain_block_runs - result.block_runs} saved of "
-        f"{result.plain_block_runs} ({saved:.0f} %), and {result.residual_passes} attention-only passes{taken_over}",
+        f"block runs          {result.block_runs} made"
+        + (
+            f", {result.plain_block_runs - result.block_runs} saved of {result.plain_block_runs} ({saved:.0f} %)"
+            if result.plain_block_runs
+            else ""
+        )
+        + f", and {result.residual_passes} attention-only passes{taken_over}",
         "drift from the uncompressed sampler       latents rel. L2    PSNR       SSIM",
         f"  on the calibration noise                {_drift(seen)}",
         f"  {f'on other noise, the same {what}':<38}  {_drift(unseen)}",
@@ -73,7 +78,12 @@ def explain_rule(plan: Plan, loss: str, threshold: float, layers: int, step: int
     rule = f"loss {loss}, threshold {threshold:g}, limit threshold * (layer + 1) / {layers}"
     if record is None or not record.sensitivity:
         return [rule]
-    if record.budget is not None:
+    if record.search == "fast":
+        rule = (
+            "no candidate was tried: the cells are those of least MACs among plans that are predicted to drift by at "
+            f"most {threshold:.4g}, by errors measured cell by cell in one uncompressed run"
+        )
+    elif record.budget is not None:
         rule = (
             f"loss {loss} at the price {threshold:.4g}: under its limit a method is better than FULL, and the one "
             "taken is that of least (its MACs / MACs of a FULL step) + (loss / price)^2"

@@ -11,7 +11,7 @@ from plans.method import PAPER, TOKEN_ORDERS
 
 THRESHOLDS = {"D1": 0.025, "D2": 0.05, "D3": 0.075, "D4": 0.1, "D5": 0.125, "D6": 0.15}  # DiTFastAttn, Sec. 4.1
 CANDIDATES = tuple(method for method in PAPER if method is not Method.FULL)
-SEARCHES = ("replay", "plain")
+SEARCHES = ("replay", "plain", "fast")
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,8 @@ class Settings:
             raise CalibrationError(f"there is no loss {self.loss!r}; choose one of {', '.join(LOSS_NAMES)}")
         if self.search not in SEARCHES:
             raise CalibrationError(f"there is no search {self.search!r}; choose one of {', '.join(SEARCHES)}")
+        if self.search == "fast" and self.budget is None:
+            raise CalibrationError("the search fast predicts the drift of whole runs: give --drift, and no threshold")
         if self.token_order not in TOKEN_ORDERS:
             raise CalibrationError(
                 f"there is no token order {self.token_order!r}; choose one of {', '.join(TOKEN_ORDERS)}"

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Self
 
 from torch import Tensor
@@ -10,7 +11,10 @@ from torch import Tensor
 import ditfastattn
 from calibration.algorithm import Decision, Step, all_full, choose_by_price, choose_methods
 from calibration.bench import bench
-from calibration.budget import BATCHES, Tried, predicted_drift, spend, upper_drift
+from calibration.budget import BATCHES, Tried, first_price, predicted_drift, spend, upper_drift
+from calibration.error_table import PROJECTIONS, STRIDE
+from calibration.error_table import measure as measure_errors
+from calibration.fast import LONGEST, Menu, decisions_of
 from calibration.journal import Journal
 from calibration.loss import Loss, relative_l2
 from calibration.rehearsal import rehearse
@@ -25,6 +29,8 @@ from ditfastattn.samplers import inference_steps
 from ditfastattn.sampling import Denoiser, Trajectory, sample_latents
 from plans import Budget, Method, Plan
 from plans.macs import plan_macs
+
+_AT_FIRST = 0.6  # of a budget, that a fast search predicts when it begins
 
 
 @dataclass
@@ -81,6 +87,7 @@ class Work:
         self.sensitivities: list[Sensitivity] = []
         self.measuring_runs = 0
         self._full: list[Tensor] = []
+        self._table_runs = 0  # of blocks, for the errors of cells
 
     def _begin(self) -> Trajectory:
         settings = self.settings
@@ -113,9 +120,12 @@ class Work:
         """One search from the beginning, with what is known of it.
 
         Args:
-            threshold: of Algorithm 1; under a budget the price (:func:`calibration.algorithm.choose_by_price`).
+            threshold: of Algorithm 1; under a budget the price (:func:`calibration.algorithm.choose_by_price`), or in a
+                fast search the drift that is predicted at most.
         """
         self.run = self._begin()
+        if self.settings.search == "fast":
+            return self._fast(threshold, done)
         candidates = self.settings.candidates()
         costs = {
             (layer, method): cell_macs(self.plan, place, method)
@@ -141,6 +151,37 @@ class Work:
             self.ranks,
             choose if self.sensitivities else None,
         )
+
+    def _fast(self, threshold: float, done: Searched) -> Found:
+        """A search in which no candidate is tried: cells are chosen by their errors, and sampled with to the end."""
+        known, before = len(done.decisions), self._table_runs
+        chosen = decisions_of(self._menu, self._menu.within(threshold))
+        decisions = (*done.decisions, *chosen[known:])
+        for decision in decisions[known:] if self.journal else ():
+            assert self.journal is not None
+            self.journal.append(decision)
+        given = (self.adapter, self.plan, self.run, self.call, self.settings, decisions)
+        found = search(*given, on_step=self.watch.on_step, ranks=self.ranks, choose=lambda _, step: decisions[step])
+        runs = found.block_runs + self._table_runs - before
+        return replace(found, block_runs=runs, plain_block_runs=0, resumed_steps=known)
+
+    @cached_property
+    def _menu(self) -> Menu:
+        """Schedules by the errors of single cells, measured in one run."""
+        candidates = self.settings.candidates()
+        with bench(self.adapter, self.plan, self.call, self.settings, self.ranks) as probe:
+            table = measure_errors(
+                probe,
+                self._begin(),
+                self.plan.sampler.timesteps,
+                candidates,
+                longest=LONGEST,
+                stride=STRIDE,
+                projections=PROJECTIONS,
+                seed=self.settings.seed,
+            )
+        self._table_runs = table.block_runs
+        return Menu(self.plan, table, [sensitivity.value for sensitivity in self.sensitivities], candidates)
 
     def _loss_at(self, step: int) -> Loss:
         """Predicted drift of the final latents: the step's sensitivity times the error of the guided prediction."""
@@ -176,7 +217,8 @@ class Work:
                 self.watch.on_verified(searched, cost)
             return Tried(searched.threshold or threshold, cost, upper_drift(searched.achieved))
 
-        _, index = spend(asked, self.plan.steps, attempt, self._cheapest())
+        first = _AT_FIRST * asked if self.settings.search == "fast" else first_price(asked, self.plan.steps)
+        _, index = spend(asked, first, attempt, self._cheapest())
         if index is None:  # nothing is compressed, which drifts by nothing
             index = len(searches)
             full = [all_full(len(self.adapter.places))] * self.plan.steps

@@ -16,6 +16,7 @@ from calibration.budget import (
     BATCHES,
     SEARCHES,
     Tried,
+    first_price,
     next_threshold,
     predicted_drift,
     spend,
@@ -54,7 +55,7 @@ def test_the_threshold_is_found_for_any_power_law(power: float, scale: float, bu
         upper = scale * threshold**power
         return Tried(threshold, 1 / upper, upper)
 
-    tried, index = spend(budget, steps, attempt)
+    tried, index = spend(budget, first_price(budget, steps), attempt)
     assert 1 <= len(tried) <= SEARCHES
     assert index is None or tried[index].upper <= budget
     start = scale * (1.5 * budget / math.sqrt(steps)) ** power / budget
@@ -68,7 +69,7 @@ def test_the_cheapest_within_the_budget_is_taken_and_none_where_there_is_none() 
     assert len(tried) == SEARCHES and index == 1  # costs 51, the others within it 52 and 54
     tried, index = spend(0.1, 9, lambda i, threshold: Tried(threshold, 50, 7.0))
     assert index is None and tried[-1].threshold < tried[0].threshold / 100
-    assert next_threshold([], 0.3, 9) == pytest.approx(0.15)
+    assert next_threshold([], 0.3, first_price(0.3, 9)) == first_price(0.3, 9) == pytest.approx(0.15)
     assert next_threshold([Tried(0.1, 50, 0.095)], 0.1, 9) is None  # near enough
     nothing_compressed = [Tried(1e-9, 100, 0.0)]
     assert next_threshold(nothing_compressed, 0.1, 9) == pytest.approx(4e-9)

@@ -91,6 +91,8 @@ def calibrate(
     obstacles = adapter.obstacles() + adapter.order_obstacles(order_for(settings.token_order, settings.candidates()))
     if obstacles:
         raise CalibrationError("this transformer cannot be calibrated as it is: " + "; ".join(obstacles))
+    if settings.search == "fast" and ranks.world > 1:
+        raise CalibrationError("the search fast is for one process: start it without torchrun, or leave --search out")
     count = settings.images if condition is None else len(condition)
     if 0 < count < ranks.world:
         one = "label" if settings.labels else "prompt" if settings.prompts else "image"
@@ -119,9 +121,7 @@ def calibrate(
     run = work.run
     latents = (
         torch.cat([part.to(run.latents) for part in ranks.gather(run.latents.cpu())])
-        if settings.search == "fast" and ranks.world > 1:
-        raise CalibrationError("the search fast is for one process: start it without torchrun, or leave --search out")
-    if ranks.world > 1
+        if ranks.world > 1
         else run.latents
     )
     return Result(

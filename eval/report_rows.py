@@ -54,7 +54,7 @@ class Row:
 
 
 def counts_whole_run(rows: Sequence[Row]) -> bool:
-    """Whether plans save more than attention, or runs differ in steps: attention alone would not tell what they cost."""
+    """Whether plans save more than attention, or runs differ in steps: attention alone does not tell what they cost."""
     return any(row.run.steps != rows[0].run.steps or (row.plan and counts_mlps(row.plan)) for row in rows)
 
 

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 from tqdm import tqdm
 
-from calibration.budget import upper_drift
+from calibration.budget import SEARCHES, upper_drift
 from calibration.sensitivity import Sensitivity
 from calibration.trace import Searched
 from calibration.work import Watch
@@ -19,16 +19,16 @@ def bars(name: str) -> Iterator[Watch]:
         name: of the search, where there is one only.
     """
     shown: dict[str, tqdm] = {}  # at most one, by its description
-    spent, done, search = 0.0, 0, name
+    spent, done, search, verified = 0.0, 0, name, 0
 
     def close() -> None:
         while shown:
             shown.popitem()[1].close()
 
-    def bar(description: str, total: int) -> tqdm:
+    def bar(description: str, total: int, unit: str = "step") -> tqdm:
         if description not in shown:
             close()
-            shown[description] = tqdm(total=total, desc=description, unit="step", dynamic_ncols=True)
+            shown[description] = tqdm(total=total, desc=description, unit=unit, dynamic_ncols=True)
         return shown[description]
 
     def on_sensitivity(total: int, sensitivity: Sensitivity) -> None:
@@ -46,9 +46,15 @@ def bars(name: str) -> Iterator[Watch]:
     def on_search(threshold: float) -> None:
         nonlocal spent, done, search
         close()
-        spent, done, search = 0.0, 0, f"price {threshold:.4g}"
+        spent, done, search = 0.0, 0, f"price {threshold:.4g} ({verified + 1} of at most {SEARCHES})"
+
+    def on_batch(done: int, total: int) -> None:
+        now = bar("on other noise", total, "batch")
+        now.update(done - now.n)
 
     def on_verified(searched: Searched, percent: float) -> None:
+        nonlocal verified
+        verified += 1
         close()
         most, upper = max(searched.achieved), upper_drift(searched.achieved)
         print(
@@ -57,6 +63,6 @@ def bars(name: str) -> Iterator[Watch]:
         )
 
     try:
-        yield Watch(on_step, on_sensitivity, on_search, on_verified)
+        yield Watch(on_step, on_sensitivity, on_search, on_verified, on_batch)
     finally:
         close()

@@ -15,7 +15,7 @@ from ditfastattn.cost import PlanTime
 from plans import Method, Plan
 from plans.files import write_text
 from plans.macs import plan_macs, shares
-from plans.render import curve
+from plans.render import curve, legend_order
 
 LITTLE = 90.0  # percent of attention MACs left, above which a plan is called little compressed
 
@@ -25,8 +25,11 @@ def describe(result: Result, seen: Drift, unseen: Drift, time: PlanTime | None =
     macs = plan_macs(result.plan)
     record = result.plan.calibration
     what = "condition" if record is None or record.conditions else "prompts" if record.prompts else "labels"
+    other = ["  (other classes drift more)"] if record and record.labels else []
     lines = ["", "method        share of cells"]
-    for method, share in shares(result.plan).items():
+    share_of = shares(result.plan)
+    for method in reversed(legend_order(result.plan)):
+        share = share_of[method]
         lines.append(f"  {method:<11} {share:5.1f} %  {'█' * round(share / 2.5)}")
     taken_over = f"; {result.resumed_steps} steps were taken over" if result.resumed_steps else ""
     saved = 100 * (1 - result.block_runs / result.plain_block_runs) if result.plain_block_runs else 0.0
@@ -45,6 +48,7 @@ def describe(result: Result, seen: Drift, unseen: Drift, time: PlanTime | None =
         "drift from the uncompressed sampler       latents rel. L2    PSNR       SSIM",
         f"  on the calibration noise                {_drift(seen)}",
         f"  {f'on other noise, the same {what}':<38}  {_drift(unseen)}",
+        *other,
         *_weighted(result),
     ]
     return "\n".join(lines + _why_little(result, macs.percent))

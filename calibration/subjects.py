@@ -26,11 +26,17 @@ class Subjects:
 
     def __str__(self) -> str:
         if "prompts" not in self.settings:
-            return f"{len(self.names)} labels: {', '.join(self.names)}"
+            return f"{_counted(len(self.names), 'label')}: {', '.join(self.names)}"
         negative, video = self.settings["negative_prompt"], self.settings["video"]
         away = f", away from {negative!r}" if negative else ""
         size = f", videos of {video}" if video else ""
-        return f"{len(self.names)} prompts{away}{size}:\n" + "\n".join(f"  {shorten(name, 100)}" for name in self.names)
+        return f"{_counted(len(self.names), 'prompt')}{away}{size}:\n" + "\n".join(
+            f"  {shorten(name, 100)}" for name in self.names
+        )
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
 def sampled_by(transformer: Any) -> FromLabels | FromPrompts:

@@ -41,6 +41,7 @@ class Watch:
     on_sensitivity: Callable[[int, Sensitivity], None] | None = None  # steps in all, what was measured at this one
     on_search: Callable[[float], None] | None = None  # the threshold of the search that begins
     on_verified: Callable[[Searched, float], None] | None = None  # a finished search, and what its plan costs (percent)
+    on_batch: Callable[[int, int], None] | None = None  # batches of other noise sampled so far, and in all
 
 
 @dataclass(frozen=True)
@@ -260,11 +261,25 @@ class Work:
         """
         share = self.images
         batches = [[(2 + batch) * share.count + image for image in share.mine] for batch in range(BATCHES)]
-        if not self._full:
-            self._full = [self._sample(indices) for indices in batches]
+        before = 0 if self._full else BATCHES  # the uncompressed ones are sampled once
+        total = before + BATCHES
+
+        def sampled(done: int) -> list[Tensor]:
+            found = []
+            for index, indices in enumerate(batches):
+                self._tell(done + index, total)
+                found.append(self._sample(indices))
+            return found
+
+        self._full = self._full or sampled(0)
         with ditfastattn.apply(self.pipe.transformer, plan, kernel=self.settings.kernel):
-            compressed = [self._sample(indices) for indices in batches]
+            compressed = sampled(before)
+        self._tell(total, total)
         return tuple(relative_l2(a, b, self.ranks) for a, b in zip(self._full, compressed, strict=True))
+
+    def _tell(self, done: int, total: int) -> None:
+        if self.watch.on_batch:
+            self.watch.on_batch(done, total)
 
     def _sample(self, indices: Sequence[int]) -> Tensor:
         steps = inference_steps(self.pipe.scheduler, self.plan.steps)

@@ -12,7 +12,7 @@ from plans.render import headline
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0, or 2 for what the user can mend."""
-    parser = argparse.ArgumentParser(prog="python -m ditfastattn", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m ditfastattn", description="Make a plan from another.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     fewer = commands.add_parser("fewer-steps", help="a plan over fewer steps of another plan's sampler, all FULL")
     fewer.add_argument("--from", dest="source", required=True, metavar="PLAN", help="a plan for the same model")

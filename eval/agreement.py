@@ -100,7 +100,10 @@ def decibels(row: dict[str, Any]) -> str:
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m eval agreement", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m eval agreement",
+        description="How far the demo's images by each kernel are from the reference kernel's.",
+    )
     add = parser.add_argument
     add("--plan", type=Path, help="a plan of the demo (default: the shipped one for threshold 0.025)")
     add("--kernels", default=",".join(KERNELS), help="comma-separated names (default: %(default)s)")
@@ -108,7 +111,12 @@ def parser() -> argparse.ArgumentParser:
     add("--labels", type=int, default=len(LABELS), metavar="N", help="images, up to %(default)s (default: all)")
     add("--seed", type=int, default=0)
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    add("--out", type=Path, default=ROOT / "results", help="folder for agreement.json and agreement.png")
+    add(
+        "--out",
+        type=Path,
+        default=Path("runs/agreement"),
+        help="folder for agreement.json and agreement.png (runs/agreement)",
+    )
     return parser
 
 

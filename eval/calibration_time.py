@@ -47,7 +47,12 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--dtype", choices=("float16", "bfloat16", "float32"), default="bfloat16")
     p.add_argument("--kernel", default="auto")
     p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    p.add_argument("--out", type=Path, default=Path("eval/results"), help="folder of calibration_time.json")
+    p.add_argument(
+        "--out",
+        type=Path,
+        default=Path("runs/calibration-time"),
+        help="folder of calibration_time.json (runs/calibration-time)",
+    )
     return p
 
 

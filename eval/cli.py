@@ -50,7 +50,7 @@ USAGE = "usage: python -m eval COMMAND [options]\n\ncommands:\n" + "\n".join(
 )
 EPILOG = """
 examples:
-  python -m eval sample --n 64 --out runs/d2 --plan plans/library/demo-dpm50-mrae-0.05.json
+  python -m eval sample --n 64 --out runs/d2 --plan demo-dpm50-mrae-0.05
   python -m eval demo --art node_modules      the packages named in ditfastattn/demo/ART.md
   python -m eval demo --help
   python -m eval demo-clips --model build/clips/pipeline

@@ -85,7 +85,10 @@ def _remarks(table: CostTable) -> list[str]:
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m eval cost", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m eval cost",
+        description="What everything that a plan decides costs, by formula and measured on the model itself.",
+    )
     add = parser.add_argument
     add("--model", default=DEMO, help=f"{', '.join(IMAGES)}, or a pipeline folder (default: %(default)s)")
     add("--images", type=int, nargs="+", default=[1, 8], help="each takes two rows, with guidance (default: 1 8)")

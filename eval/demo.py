@@ -31,7 +31,7 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(prog="python -m eval demo", description=__doc__.split("\n\n")[0])
     p.add_argument("--art", type=Path, required=True, help="the node_modules folder with the packages of ART.md")
     p.add_argument("--model", default="demo", help='"demo", "demo-long" or a pipeline folder (default: demo)')
-    p.add_argument("--out", type=Path, help="result (default: eval/results/NAME_quality.json)")
+    p.add_argument("--out", type=Path, help="result (default: runs/demo/NAME_quality.json)")
     p.add_argument("--grid", type=Path, help="also write a sheet of samples of each class here")
     p.add_argument("--samples", type=int, default=5000)
     p.add_argument("--steps", type=int, default=50)
@@ -63,7 +63,7 @@ def command(args: argparse.Namespace) -> str:
 def main(argv: list[str] | None = None) -> None:
     args = parser().parse_args(argv)
     name = Path(args.model).name.replace("-", "_")
-    out = args.out or Path(f"eval/results/{name}_quality.json")
+    out = args.out or Path(f"runs/demo/{name}_quality.json")
     on_gpu = torch.device(args.device).type == "cuda"
     dtype = torch.float16 if on_gpu else torch.float32
     art = demo_data.prepare(args.art, drawings=1)

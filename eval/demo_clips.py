@@ -35,9 +35,17 @@ SHOWN = 3  # videos in the picture
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(prog="python -m eval demo-clips", description=__doc__.split("\n\n")[0])
+    p = argparse.ArgumentParser(
+        prog="python -m eval demo-clips",
+        description="What plans of a trained Open-Sora in small save and cost, at several thresholds.",
+    )
     p.add_argument("--model", type=Path, required=True, help="pipeline/ of python -m ditfastattn.demo.train_clips")
-    p.add_argument("--out", type=Path, default=Path("eval/results"), help="folder of the .json and the pictures")
+    p.add_argument(
+        "--out",
+        type=Path,
+        default=Path("runs/demo-clips"),
+        help="folder of the .json and the pictures (runs/demo-clips)",
+    )
     p.add_argument("--name", default="demo_clips", help="of the files (demo_clips)")
     p.add_argument("--plans", type=Path, help="also save the plans in this folder")
     p.add_argument("--threshold", type=float, nargs="+", default=list(THRESHOLDS))
@@ -48,7 +56,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--n-calib", type=int, default=4, help="captions to calibrate on")
     p.add_argument("--n", type=int, default=8, help="other captions to compare on, from other noise")
     p.add_argument("--seed", type=int, default=0)
-    p.add_argument("--kernel", choices=["auto", *NAMES], default="sdpa")
+    p.add_argument("--kernel", choices=NAMES, default="sdpa")
     p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     return p
 

@@ -35,7 +35,6 @@ from plans import Plan
 from plans.files import write_text
 from plans.macs import plan_macs
 
-RESULTS = Path("eval/results")
 WITHIN = "within"  # a plan within a budget; its "threshold" is the budget
 UNSEEN = 1000  # seeds from here on are no calibration's
 
@@ -61,7 +60,9 @@ def parser() -> argparse.ArgumentParser:
     add("--dtype", choices=("float32", "float16", "bfloat16"), default="float32")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     add("--compile", action="store_true", help="search with compiled blocks")
-    add("--out", type=Path, default=RESULTS, help="folder of drift.json, or of drift-MODEL.json (eval/results)")
+    add(
+        "--out", type=Path, default=Path("runs/drift"), help="folder of drift.json, or of drift-MODEL.json (runs/drift)"
+    )
     return p
 
 

@@ -42,7 +42,6 @@ from eval.timing import (
 from plans import Window
 from plans.files import read_text, write_text
 
-RESULTS = Path(__file__).parent / "results"
 SHAPES = [(16, 16, 256, 72), (16, 16, 1024, 72), (2, 16, 4096, 72), (2, 16, 16384, 72), (2, 24, 4608, 128)]
 QUICK = (16, 16, 1024, 72)
 CURVE = [(2, 16, 2**power, 72) for power in range(8, 16)]
@@ -145,12 +144,17 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m eval kernels", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m eval kernels",
+        description="Times of attention kernels on this GPU, beside what its memory and arithmetic allow.",
+    )
     parser.add_argument("--quick", action="store_true", help=f"one shape, {QUICK}, bf16, no curve")
     parser.add_argument("--kernels", default=",".join(KERNELS), help="comma-separated names (default: %(default)s)")
     parser.add_argument("--budget", type=float, default=90, metavar="SECONDS",
                         help="what each kernel may take to compile, in all (default: %(default)s)")  # fmt: skip
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder for kernels.json and kernels.png")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/kernels"), help="folder for kernels.json and kernels.png (runs/kernels)"
+    )
     parser.add_argument("--replot", action="store_true", help="only draw kernels.png again, from kernels.json")
     return parser
 

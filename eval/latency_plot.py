@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 COLUMNS = 2
+_LEGEND = 2.3  # inches, beside the last panel
 
 
 def plot(results: Sequence[dict[str, Any]], file: Path) -> None:
@@ -40,7 +41,7 @@ def plot_parts(results: Sequence[dict[str, Any]], file: Path) -> None:
     known = [(result, rows) for result, rows in known if rows]
     if not known:
         return
-    figure, axes = plt.subplots(1, len(known), figsize=(1.5 + 4.2 * len(known), 4.6), squeeze=False)
+    figure, axes = plt.subplots(1, len(known), figsize=(_LEGEND - 0.3 + 4.2 * len(known), 4.6), squeeze=False)
     for axis, (result, rows) in zip(axes[0], known, strict=True):
         rows = sorted(rows, key=lambda row: -row["attention_macs"])
         names = [f"{row['attention_macs']:.0f}" for row in rows]
@@ -55,7 +56,7 @@ def plot_parts(results: Sequence[dict[str, Any]], file: Path) -> None:
         axis.set_title(f"{result['model']}, batch {result['batch']}\n{result['device']}", fontsize=9)
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(handles[::-1], labels[::-1], fontsize=8, loc="center right")
-    figure.tight_layout(rect=(0, 0, 1 - 1.9 / figure.get_figwidth(), 1))
+    figure.tight_layout(rect=(0, 0, 1 - _LEGEND / figure.get_figwidth(), 1))
     figure.savefig(file, dpi=110)
     plt.close(figure)
 

@@ -24,7 +24,7 @@ from ditfastattn.version import VERSION
 from eval.collect import Collected, Needs, collect, report_unreadable
 from eval.frechet import Gaussian, frechet_distance
 from eval.networks import Network, load_network
-from eval.scores import kernel_distance, precision_recall
+from eval.scores import check_neighbours, check_subsets, kernel_distance, precision_recall
 from eval.sources import Folder, ImageSource, open_source
 from eval.statistics import Statistics, holds_statistics, load
 from eval.stats import from_collected, statistics_of
@@ -101,6 +101,7 @@ def measure(
     opened = (
         _open_reference(Path(reference), compared, source, size, skip_unreadable) if reference and compared else None
     )
+    _check_counts(metrics, settings, source, opened)
     net = network if isinstance(network, Network) else load_network(network, device, weights)
     gaussians, real = None, None
     side = source.size[0] if source.size[0] == source.size[1] else None
@@ -116,10 +117,6 @@ def measure(
         splits=settings.splits,
         seed=None if settings.in_order else settings.seed,
     )
-    if needs.score and not 1 <= settings.splits <= source.count:
-        raise MetricError(
-            f"{settings.splits} splits of {source.count} images; expected 1 split to one an image: --splits"
-        )
     found = collect(source, net, needs, batch, ranks, "samples")
     results = {}
     for metric in metrics:
@@ -148,6 +145,18 @@ def measure(
             "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         }
     return results
+
+
+def _check_counts(metrics: Sequence[str], s: Settings, source: ImageSource, opened: _Opened | None) -> None:
+    """Too few images for a metric, told before any is read; of unreadable ones nothing is known yet."""
+    if "is" in metrics and not 1 <= s.splits <= source.count:
+        raise MetricError(f"{s.splits} splits of {source.count} images; expected 1 split to one an image: --splits")
+    if opened is None or opened.images is None:
+        return
+    if "kid" in metrics:
+        check_subsets(source.count, opened.images.count, s.subsets, s.subset_size)
+    if "precision-recall" in metrics:
+        check_neighbours(source.count, opened.images.count, s.neighbours)
 
 
 @dataclass

@@ -20,7 +20,6 @@ import torch
 from calibration.calibrate import package_versions
 from ditfastattn.errors import DitFastAttnError
 from eval import pareto_file, pareto_grid, pareto_options, pareto_plot, pareto_time
-from eval.drift import RESULTS
 from eval.drift_runs import mean_psnr
 from eval.pareto_bench import Bench, Candidate, Way
 from eval.pareto_cache_dit import DualBlockCache
@@ -70,7 +69,7 @@ def parser() -> argparse.ArgumentParser:
     add("--fd-dtype", choices=DTYPES, help="that they are drawn in (default: as --dtype)")
     add("--fd-shares", type=float, nargs="+", default=SHARES, metavar="S", help="of the MACs, near which rows get one "
         "(0.8 0.5 0.35)")  # fmt: skip
-    add("--out", type=Path, default=RESULTS, help="folder of pareto.json and its pictures (eval/results)")
+    add("--out", type=Path, default=Path("runs/pareto"), help="folder of pareto.json and its pictures (runs/pareto)")
     return p
 
 

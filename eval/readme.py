@@ -289,7 +289,10 @@ def render(page: str) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m eval readme", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m eval readme",
+        description="Write the result tables of README.md from the committed files in eval/results.",
+    )
     parser.parse_args(argv)
     path = ROOT / "README.md"
     if not path.exists() or not RESULTS.exists():

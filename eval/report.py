@@ -26,7 +26,7 @@ from eval.networks import INCEPTION, LITE0, load_network
 from eval.perceptual import HOW, load_perceptual
 from eval.report_page import Page, html, markdown, paper_tables, result_table
 from eval.report_plots import grid, pareto
-from eval.report_rows import Measuring, Row, add_latency, measure_rows, rows_of
+from eval.report_rows import Measuring, Row, add_latency, cost_name, costs, counts_whole_run, measure_rows, rows_of
 from eval.runs import Run, RunError
 from plans.files import write_text
 
@@ -74,7 +74,7 @@ def write_report(rows: Sequence[Row], out: Path, *, title: str, how: Measuring, 
     )
     pictures = []
     if pareto(rows, reported, out / "pareto.png"):
-        pictures.append(("Quality against attention MACs", out / "pareto.png", _plot_note(reported)))
+        pictures.append((f"Quality against {cost_name(rows)}", out / "pareto.png", _plot_note(reported)))
     indices = grid(rows, out / "samples.png")
     shown = ", ".join(map(str, indices))
     pictures.append(("Samples", out / "samples.png", f"Images {shown} of every run, chosen by their place alone."))
@@ -100,7 +100,7 @@ def _facts(rows: Sequence[Row]) -> list[tuple[str, str]]:
     facts = [
         ("model", str(record.get("model", "not recorded"))),
         ("images", f"{rows[0].run.n:,} of each run, seed {record.get('seed')}"),
-        ("sampler", f"{record.get('sampler')}, {record.get('steps')} steps, guidance {record.get('guidance')}"),
+        ("sampler", f"{record.get('sampler')}, {_steps(rows)}, guidance {record.get('guidance')}"),
         ("dtype", str(record.get("dtype", "not recorded"))),
         ("sampled on", str(record.get("device", "not recorded"))),
     ]
@@ -111,8 +111,20 @@ def _facts(rows: Sequence[Row]) -> list[tuple[str, str]]:
     return facts
 
 
+def _steps(rows: Sequence[Row]) -> str:
+    steps = rows[0].run.steps
+    others = sorted({row.run.steps for row in rows} - {steps}, reverse=True)
+    also = f" (also of {', '.join(map(str, others))})" if others else ""
+    return f"{steps} steps{also}"
+
+
 def _notes(rows: Sequence[Row], how: Measuring, latency: str | None) -> list[str]:
     notes = ["Attention MACs count the projections, as the paper does; storing residuals is not counted."]
+    if counts_whole_run(rows):
+        notes = [
+            "MACs are those of self-attention, its projections and the MLPs, over all steps, in percent of the full "
+            "run's, as some of these runs save more than attention; storing residuals is not counted."
+        ]
     notes.append(
         f"Transformer, a step: {latency}."
         if latency
@@ -151,7 +163,9 @@ def _as_json(rows: Sequence[Row], page: Page, latency: str | None) -> dict[str, 
         "rows": [
             {
                 "name": row.name,
+                "steps": row.run.steps,
                 "attention_macs": round(row.attention_macs, 3),
+                **({"macs_of_full_run": round(percent, 3)} if counts_whole_run(rows) else {}),
                 "images_per_second": row.run.images_per_second,
                 "latency": row.latency,
                 "metrics": row.measures,
@@ -159,7 +173,7 @@ def _as_json(rows: Sequence[Row], page: Page, latency: str | None) -> dict[str, 
                     key: value for key, value in row.similarity.items() if key != "images"
                 },
             }
-            for row in rows
+            for row, percent in zip(rows, costs(rows), strict=True)
         ],
     }  # fmt: skip
 

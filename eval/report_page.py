@@ -11,7 +11,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
 from eval import paper
-from eval.report_rows import Row
+from eval.report_rows import Row, cost_name, costs
 from eval.similarity import HIGHER_IS_CLOSER, text
 
 
@@ -45,7 +45,7 @@ def result_table(rows: Sequence[Row], reported: paper.Table | None) -> Grid:
     """One line a run. A column stands only where a run has a number for it; "-" where this one has none."""
     columns: list[tuple[str, list[str]]] = [
         ("plan", [row.name for row in rows]),
-        ("attention MACs", [f"{row.attention_macs:.1f} %" for row in rows]),
+        (cost_name(rows), [f"{percent:.1f} %" for percent in costs(rows)]),
     ]
     if all(row.latency for row in rows):
         full = rows[0].latency["ms_per_step"]  # type: ignore[index]
@@ -61,7 +61,7 @@ def result_table(rows: Sequence[Row], reported: paper.Table | None) -> Grid:
             columns.append((title, ["-" if result is None else _value(result) for result in found]))
     columns += _similarity_columns(rows)
     if reported:
-        theirs = [reported.row(row.name) for row in rows]
+        theirs = [reported.row(row.name) for row in rows]  # runs of other steps have other names
         for title, values in (
             ("MACs", [None if r is None else r.attention_flops for r in theirs]),
             ("FID", [None if r is None else r.fid for r in theirs]),
@@ -73,7 +73,7 @@ def result_table(rows: Sequence[Row], reported: paper.Table | None) -> Grid:
                 )
     heads, cells_by_column = zip(*columns, strict=True)
     lines = [list(line) for line in zip(*cells_by_column, strict=True)]
-    return Grid(list(heads), lines, [row.attention_macs for row in rows])
+    return Grid(list(heads), lines, costs(rows))
 
 
 def _similarity_columns(rows: Sequence[Row]) -> list[tuple[str, list[str]]]:

@@ -1,4 +1,4 @@
-"""The two pictures of a report: quality against attention MACs, and the same images of every run."""
+"""The two pictures of a report: quality against cost, and the same images of every run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from PIL import Image
 from calibration.drift import Images
 from calibration.picture import save_grid
 from eval.paper import Table
-from eval.report_rows import Row
+from eval.report_rows import Row, cost_name, costs, counts_whole_run
 from eval.runs import Run
 from plans.files import write_whole
 
@@ -38,8 +38,8 @@ def pareto(rows: Sequence[Row], paper: Table | None, file: Path) -> bool:
     figure = Figure(figsize=(max(4.7, 9.4 / columns) * columns, 3.7 * lines), dpi=130, facecolor="white")
     for axes, panel in zip(figure.subplots(lines, columns, squeeze=False).flat, panels, strict=True):
         drawn = panel(rows)
-        _draw(axes, drawn)
-        if paper and drawn["paper"]:
+        _draw(axes, drawn, f"{cost_name(rows)}, % of full")
+        if paper and drawn["paper"] and not counts_whole_run(rows):
             points = [(row.attention_flops, getattr(row, drawn["paper"])) for row in paper.rows]
             known = [(x, y) for x, y in points if x is not None]
             if known:
@@ -50,7 +50,7 @@ def pareto(rows: Sequence[Row], paper: Table | None, file: Path) -> bool:
     return True
 
 
-def _draw(axes: Any, drawn: dict[str, Any]) -> None:
+def _draw(axes: Any, drawn: dict[str, Any], cost: str) -> None:
     points: list[tuple[str, float, float]] = drawn["points"]
     names, x, y = zip(*points, strict=True)
     if drawn.get("band"):
@@ -60,9 +60,9 @@ def _draw(axes: Any, drawn: dict[str, Any]) -> None:
     axes.plot(x, y, "o-", color=OURS, markersize=5, linewidth=1.4)
     for name, at, value in zip(names, x, y, strict=True):
         axes.annotate(name, (at, value), textcoords="offset points", xytext=(0, 7), ha="center", fontsize=8)
-    axes.set_xlim(0, 105)
+    axes.set_xlim(0, max(105, 1.05 * max(x)))
     axes.margins(y=0.15)
-    axes.set_xlabel("attention MACs, % of full")
+    axes.set_xlabel(cost)
     axes.set_title(f"{drawn['title']}\n({drawn['better']} is better)", fontsize=9)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
@@ -77,11 +77,11 @@ def _score(rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def _metric(rows: Sequence[Row], metric: str, better: str, paper: str) -> dict[str, Any]:
-    known = [row for row in rows if metric in row.measures]
+    known = [(row, percent) for row, percent in zip(rows, costs(rows), strict=True) if metric in row.measures]
     if not known:
         return {}
-    points = [(row.name, row.attention_macs, float(row.measures[metric]["value"])) for row in known]
-    return {"title": known[0].measures[metric]["title"], "better": better, "points": points, "paper": paper}
+    points = [(row.name, percent, float(row.measures[metric]["value"])) for row, percent in known]
+    return {"title": known[0][0].measures[metric]["title"], "better": better, "points": points, "paper": paper}
 
 
 def _psnr(rows: Sequence[Row]) -> dict[str, Any]:
@@ -96,10 +96,10 @@ def _lpips(rows: Sequence[Row]) -> dict[str, Any]:
 def _similar(rows: Sequence[Row], measure: str, title: str, better: str) -> dict[str, Any]:
     """Rows whose images are not equal to the full ones: an infinite PSNR has no place on an axis."""
     points, band = [], []
-    for row in rows:
+    for row, percent in zip(rows, costs(rows), strict=True):
         spread = (row.similarity or {}).get("summary", {}).get(measure)
         if spread and all(spread[key] is not None and math.isfinite(spread[key]) for key in ("median", "p5", "p95")):
-            points.append((row.name, row.attention_macs, spread["median"]))
+            points.append((row.name, percent, spread["median"]))
             band.append((spread["p5"], spread["p95"]))
     return {"title": title, "better": better, "points": points, "band": band, "paper": None} if points else {}
 
@@ -109,7 +109,11 @@ def grid(rows: Sequence[Row], file: Path, names: dict[int, str] | None = None) -
     count = rows[0].run.n
     indices = [i * count // min(GRID_COLUMNS, count) for i in range(min(GRID_COLUMNS, count))]
     labelled = [f"image {i}" + (f"\n{names[i]}" if names and i in names else "") for i in indices]
-    lines = [(f"{row.name}\n{row.attention_macs:.0f} % MACs", _images(row.run, indices)) for row in rows]
+    percents = costs(rows)
+    lines = [
+        (f"{row.name}\n{percent:.0f} % MACs", _images(row.run, indices))
+        for row, percent in zip(rows, percents, strict=True)
+    ]
     save_grid(file, lines, labelled, "The same noise and label in every column")
     return indices
 

@@ -23,7 +23,7 @@ from eval.similarity import as_json, compare
 from eval.sources import open_source
 from plans import Plan, load
 from plans.files import write_text
-from plans.macs import plan_macs
+from plans.macs import counts_mlps, plan_macs, total_macs
 
 FULL = "full"
 SPLITS, SMALLEST_SPLIT = 10, 100  # of the Inception Score, which means nothing in a split of a few images
@@ -40,15 +40,34 @@ class Row:
     measures: dict[str, Any] = field(default_factory=dict)
     similarity: dict[str, Any] | None = None
     latency: dict[str, Any] | None = None
-
-    @property
-    def is_full(self) -> bool:
-        return self.plan is None
+    is_full: bool = False
 
     @property
     def attention_macs(self) -> float:
         """Percent of full attention, projections counted (DiTFastAttn's convention)."""
         return 100.0 if self.plan is None else plan_macs(self.plan).percent
+
+    @property
+    def total_macs(self) -> float:
+        """Percent of attention and MLPs of an uncompressed run of as many steps."""
+        return 100.0 if self.plan is None else total_macs(self.plan).percent
+
+
+def counts_whole_run(rows: Sequence[Row]) -> bool:
+    """Whether plans save more than attention, or runs differ in steps: attention alone does not tell what they cost."""
+    return any(row.run.steps != rows[0].run.steps or (row.plan and counts_mlps(row.plan)) for row in rows)
+
+
+def costs(rows: Sequence[Row]) -> list[float]:
+    """What each run costs, in percent of the full run, the first: its attention, or, where `counts_whole_run`, its
+    attention and MLPs over all steps."""
+    if not counts_whole_run(rows):
+        return [row.attention_macs for row in rows]
+    return [row.total_macs * row.run.steps / max(1, rows[0].run.steps) for row in rows]
+
+
+def cost_name(rows: Sequence[Row]) -> str:
+    return "MACs of attention and MLPs" if counts_whole_run(rows) else "attention MACs"
 
 
 def plan_of(run: Run) -> Plan | None:
@@ -67,31 +86,39 @@ def plan_of(run: Run) -> Plan | None:
 
 
 def rows_of(runs: Sequence[Run]) -> list[Row]:
-    """A row for each run, the full one first, then by falling attention MACs.
+    """A row for each run, the full one first, then by falling cost.
+
+    The full one has no plan, and of those the most steps; others without a plan are of fewer steps.
 
     Raises:
-        RunError: no run, or two of them, without a plan; two of one name.
+        RunError: no run without a plan, or two of the most steps; two of one name.
     """
-    rows = [Row(_name(run, plan), run, plan) for run in runs for plan in [plan_of(run)]]
-    full = [row for row in rows if row.is_full]
+    plain = [(run, plan) for run in runs for plan in [plan_of(run)]]
+    most = max((run.steps for run, plan in plain if plan is None), default=0)
+    full = [run for run, plan in plain if plan is None and run.steps == most]
     if len(full) != 1:
-        found = ", ".join(str(row.run.path) for row in full) or "none"
+        found = ", ".join(str(run.path) for run in full) or "none"
         raise RunError(f"a report compares with one run without a plan, and there is {found}; name exactly one")
+    rows = [Row(_name(run, plan, full[0]), run, plan, is_full=run is full[0]) for run, plan in plain]
     names = [row.name for row in rows]
     for name in names:
         if names.count(name) > 1:
             same = " and ".join(str(row.run.path) for row in rows if row.name == name)
             raise RunError(f"{same} are both {name!r}; rename one folder or leave it out")
-    return sorted(rows, key=lambda row: (not row.is_full, -row.attention_macs))
+    rows.sort(key=lambda row: not row.is_full)
+    cost = {row.name: percent for row, percent in zip(rows, costs(rows), strict=True)}
+    return sorted(rows, key=lambda row: (not row.is_full, -cost[row.name]))
 
 
-def _name(run: Run, plan: Plan | None) -> str:
-    """full, D1 .. D6 for the paper's thresholds, else the folder's name."""
-    if plan is None:
+def _name(run: Run, plan: Plan | None, full: Run) -> str:
+    """full, D1 .. D6 for the paper's thresholds, else the folder's name; with the steps where they are not the full
+    run's."""
+    if run is full:
         return FULL
-    threshold = plan.calibration.threshold if plan.calibration else None
+    threshold = plan.calibration.threshold if plan and plan.calibration else None
     paper = {value: name for name, value in THRESHOLDS.items()}
-    return run.name if threshold is None else paper.get(threshold, f"{threshold:g}")
+    name = run.name if threshold is None else paper.get(threshold, f"{threshold:g}")
+    return name if run.steps == full.steps else f"{name}, {run.steps} steps"
 
 
 @dataclass(frozen=True)
@@ -157,6 +184,8 @@ def add_latency(rows: Sequence[Row], file: Path) -> str | None:
     Returns:
         Where the numbers come from, or None where they are left out.
     """
+    if counts_whole_run(rows):  # plans were timed by their share of attention
+        return None
     model = _short(str(rows[0].run.record.get("model", "")))
     for result in read_results(file):
         if _short(str(result["model"])) != model:

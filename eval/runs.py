@@ -52,7 +52,10 @@ class Run:
         try:
             record = json.loads(file.read_text())
         except FileNotFoundError:
-            raise RunError(f"{path} holds no run.json; name a folder that python -m eval sample wrote") from None
+            raise RunError(
+                f"{path} holds no run.json; name a folder that python -m eval sample wrote (images of your own go to "
+                "python -m eval fid, is, kid or precision-recall)"
+            ) from None
         except (UnicodeDecodeError, json.JSONDecodeError):
             raise RunError(f"{file} is not JSON; sample into another folder again") from None
         if not isinstance(record, dict) or not isinstance(record.get("n"), int):
@@ -76,6 +79,14 @@ class Run:
     @property
     def name(self) -> str:
         return self.path.resolve().name
+
+    @property
+    def steps(self) -> int:
+        return int(self.record.get("steps", 0))
+
+    def name_beside(self, other: Run) -> str:
+        """The folder's name, with the steps where the other run has another number of them."""
+        return self.name if self.steps == other.steps else f"{self.name} ({self.steps} steps)"
 
     @property
     def archive(self) -> Path | None:
@@ -172,8 +183,12 @@ def is_video(record: dict[str, Any]) -> bool:
 
 
 def noise_differences(a: Run, b: Run) -> list[str]:
-    """What makes images of one index start from other noise, or mean something else; one line for each."""
-    return [_difference(key, a.record, b.record) for key in NOISE_KEYS if a.record.get(key) != b.record.get(key)]
+    """What makes images of one index start from other noise, or mean something else; one line for each.
+
+    Other steps of one sampler are no difference: an image begins from the noise of (seed, index), however many follow.
+    """
+    keys = [key for key in NOISE_KEYS if a.record.get(key) != b.record.get(key)]
+    return [] if keys == ["steps"] else [_difference(key, a.record, b.record) for key in keys]
 
 
 def _difference(key: str, ours: dict[str, Any], theirs: dict[str, Any]) -> str:

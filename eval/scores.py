@@ -77,17 +77,30 @@ def polynomial_mmd(x: np.ndarray, y: np.ndarray) -> float:
     return float(inside - 2 * xy.mean())
 
 
+def check_subsets(samples: int, reference: int, subsets: int, size: int) -> None:
+    """Raises MetricError where `kernel_distance` of so many images would."""
+    if not 2 <= size <= min(samples, reference) or subsets < 1:
+        raise MetricError(
+            f"{subsets} subsets of {size} images out of {samples} and {reference}; expected at least one subset, of 2 "
+            "images or more and no more than the smaller set: give --subset-size"
+        )
+
+
+def check_neighbours(samples: int, reference: int, k: int) -> None:
+    """Raises MetricError where `precision_recall` of so many images would."""
+    if k < 1 or min(samples, reference) <= k:
+        raise MetricError(
+            f"{k} neighbours among {samples} and {reference} images; expected more images than neighbours"
+        )
+
+
 def kernel_distance(x: np.ndarray, y: np.ndarray, subsets: int = 100, size: int = 1000, seed: int = 0) -> Score:
     """Mean and standard deviation of `polynomial_mmd` over random subsets of `size` features of each set.
 
     Raises:
         MetricError: a set is smaller than a subset, or a subset than 2.
     """
-    if not 2 <= size <= min(len(x), len(y)) or subsets < 1:
-        raise MetricError(
-            f"{subsets} subsets of {size} images out of {len(x)} and {len(y)}; expected at least one subset, of 2 "
-            "images or more and no more than the smaller set: give --subset-size"
-        )
+    check_subsets(len(x), len(y), subsets, size)
     rng = np.random.default_rng(seed)
     values = [
         polynomial_mmd(x[rng.choice(len(x), size, replace=False)], y[rng.choice(len(y), size, replace=False)])
@@ -113,10 +126,7 @@ def precision_recall(samples: np.ndarray, reference: np.ndarray, k: int = 3, dev
     Raises:
         MetricError: a set has no k-th other member.
     """
-    if k < 1 or min(len(samples), len(reference)) <= k:
-        raise MetricError(
-            f"{k} neighbours among {len(samples)} and {len(reference)} images; expected more images than neighbours"
-        )
+    check_neighbours(len(samples), len(reference), k)
     s, r = (torch.from_numpy(x).to(device) for x in (samples, reference))
     return PrecisionRecall(_covered(s, r, _radii(r, k)), _covered(r, s, _radii(s, k)))
 

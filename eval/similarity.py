@@ -83,7 +83,8 @@ def compare(a: Run, b: Run, perceptual: Perceptual | None = None, batch: int = 3
         device: where SSIM is computed.
 
     Raises:
-        RunError: the runs differ in what decides the noise (all differences listed), or in the size of their images.
+        RunError: the runs differ in what decides the noise (all differences listed; steps may), or in the size of
+            their images.
     """
     differences = noise_differences(a, b)
     if differences:
@@ -174,8 +175,8 @@ def as_json(a: Run, b: Run, similarity: Similarity) -> dict[str, Any]:
         {"index": i, **{name: _finite(values[i]) for name, values in similarity.values.items()}} for i in range(a.n)
     ]
     return {
-        "a": a.name,
-        "b": b.name,
+        "a": a.name_beside(b),
+        "b": b.name_beside(a),
         "n": a.n,
         "psnr_pooled": _finite(similarity.pooled_psnr),
         "equal_images": similarity.equal,
@@ -196,7 +197,7 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="python -m eval similarity",
         description="Image or video i of one run against i of another: PSNR, SSIM, LPIPS, relative L2 of the latents.",
-        epilog="example:\n  python -m eval similarity runs/full runs/D2 --out similarity",
+        epilog="example:\n  python -m eval similarity runs/d2 runs/full --out similarity",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     p.add_argument("a", type=Path, help="a folder of python -m eval sample, say compressed")
@@ -220,7 +221,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if perceptual is None and options.lpips == "auto":
         print(f"LPIPS is left out, as its weights are not here: {HOW}")
     found = compare(a, b, perceptual, options.batch, options.device)
-    print(f"{a.n} pairs, {options.a} against {options.b}\n{table(found)}")
+    steps = "" if a.steps == b.steps else f", of {a.steps} steps and {b.steps}"
+    print(f"{a.n} pairs, {options.a} against {options.b}{steps}\n{table(found)}")
     out = options.out or options.a
     result = {
         "command": shlex.join(["python", "-m", "eval", "similarity", *(sys.argv[2:] if argv is None else argv)]),

@@ -43,7 +43,11 @@ def save_pairs(path: Path, a: Run, b: Run, psnr: np.ndarray, ssim: np.ndarray) -
         for place, index in enumerate(indices):
             ours, theirs = a.image(index), b.image(index)
             difference = np.abs(ours.astype(int) - theirs).astype(float) * GAIN
-            rows = ((b.name, theirs), (a.name, ours), (f"difference\nx {GAIN}", difference.clip(0, 255).astype("u1")))
+            rows = (
+                (b.name_beside(a), theirs),
+                (a.name_beside(b), ours),
+                (f"difference\nx {GAIN}", difference.clip(0, 255).astype("u1")),
+            )
             for row, (name, image) in enumerate(rows):
                 axis = figure.add_subplot(grid[row, column])
                 axis.imshow(image, interpolation="nearest")
@@ -57,5 +61,7 @@ def save_pairs(path: Path, a: Run, b: Run, psnr: np.ndarray, ssim: np.ndarray) -
                     axis.set_title(f"{head}image {index}\n{decibels}\nSSIM {ssim[index]:.3f}", fontsize=7.5)
             column += 1
         column += 1  # the gap
-    figure.suptitle(f"{a.name} against {b.name}: {len(psnr)} pairs ranked by PSNR", fontsize=10, y=0.985)
+    figure.suptitle(
+        f"{a.name_beside(b)} against {b.name_beside(a)}: {len(psnr)} pairs ranked by PSNR", fontsize=10, y=0.985
+    )
     write_whole(path, lambda beside: figure.savefig(beside, format="png", metadata={"Software": None}))

@@ -97,14 +97,15 @@ class Folder:
                 if mode != "RGB":
                     what = "grey" if mode in ("1", "L", "LA", "I", "I;16", "F") else f"of mode {mode}"
                     raise MetricError(
-                        f"{file} is {what}; expected RGB images: convert it, or, if these are real images, give "
-                        "--size to crop and convert them as ADM does"
+                        f"{file} is {what}; expected RGB images: convert it (samples are taken as they are; a "
+                        "reference of real images is cropped and converted as ADM does with --size)"
                     )
                 first = first or size
                 if size != first:
                     raise MetricError(
                         f"{self.path} has mixed sizes: {self.files[0].name} is {first[0]} x {first[1]}, {file.name} is "
-                        f"{size[0]} x {size[1]} (width x height); expected one size, or, for real images, give --size"
+                        f"{size[0]} x {size[1]} (width x height); expected one size (samples are taken as they are; a "
+                        "reference of real images is cropped to one with --size)"
                     )
         assert first is not None
         return first[1], first[0]

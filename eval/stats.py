@@ -71,7 +71,10 @@ def _cache_file(source: ImageSource, network: Network) -> Path | None:
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(prog="python -m eval stats", description=__doc__)
+    p = argparse.ArgumentParser(
+        prog="python -m eval stats",
+        description="Reference statistics of real images, for the FID and sFID, made once and kept.",
+    )
     p.add_argument("images", type=Path, help="folder (class folders or flat), or .npz with arr_0 or with mu and sigma")
     p.add_argument("--size", type=int, required=True, help="side in pixels: ADM's centre crop of a folder's images")
     p.add_argument("--out", type=Path, default=Path("stats.npz"), help="the file to write (stats.npz)")

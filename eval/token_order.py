@@ -44,7 +44,6 @@ from plans.files import write_text
 from plans.macs import plan_macs, shares
 from plans.method import TOKEN_ORDERS
 
-RESULTS = Path(__file__).parent / "results"
 NEAREST = "nearest"  # what no order of a 1-D window can give: each token sees those nearest to it in the grid
 AGES = (1, 2, 4)  # steps since the residual was stored
 COLORS = {"raster": "#1d2b45", "tile": "#2f7fc1", "hilbert": "#d1495b", NEAREST: "#999999"}
@@ -190,7 +189,10 @@ def plot(result: dict[str, Any], file: Path) -> None:
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m eval token-order", description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m eval token-order",
+        description="Does a window in another token order cost less accuracy at equal MACs?",
+    )
     add = parser.add_argument
     add("--steps", type=int, default=50, help="of the trajectory on which losses are measured (default: %(default)s)")
     add("--every", type=int, default=6, help="measure losses at every so many steps (default: %(default)s)")
@@ -198,7 +200,12 @@ def parser() -> argparse.ArgumentParser:
     add("--thresholds", type=float, nargs="*", default=[0.025, 0.05, 0.1], help="(default: 0.025 0.05 0.1)")
     add("--calibration-steps", type=int, default=10, help="of the calibrated plans (default: %(default)s)")
     add("--seed", type=int, default=0)
-    add("--out", type=Path, default=RESULTS, help="folder for token_order.json and token_order.png")
+    add(
+        "--out",
+        type=Path,
+        default=Path("runs/token-order"),
+        help="folder for token_order.json and token_order.png (runs/token-order)",
+    )
     return parser
 
 

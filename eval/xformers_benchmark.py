@@ -28,7 +28,7 @@ from ditfastattn.errors import DitFastAttnError
 from ditfastattn.samplers import make_sampler
 from ditfastattn.sampling import sample_latents
 from eval.geometry import TRAINING, XL
-from eval.kernels import RESULTS, versions
+from eval.kernels import versions
 from eval.record import command_line
 from eval.xformers_plot import CLAIM, bars, lines
 from eval.xformers_variants import (
@@ -157,7 +157,10 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m eval xformers", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m eval xformers",
+        description="DiT by materialised softmax, by SDPA and by xFormers, the weights kept.",
+    )
     add = parser.add_argument
     add("--model", help="folder, hub id or .pt of a trained DiT (default: XL/2 and XL/4 at 256 px, random weights)")
     add("--batches", default="10,50,100,200", help="images of a call (default: %(default)s)")
@@ -169,7 +172,10 @@ def parser() -> argparse.ArgumentParser:
     add("--dtype", choices=["bfloat16", "float16", "float32"], help="default: bfloat16 on a GPU, float32 on a CPU")
     add("--quick", action="store_true", help="two narrow layers, two small batches, two steps: does it run at all?")
     add(
-        "--out", type=Path, default=RESULTS, help="folder for xformers.json and its two pictures (default: %(default)s)"
+        "--out",
+        type=Path,
+        default=Path("runs/xformers"),
+        help="folder for xformers.json and its two pictures (runs/xformers)",
     )
     return parser
 

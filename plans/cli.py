@@ -20,7 +20,7 @@ from plans.macs import CONVENTIONS, PlanMacs, knows_mlps, mlp_macs, plan_macs, s
 from plans.make_cli import add_make, run_make
 from plans.method import Method
 from plans.model import SiteName
-from plans.render import changes, costline, headline, legend_order, siteline, terminal
+from plans.render import changes, costline, headline, legend_order, noteline, siteline, terminal
 from plans.schema import Plan
 from plans.store import load, reseal
 
@@ -119,6 +119,8 @@ def _stats(arguments: argparse.Namespace) -> int:
         return 0
     print(headline(plan))
     print(costline(plan))
+    if plan.note:
+        print(noteline(plan))
     several = len(plan.sites) > 1
     for site in plan.sites if several else ():
         print(siteline(plan, site))

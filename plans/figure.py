@@ -9,13 +9,14 @@ from collections.abc import Sequence
 from itertools import groupby
 from os import PathLike
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING
 
 from plans.errors import PlanError
 from plans.files import write_whole
 from plans.macs import plan_macs, shares, shown_macs
 from plans.model import SiteName
-from plans.render import COLORS, costline, headline, legend_order, timestep_label
+from plans.render import COLORS, costline, headline, legend_order, noteline, timestep_label
 from plans.schema import Plan
 
 if TYPE_CHECKING:
@@ -33,6 +34,8 @@ _STRIP = 0.75
 _CURVE = 0.6  # sensitivities, where the plan has them
 _GAP = 0.14
 _LEFT, _RIGHT, _TOP, _BOTTOM = 0.75, 0.25, 1.24, 0.55
+_NOTE = 0.2  # the line of a plan's note, where it has one
+_LETTER = 0.068  # of a label that stands upright beside its grid
 _DPI = 160
 _STORE = "#9db4c0"
 _STEP = "#4a5568"
@@ -66,17 +69,21 @@ def figure(plan: Plan) -> Figure:
     from matplotlib.figure import Figure
 
     grid_width = min(_WIDEST_GRID, max(_NARROWEST_GRID, _CELL_WIDTH * plan.steps))
-    heights = {site: max(_CELL_HEIGHT * plan.model.shape(site).layers, 0.5) for site in plan.sites}
+    heights = {
+        site: max(_CELL_HEIGHT * plan.model.shape(site).layers, _LETTER * len(_label(plan, site)) + 0.1, 0.5)
+        for site in plan.sites
+    }
     width = _LEFT + grid_width + _RIGHT
     weights = plan.calibration.sensitivity if plan.calibration else ()
     curve_height = _CURVE + _GAP if weights else 0.0
-    height = _TOP + sum(heights.values()) + _GAP * len(heights) + curve_height + _STRIP + _BOTTOM
+    head = _TOP + (_NOTE if plan.note else 0.0)
+    height = head + sum(heights.values()) + _GAP * len(heights) + curve_height + _STRIP + _BOTTOM
     fig = Figure(figsize=(width, height), facecolor="white")
 
     def box(bottom: float, box_height: float) -> tuple[float, float, float, float]:
         return (_LEFT / width, bottom / height, grid_width / width, box_height / height)
 
-    top = height - _TOP
+    top = height - head
     for site, grid_height in heights.items():
         _draw_grid(fig.add_axes(box(top - grid_height, grid_height)), plan, site)
         top -= grid_height + _GAP
@@ -85,6 +92,12 @@ def figure(plan: Plan) -> Figure:
     _draw_strip(fig.add_axes(box(_BOTTOM, _STRIP)), plan)
     _write_titles(fig, plan, left=_LEFT / width, height=height)
     return fig
+
+
+def _label(plan: Plan, site: SiteName) -> str:
+    if len(plan.sites) == 1:
+        return "layer"
+    return "model" if site == "model" else f"{site} layer"
 
 
 def _draw_grid(axes: Axes, plan: Plan, site: SiteName) -> None:
@@ -108,8 +121,7 @@ def _draw_grid(axes: Axes, plan: Plan, site: SiteName) -> None:
     every = 1 if layers <= 12 else 3 if layers <= 36 else 5
     labelled = range(0, layers, every)
     axes.set_yticks([layer + 0.5 for layer in labelled], [str(layer) for layer in labelled])
-    several = "model" if site == "model" else f"{site} layer"
-    axes.set_ylabel("layer" if len(plan.sites) == 1 else several)
+    axes.set_ylabel(_label(plan, site))
     for spine in axes.spines.values():
         spine.set_color("#888888")
         spine.set_linewidth(0.6)
@@ -169,6 +181,11 @@ def _write_titles(fig: Figure, plan: Plan, *, left: float, height: float) -> Non
     cost_size = min(8.5, 72 * room / (0.60 * len(cost)))
     fig.text(left, 1 - 0.22 / height, title, fontsize=title_size, fontweight="bold", va="center")
     fig.text(left, 1 - 0.44 / height, cost, fontsize=cost_size, color="#333333", va="center")
+    below = 0.68  # inches from the top to the middle of the legend
+    if plan.note:
+        note = shorten(noteline(plan), int(72 * room / (0.60 * 8.0)), placeholder="...")
+        fig.text(left, 1 - 0.64 / height, note, fontsize=8, color="#333333", va="center", parse_math=False)
+        below += _NOTE
     share = shares(plan)
     handles = [
         Patch(
@@ -184,7 +201,7 @@ def _write_titles(fig: Figure, plan: Plan, *, left: float, height: float) -> Non
     fig.legend(
         handles=handles,
         loc="center left",
-        bbox_to_anchor=(left, 1 - 0.68 / height),
+        bbox_to_anchor=(left, 1 - below / height),
         ncol=len(handles),
         frameon=False,
         fontsize=8.5,

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import groupby
+from textwrap import wrap
 
 from plans.macs import PlanMacs, counts_mlps, mlp_macs, plan_macs, shares, shown_macs, site_macs
-from plans.method import PAPER, Method
+from plans.method import Method
 from plans.model import SiteName
 from plans.schema import Plan
 
@@ -52,9 +53,17 @@ def headline(plan: Plan) -> str:
 
 
 def legend_order(plan: Plan) -> tuple[Method, ...]:
-    """FULL first, as one reads a plan: the paper's methods, and those forecasts that the plan has."""
-    present = {method for site in plan.sites.values() for row in site.methods for method in row}
-    return tuple(method for method in reversed(Method) if method in PAPER or method in present)
+    """FULL first, as one reads a plan: the methods that it has, and those that its calibration could have chosen."""
+    shown = {method for site in plan.sites.values() for row in site.methods for method in row}
+    if plan.calibration is not None:
+        shown |= set(plan.calibration.methods)
+    return tuple(method for method in reversed(Method) if method in shown)
+
+
+def noteline(plan: Plan) -> str:
+    """What the plan's maker wrote into it, on one line; empty if nothing."""
+    line = " ".join(plan.note.split())
+    return line if line.isprintable() else repr(line)
 
 
 def costline(plan: Plan) -> str:
@@ -122,7 +131,7 @@ def terminal(plan: Plan, *, width: int = 80, color: bool = False, unicode: bool 
         color: 24-bit ANSI colours behind the letters.
         unicode: block characters for the MACs of each step; else tenths as digits, # for all.
     """
-    parts = [headline(plan), costline(plan), "", *_legend(plan, color), ""]
+    parts = [headline(plan), costline(plan), *wrap(noteline(plan), max(width, 20)), "", *_legend(plan, color), ""]
     for site, grid in plan.sites.items():
         if len(plan.sites) > 1:
             parts += [siteline(plan, site), ""]

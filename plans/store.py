@@ -14,6 +14,8 @@ from plans.files import read_text, write_text
 from plans.format import FORMAT, VERSION, Document
 from plans.schema import Plan
 
+_LIBRARY = Path(__file__).parent / "library"
+
 
 def dumps(plan: Plan) -> str:
     """The text of a plan file, sealed; equal plans of one Python process give equal text.
@@ -53,12 +55,18 @@ def save(plan: Plan, path: str | PathLike[str]) -> None:
 
 
 def load(path: str | PathLike[str]) -> Plan:
-    """Read a plan file.
+    """Read a plan file, or a plan that ships by its name, as "demo-dpm50-mrae-0.05"; a file of that name comes first.
 
     Raises:
         PlanError: one sentence for anything wrong with it.
     """
-    return loads(read_text(Path(path)), source=str(path))
+    return loads(read_text(_shipped(Path(path)) or Path(path)), source=str(path))
+
+
+def _shipped(path: Path) -> Path | None:
+    """The file of a plan of the library, if this is the bare name of one and no file."""
+    file = _LIBRARY / f"{path.name}.json"
+    return file if path == Path(path.name) and not path.exists() and file.is_file() else None
 
 
 def reseal(path: str | PathLike[str]) -> tuple[Plan, bool]:

@@ -84,10 +84,11 @@ def test_nothing_is_searched_for_below_the_cheapest_plan() -> None:
 
 @pytest.mark.parametrize("methods", [METHODS, (Method.WA_RS, Method.ASC)])
 def test_a_loose_budget_is_searched_for_once(methods: tuple[Method, ...]) -> None:
-    pipe, searched = small_pipeline(layers=2), []
+    pipe, searched, told = small_pipeline(layers=2), [], []
     settings = Settings(budget=0.9, loss="drift", labels=LABELS, steps=STEPS, methods=methods)
-    found = calibrate(pipe, settings, watch=Watch(on_search=searched.append))
+    found = calibrate(pipe, settings, watch=Watch(on_search=searched.append, on_batch=lambda *at: told.append(at)))
     assert len(searched) == 1
+    assert told == [(done, 2 * BATCHES) for done in range(2 * BATCHES + 1)]  # uncompressed, then with the plan
     used = {method for decision in found.decisions[1:] for method in decision.methods}
     assert used == {Method.AST if Method.AST in methods else Method.ASC}
 

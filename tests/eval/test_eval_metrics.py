@@ -218,7 +218,8 @@ def test_bad_input_is_one_sentence_and_status_2(tmp_path: Path, capsys: pytest.C
         ("fid", good, good, "--network", "json:__name__"): "is a str, which cannot be called",
         ("fid", good, good, "--device", "cuda:99", *CUSTOM): "device 'cuda:99' cannot be used",
         ("is", good, *CUSTOM): "10 splits of 4 images",
-        ("kid", good, good, *CUSTOM): "give --subset-size",
+        ("kid", good, good, "--network", "no.such:thing"): "give --subset-size",  # before anything is loaded or read
+        ("is", good, "--network", "no.such:thing"): "10 splits of 4 images",
         ("stats", str(tmp_path / "broken"), "--size", "8", "--out", stats, *CUSTOM): "1 of 4 files cannot be read",
         ("stats", good, "--size", "0", *CUSTOM): "--size 0",
     }.items():

@@ -14,8 +14,11 @@ from runs_for_tests import noisy, pictures, write_run
 from eval import paper, report_rows
 from eval.cli import main as eval_main
 from eval.metrics import measure
-from eval.report_rows import Measuring, add_latency, measure_rows, rows_of
+from eval.report_rows import Measuring, add_latency, cost_name, measure_rows, rows_of
 from eval.runs import Run, RunError
+from plans import load, save
+from plans.macs import total_macs
+from plans.make import spaced
 
 LIBRARY = Path(__file__).parents[2] / "plans" / "library"
 NOISE = {"0.15": 60, "0.025": 6}  # threshold -> how far its images are from the full ones
@@ -160,6 +163,29 @@ def test_what_makes_no_report_is_one_sentence(
     (runs[2] / "run.json").write_text(json.dumps({**record, "finished": None}))
     assert eval_main(arguments(runs, tmp_path, "--network", "none")) == 2
     assert "is not finished" in capsys.readouterr().err
+
+
+def test_runs_that_save_more_than_attention_are_put_at_the_macs_of_the_whole_run(
+    runs: list[Path], tmp_path: Path
+) -> None:
+    images = pictures(12)
+    skipping = spaced(load(runs[1] / "plan.json"), 25, 0)
+    expected = {"D1": total_macs(load(runs[2] / "plan.json")).percent, "skip": total_macs(skipping).percent}
+    made = write_run(tmp_path / "skip", noisy(images, 20), plan="sha256:y", sampler="dpm")
+    save(skipping, made / "plan.json")
+    half = write_run(tmp_path / "half", noisy(images, 3), plan=None, sampler="dpm", steps=2)
+    sixth = write_run(tmp_path / "sixth", noisy(images, 60), plan="sha256:x", sampler="dpm", steps=2)
+    shutil.copy(runs[1] / "plan.json", sixth / "plan.json")
+    assert eval_main(arguments([half, made, sixth, *runs], tmp_path, "--network", "none")) == 0
+    result = json.loads((tmp_path / "out" / "report.json").read_text())
+    cost = {row["name"]: row["macs_of_full_run"] for row in result["rows"]}
+    assert {name: cost[name] for name in expected} == pytest.approx(expected, abs=1e-3)
+    assert cost["full"] == 100 and cost["half, 2 steps"] == 50
+    assert cost["D6, 2 steps"] == pytest.approx(cost["D6"] / 2, abs=1e-3)
+    assert list(cost.values()) == sorted(cost.values(), reverse=True)
+    assert "4 steps (also of 2)" in (tmp_path / "out" / "report.md").read_text()
+    axis = cost_name(rows_of([Run.open(path) for path in (runs[0], half)]))
+    assert axis == "MACs of attention and MLPs" and cost_name(rows_of([Run.open(runs[0])])) == "attention MACs"
 
 
 def test_equal_images_have_no_place_in_the_plot_and_are_said_to_be_equal(runs: list[Path], tmp_path: Path) -> None:

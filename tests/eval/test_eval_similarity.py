@@ -99,6 +99,15 @@ def test_runs_of_other_noise_are_refused_with_every_difference(
         compare(Run.open(a), small)
 
 
+def test_runs_of_other_steps_are_compared_and_named_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    a = write_run(tmp_path / "a", noisy(pictures(3), 5), steps=2)
+    b = write_run(tmp_path / "b", pictures(3))
+    assert eval_main(["similarity", str(a), str(b), "--lpips", "none"]) == 0
+    assert "of 2 steps and 4" in capsys.readouterr().out
+    found = json.loads((a / "similarity.json").read_text())
+    assert (found["a"], found["b"]) == ("a (2 steps)", "b (4 steps)")
+
+
 def test_folders_that_are_no_finished_run_are_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="no folder"):
         Run.open(tmp_path / "none")

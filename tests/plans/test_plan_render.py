@@ -11,8 +11,9 @@ from plan_examples import COND_FIRST, DIT_28, dpm_solver, golden, synthetic
 
 from plans import Method, Plan, PlanError
 from plans.macs import plan_macs
+from plans.make import fora
 from plans.method import PAPER
-from plans.render import COLORS, changes, headline, terminal, timestep_label
+from plans.render import COLORS, changes, headline, legend_order, noteline, terminal, timestep_label
 
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -75,6 +76,19 @@ def test_headline_and_legend() -> None:
     assert "AST_1" not in text  # as plans without forecasts always looked
     assert "no guidance" in terminal(golden()["no-guidance-12x20"])
     assert "not calibrated" in terminal(golden()["full-12x4"])
+
+
+def test_a_plan_by_rule_shows_its_note_and_the_methods_it_has() -> None:
+    plan = fora(golden()["full-12x4"], 2)
+    text = terminal(plan)
+    assert plan.note in " ".join(text.split()) and "WA_RS" not in text and "ASC" not in text
+    assert max(map(len, text.splitlines()[2:])) <= 80
+    assert legend_order(plan) == (Method.FULL, Method.AST)
+    tried = golden()["dit-12x50"]
+    assert tried.calibration is not None
+    other = legend_order(tried.model_copy(update={"sites": plan.sites}))
+    assert set(other) == {Method.FULL, *tried.calibration.methods} and other[0] is Method.FULL
+    assert noteline(plan.model_copy(update={"note": "a\n  b"})) == "a b"
 
 
 def test_another_order_than_the_raster_is_in_the_headline() -> None:

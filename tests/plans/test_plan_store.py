@@ -34,6 +34,16 @@ def test_golden_files_load_and_are_written_back_byte_for_byte(path: Path, tmp_pa
     assert (tmp_path / "again.json").read_bytes() == path.read_bytes()
 
 
+def test_a_plan_that_ships_has_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plan: Plan) -> None:
+    monkeypatch.chdir(tmp_path)
+    name = "demo-dpm50-mrae-0.05"
+    assert plans.load(name) == plans.load(Path(plans.__file__).parent / "library" / f"{name}.json")
+    with pytest.raises(PlanError, match="does not exist"):
+        plans.load(f"elsewhere/{name}")
+    plans.save(plan, tmp_path / name)
+    assert plans.load(name) == plan
+
+
 def test_there_is_a_golden_file_for_every_example() -> None:
     assert [path.stem for path in GOLDEN] == sorted(golden())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -182,3 +183,5 @@ def test_the_picture_has_every_site(steps: int) -> None:
     canvas.draw()
     for text in (text for legend in drawn.legends for text in legend.get_texts()):
         assert text.get_window_extent().x1 <= canvas.get_width_height()[0]
+    labels = [axes.yaxis.label.get_window_extent() for axes in drawn.axes]
+    assert all(above.y0 > below.y1 for above, below in pairwise(labels))

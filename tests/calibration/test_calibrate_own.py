@@ -99,7 +99,7 @@ def test_its_prices_are_those_of_the_built_in_model() -> None:
         own_dit(pipe.transformer), settings(**drift), mlps=False, scheduler=pipe.scheduler, condition=condition()
     )
     assert ours.sensitivities == theirs.sensitivities
-    cost = 0.6 * Macs().of(theirs.plan)
+    cost = 0.9 * Macs().of(theirs.plan)
     assert ours.menu.costing(cost).sites == theirs.menu.costing(cost).sites != theirs.plan.sites
     with pytest.raises(CalibrationError, match="cannot reach the MLPs of OwnDiT"):
         priced(own_dit(pipe.transformer), settings(), mlps=True, scheduler=pipe.scheduler, condition=condition())

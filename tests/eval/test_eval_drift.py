@@ -56,7 +56,8 @@ def test_from_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         drift.main(["--seeds", "0"])
 
     (tmp_path / "eval/results").mkdir(parents=True)
-    (tmp_path / "eval/results/drift.json").write_text((out / "drift-small.json").read_text())
+    for name in ("drift", "drift-demo-long"):
+        (tmp_path / f"eval/results/{name}.json").write_text((out / "drift-small.json").read_text())
     monkeypatch.setattr(readme, "ROOT", tmp_path)
     table = readme.drift()
     assert "| `--drift 0.3` |" in table and "| mrae 0.1 |" in table and "of 2 within" in table

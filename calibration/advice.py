@@ -51,7 +51,7 @@ def advise(
         f"# What pays: {model}, {steps} steps",
         "",
         f"Uncompressed {full:.1f} ms ({how}). A cell: predicted speedup, typical drift of the final latents from the "
-        f"uncompressed ones (geometric mean of relative L2) on noise that no plan was chosen by.",
+        f"uncompressed ones (geometric mean of relative L2) on noise that nothing was searched on.",
         "",
         *rows,
         "",

@@ -29,14 +29,15 @@ from calibration.journal import Journal, read_trace, trace_path
 from calibration.loss import DRIFT
 from calibration.memory import keep_freed_memory
 from calibration.picture import save_grid
-from calibration.planner_cli import plan_speedups
+from calibration.planner_cli import check_paths, plan_path, plan_speedups
+from calibration.planner_cli import names as plan_names
 from calibration.progress import bars
 from calibration.prompts import choose_prompts
 from calibration.report import describe, explain_rule, explain_trial, summary_row, write_summary
 from calibration.saving import refuse_foreign, write
 from calibration.search import filled_in
 from calibration.sensitivity import Sensitivity
-from calibration.settings import Settings, parse_threshold
+from calibration.settings import CANDIDATES, Settings, parse_threshold
 from calibration.subjects import choose_subjects, condition_of, release_encoders, sampled_by
 from ditfastattn.condition import Condition
 from ditfastattn.console import run
@@ -67,7 +68,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 return _calibrate(advise_parser().parse_args(rest), arguments, ranks)
             return _calibrate(calibrate_parser().parse_args(arguments), arguments, ranks)
 
-    return run(command, interrupted="interrupted; the same command with --resume goes on from here")
+    timed = arguments[:1] == ["advise"] or any(word in ("--speedup", "--latency-ms") for word in arguments)
+    again = "a search by time begins anew" if timed else "the same command with --resume goes on from here"
+    return run(command, interrupted=f"interrupted; {again}")
 
 
 def _explain(options: argparse.Namespace) -> int:
@@ -120,7 +123,12 @@ def _calibrate(options: argparse.Namespace, arguments: list[str], ranks: Ranks) 
     window, temporal_window = parse_window(options.window), parse_window(options.temporal_window)
     methods = parse_methods(options.methods)
     device = ranks.device(options.device)
-    paths = [] if timed else [_plan_path(options, steps, value, len(asked)) for _, value in asked]
+    if timed:
+        options.steps = steps
+        paths = []
+        check_paths([plan_path(options, text) for text in plan_names(options)])
+    else:
+        paths = [_plan_path(options, steps, value, len(asked)) for _, value in asked]
     if len(set(paths)) < len(paths):
         raise CalibrationError(f"a value stands twice: {' '.join(text for text, _ in asked)}")
     if options.prompts is not None:
@@ -162,7 +170,6 @@ def _calibrate(options: argparse.Namespace, arguments: list[str], ranks: Ranks) 
     print(f"{options.model} on {device} in {options.dtype}: {steps} {options.sampler} steps{shares}")
     print(f"guidance {guidance:g}, calibrated on {subjects}")
     if timed:
-        options.steps = steps
         return plan_speedups(options, pipe, all_settings[0], condition, subjects)
 
     references: list[Images] = []
@@ -210,6 +217,7 @@ def _check_timed(options: argparse.Namespace, ranks: Ranks) -> None:
         (options.loss not in (None, DRIFT), "--loss"),
         (options.resume, "--resume"),
         (options.search != "replay", "--search"),
+        (parse_methods(options.methods) != CANDIDATES, "--methods"),
         (ranks.world > 1, "torchrun"),
     ):
         if given:

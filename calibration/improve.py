@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 
+from calibration.pool import uses
 from calibration.prices import Prices
 from calibration.trials import Outcome, Trials
 from plans import Method, Plan, SiteName
@@ -42,7 +43,7 @@ def improve(
     best, outcome = plan, trials.of(plan)
     orders = [method for method in ORDERS if method not in slow]
     for _ in range(evaluations):
-        changed = _changed(best, draw, orders, prices, budget)
+        changed = _changed(best, draw, orders, slow, prices, budget)
         if changed is None:
             break
         found = trials.of(changed)
@@ -53,7 +54,14 @@ def improve(
     return best, outcome
 
 
-def _changed(plan: Plan, draw: random.Random, orders: Sequence[Method], prices: Prices, budget: float) -> Plan | None:
+def _changed(
+    plan: Plan,
+    draw: random.Random,
+    orders: Sequence[Method],
+    slow: Sequence[Method],
+    prices: Prices,
+    budget: float,
+) -> Plan | None:
     """Another plan within the budget, one change away; None if none was found."""
     for _ in range(TRIES):
         grid: Grid = {name: [list(row) for row in site.methods] for name, site in plan.sites.items()}
@@ -62,6 +70,8 @@ def _changed(plan: Plan, draw: random.Random, orders: Sequence[Method], prices: 
         else:
             _reorder(grid, plan.steps, draw, orders)
         changed = _plan_of(plan, grid)
+        if uses(changed, slow):
+            continue  # a forecast was lowered to a method that is not to be used
         if changed.sites != plan.sites and prices.of(changed) <= budget * (1 + 1e-9):
             return changed
     return None

@@ -45,12 +45,13 @@ class Planner:
         settings, count = self.settings, self.settings.images
         if len(self.condition) != count:
             raise CalibrationError(f"the condition is of {len(self.condition)} images, the settings of {count}")
+        calls = self.full.steps  # of the model, which a sampler may make two of in a step
         self.seen, self.unseen = (
             Trials(
                 self.pipe,
                 self.condition,
                 settings.guidance_scale,
-                settings.steps,
+                calls,
                 settings.seed,
                 range(first, first + batches * count),
                 settings.kernel,

@@ -18,15 +18,18 @@ from calibration.planner import Planner
 from calibration.prices import Times
 from calibration.run_time import run_ms
 from calibration.settings import Settings
-from calibration.speedup import Front, landed
+from calibration.speedup import NEAR, Front, landed
 from calibration.subjects import Subjects
 from calibration.trials import Outcome
 from ditfastattn.condition import Condition
 from ditfastattn.cost import CAPTURED, COMPILED, EAGER, CostTable, measured
 from ditfastattn.models import adapt
 from ditfastattn.models.base import PreparedModel
-from plans import Plan, save
+from ditfastattn.samplers import inference_steps
+from plans import Plan, PlanError, load, save
 from plans.figure import picture
+
+NOTE = "least drift found"  # how the notes of its plans begin
 
 
 def plan_speedups(
@@ -43,19 +46,24 @@ def plan_speedups(
     by_table = prices.of(planner.full)
 
     def measured(plan: Plan) -> float:
-        return run_ms(pipe, plan, timed, settings.kernel, options.compile) / full
+        taken = run_ms(pipe, plan, timed, settings.kernel, options.compile)
+        return taken / run_ms(pipe, planner.full, timed, settings.kernel, options.compile)  # a clock may drift
 
     how = f"{table.key.runtime}, {images} {'image' if images == 1 else 'images'} at once, {table.key.device}"
     print(f"uncompressed: {full:.1f} ms for {settings.steps} steps ({how})")
     if planner.slow:
         print(f"not faster than FULL here, and so not used: {', '.join(planner.slow)}")
     fronts: list[tuple[float, Front, float]] = []
-    for text, share in list(_shares(options, full)):
+    for text, share in zip(names(options), _shares(options, full), strict=True):
         with _bar(text) as on_trial:
             front, taken = landed(lambda budget: planner.within(budget, on_trial), by_table, share, measured)
         fronts.append((1 / share, front, 1 / taken))
         print(_described(text, front, by_table))
-        _write(_path(options, text), planner, front, full, taken * full, how, subjects.names)
+        _write(plan_path(options, text), planner, front, full, taken * full, how, subjects.names)
+        if taken > share * (1 + NEAR):
+            print(
+                f"slower than asked for: {1 / taken:.2f} x by the clock in the place of {1 / share:.2f} x; ask for more"
+            )
     if options.advise:
         model = Path(options.model).name
         page = advise(Path(options.output), model, how, settings.steps, full, by_table, fronts)
@@ -79,16 +87,14 @@ def _table(options: argparse.Namespace, pipe: Any, settings: Settings, condition
     return measured(adapter, rows, runtime, settings.kernel, window=settings.window, guided=settings.guided)
 
 
-def _shares(options: argparse.Namespace, full: float) -> Iterator[tuple[str, float]]:
-    """(what was asked for, share of the uncompressed run's time)."""
-    for value in options.speedup:
-        yield f"speedup-{value:g}", 1 / value
+def _shares(options: argparse.Namespace, full: float) -> list[float]:
+    """Of the uncompressed run's time, what each plan may take."""
     for value in options.latency_ms:
         if value >= full:
             raise CalibrationError(
                 f"{value:g} ms are asked for, and nothing has to be compressed for that: a run takes {full:.1f} ms"
             )
-        yield f"latency-{value:g}ms", value / full
+    return [1 / value for value in options.speedup] + [value / full for value in options.latency_ms]
 
 
 def _described(text: str, front: Front, full: float) -> str:
@@ -107,12 +113,12 @@ def _described(text: str, front: Front, full: float) -> str:
 
 
 def _write(
-    path: Path, planner: Planner, front: Front, full: float, taken: float, how: str, names: Sequence[str]
+    path: Path, planner: Planner, front: Front, full: float, taken: float, how: str, shown: Sequence[str]
 ) -> None:
     best, settings = front.best, planner.settings
     assert best.unseen is not None
     note = (
-        f"least drift found, {best.name}: {taken:.1f} ms measured, uncompressed {full:.1f} ms ({how}); "
+        f"{NOTE}, {best.name}: {taken:.1f} ms measured, uncompressed {full:.1f} ms ({how}); "
         f"typical drift {best.unseen.typical:.4f} on other noise"
     )
     plan = best.plan.model_copy(update={"note": note})
@@ -124,15 +130,45 @@ def _write(
         for name, one in (("full", planner.full), ("plan", plan))
     ]
     found = drift(rows[0][1], rows[1][1])
-    grid = path.with_suffix(".images.png")
+    grid, steps = path.with_suffix(".images.png"), inference_steps(planner.pipe.scheduler, plan.steps)
     title = f"{full / taken:.2f} x measured, {found.psnr:.1f} dB to the uncompressed images; noise not searched on"
-    save_grid(grid, rows, names, title)
-    print(f"\nmeasured {taken:.1f} ms, {full / taken:.2f} x\nplan     {path}  (for num_inference_steps={plan.steps})\n"
+    save_grid(grid, rows, shown, title)
+    print(f"\nmeasured {taken:.1f} ms, {full / taken:.2f} x\nplan     {path}  (for num_inference_steps={steps})\n"
           f"picture  {path.with_suffix('.png')}\n"
           f"images   {grid}  ({found.psnr:.1f} dB, SSIM {found.ssim:.4f}, on other noise)")  # fmt: skip
 
 
-def _path(options: argparse.Namespace, text: str) -> Path:
+def names(options: argparse.Namespace) -> list[str]:
+    """What the plans that are asked for are called."""
+    return [f"speedup-{value:g}" for value in options.speedup] + [
+        f"latency-{value:g}ms" for value in options.latency_ms
+    ]
+
+
+def check_paths(paths: Sequence[Path]) -> None:
+    """Raises CalibrationError, before anything is measured, where a plan could not be written or would go over another
+    file."""
+    if len(set(paths)) < len(paths):
+        raise CalibrationError(f"two plans would be written to one file: {', '.join(path.name for path in paths)}")
+    for path in paths:
+        if path.exists() and not _is_ours(path):
+            raise CalibrationError(f"{path} was not written by this command: name another --output")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CalibrationError(
+                f"{path.parent} cannot be written to ({error.strerror}): name another --output"
+            ) from None
+
+
+def _is_ours(path: Path) -> bool:
+    try:
+        return load(path).note.startswith(NOTE)
+    except PlanError:
+        return False
+
+
+def plan_path(options: argparse.Namespace, text: str) -> Path:
     output = Path(options.output)
     if output.suffix == ".json":
         return output

@@ -46,6 +46,32 @@ def pool(
         priced: the error table for "attention", the paper's methods, or "all", both of ``base`` steps; None leaves out
             what is chosen by it.
     """
+    kept: list[Candidate] = []
+    for candidate in _candidates(full, base, budget, prices, slow, priced):
+        if uses(candidate.plan, slow) or any(same_work(candidate.plan, other.plan) for other in kept):
+            continue
+        kept.append(candidate)
+        yield candidate
+
+
+def uses(plan: Plan, methods: Sequence[Method]) -> bool:
+    """Whether a plan has a cell of any of these methods."""
+    return any(method in methods for site in plan.sites.values() for row in site.methods for method in row)
+
+
+def same_work(one: Plan, other: Plan) -> bool:
+    """Whether two plans do the same at the same timesteps."""
+    return one.sampler == other.sampler and one.sites == other.sites
+
+
+def _candidates(
+    full: Callable[[int], Plan],
+    base: int,
+    budget: float,
+    prices: Prices,
+    slow: Sequence[Method],
+    priced: Callable[[str], Priced] | None,
+) -> Iterator[Candidate]:
     orders = [method for method in ORDERS if method not in slow]
     most = most_steps(full, base, budget, prices)
     halves = {base // part for part in (2, 3, 4) if base // part <= most}
@@ -72,8 +98,8 @@ def pool(
 
 
 def most_steps(full: Callable[[int], Plan], base: int, budget: float, prices: Prices) -> int:
-    """The most steps that the budget allows without compression; 0 if not even one."""
-    return max((steps for steps in range(1, base + 1) if prices.of(full(steps)) <= budget * (1 + 1e-9)), default=0)
+    """The most steps, fewer than all, that the budget allows without compression; 0 if not even one."""
+    return max((steps for steps in range(1, base) if prices.of(full(steps)) <= budget * (1 + 1e-9)), default=0)
 
 
 def _fitted(choose: Callable[[float], Plan], budget: float, prices: Prices) -> Plan | None:

@@ -69,7 +69,7 @@ class Rhythms:
             for method in (Method.FULL, *self._orders)
         }
         self._fixed = fixed(prices, plan, sites)
-        self.rhythms = [rhythm for always in self._subsets() for rhythm in self._of(always)]
+        self.rhythms = [rhythm for always in self._subsets() for rhythm in self._of(always)] if self._orders else []
 
     def costing(self, cost: float) -> tuple[Plan, float]:
         """The plan of the least predicted drift among those that cost no more in all, and that drift.
@@ -77,6 +77,8 @@ class Rhythms:
         Raises:
             CalibrationError: the cheapest plan costs more.
         """
+        if not self.rhythms:
+            raise CalibrationError("no method that reuses an output may be chosen")
         left = cost - self._fixed
         allowed = [rhythm for rhythm in self.rhythms if rhythm.schedule.cost <= left * (1 + 1e-9)]
         if not allowed:

@@ -1,8 +1,8 @@
 """The plan of least drift within a budget of time: candidates of every kind, tried, the best improved, all verified.
 
 What single cells do is known from one run (``calibration.error_table``) but not what they do together, so nothing is
-believed: every candidate is sampled, the best two are searched on from, and the end is compared once more on noise that
-no choice was made by, with the best plan of fewer steps beside it.
+believed: every candidate is sampled, the best two are searched on from, and the best of every kind and of the search
+are compared on noise that nothing was searched on; by that the last choice is made.
 """
 
 from __future__ import annotations
@@ -118,7 +118,8 @@ def landed(
 ) -> tuple[Front, float]:
     """A search whose best plan takes what it may by the clock, not only by prediction, and the share that it takes.
 
-    Where it does not, the next search is given as much more or less as the clock says; what comes nearest is taken.
+    Where it does not, the next search is given as much more or less as the clock says. Of what keeps the time (to
+    :data:`NEAR`) the slowest is taken, else the fastest.
 
     Args:
         search: what is found within a budget.
@@ -126,15 +127,22 @@ def landed(
         share: of the uncompressed run's time, that a plan may take.
         measured: the share that it takes by the clock.
     """
-    asked, found = share, []
+    asked = share
+    found: list[tuple[Front, float]] = []
     for _ in range(searches):
-        front = search(asked * full)
+        try:
+            front = search(asked * full)
+        except CalibrationError:
+            if found:
+                break  # what was found before stands
+            raise
         taken = measured(front.best.plan)
         found.append((front, taken))
         if abs(taken / share - 1) <= NEAR or (taken < share and front.best.kind == FEWER):
             break
-        asked *= share / taken
-    return min(found, key=lambda one: abs(one[1] / share - 1))
+        asked = min(asked * share / taken, (asked + 1) / 2)  # never all of the uncompressed run's
+    in_time = [one for one in found if one[1] <= share * (1 + NEAR)]
+    return max(in_time, key=lambda one: one[1]) if in_time else min(found, key=lambda one: one[1])
 
 
 def _typical(outcome: Outcome | None) -> float:

@@ -46,6 +46,9 @@ class Table:
         for run in before["runs"]:
             left = [method for method in run["methods"] if not mine(run) or method not in methods]
             runs += [{**run, "methods": left}] if left else []
+        known = {row["method"]: row["fd"] for row in before["rows"] if mine(row) and row["method"] == "full"}
+        for row in self.rows:  # measured before, and the same
+            row["fd"] = known.get(row["method"]) if row["fd"] is None else row["fd"]
         kept = [row for row in before["rows"] if not mine(row) or row["method"] not in methods]
         runs, rows = [*runs, self._record], [*kept, *self.rows]
         self._file.parent.mkdir(parents=True, exist_ok=True)

@@ -44,7 +44,7 @@ CLOSE = 0.97  # of a speedup, that counts as it
 
 
 def at_speedups(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """Lines of Markdown: at each speedup the best of ours beside the best two other methods that are as fast."""
+    """Lines of Markdown: what ours gave at each speedup, beside the best two other methods that are as fast."""
     lines = ["| model, steps | faster | ours | best other | next |", "|---" * 5 + "|"]
     for model, base in dict.fromkeys((row["model"], row["base_steps"]) for row in rows):
         here = [row for row in rows if (row["model"], row["base_steps"]) == (model, base) and row["psnr"] is not None]
@@ -53,15 +53,18 @@ def at_speedups(rows: Sequence[dict[str, Any]]) -> list[str]:
                 (row for row in here if row["speedup"] is not None and row["speedup"] >= CLOSE * speedup),
                 key=lambda row: -row["psnr"],
             )
-            mine = [row for row in fast if row["method"] == "ours"][:1]
+            asked = f"{speedup:g} x: "
+            mine = [row for row in here if row["method"] == "ours" and row["setting"].startswith(asked)][:1]
             others = {row["method"]: row for row in reversed(fast) if not row["method"].startswith("ours")}
             best = sorted(others.values(), key=lambda row: -row["psnr"])[:2]
-            cells = [_at(row) for row in (*mine, *best)] + [""] * (3 - len(mine) - len(best))
+            cells = [_at(row) for row in (*mine, *[None] * (1 - len(mine)), *best, *[None] * (2 - len(best)))]
             lines.append(f"| {model}, {base} | {speedup:g} x | " + " | ".join(cells) + " |")
     return lines
 
 
-def _at(row: dict[str, Any]) -> str:
+def _at(row: dict[str, Any] | None) -> str:
+    if row is None:
+        return ""
     name, _, what = row["setting"].partition(": ") if row["method"] == "ours" else (row["method"], "", row["setting"])
     how = what if row["method"] == "ours" else f"{name} {what}"
     return f"{row['psnr']:.1f} dB, {row['speedup']:.2f} x ({how})"

@@ -8,9 +8,11 @@ from small_models import random_plan, small_pipeline
 
 from calibration import planner_cli
 from calibration.cli import main
+from calibration.errors import CalibrationError
+from calibration.prices import Times
 from calibration.speedup import FEWER, Front, Tried, landed
 from calibration.trials import Outcome
-from plans import load
+from plans import Method, load
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +67,8 @@ def test_advice(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
         (["--latency-ms", "-3"], "give a number above 0"),
         (["--speedup", "2", "--loss", "mrae"], "--loss does not go with a plan by time"),
         (["--speedup", "2", "--resume"], "--resume does not go"),
+        (["--speedup", "2", "--methods", "ASC"], "--methods does not go"),
+        (["--speedup", "1.2000001", "1.2000002"], "two plans would be written to one file"),
         (["--speedup", "2", "--batch", "0"], "at least one image"),
         (["--speedup", "2", "--threshold", "0.1"], "not allowed with"),
         (["--speedup", "100"], "no plan is cheap enough"),
@@ -81,6 +85,36 @@ def test_what_cannot_be_asked_for(
     error = capsys.readouterr().err
     assert reason in error and "Traceback" not in error
     assert not list(tmp_path.rglob("*.json"))
+
+
+def test_other_files_are_left_alone(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    foreign = tmp_path / "mine.json"
+    foreign.write_text('{"mine": 1}')
+    assert main(given(folder, foreign, "--speedup", "1.5")) == 2
+    assert "was not written by this command" in capsys.readouterr().err and foreign.read_text() == '{"mine": 1}'
+    assert main(given(folder, foreign / "below", "--speedup", "1.5")) == 2
+    assert "cannot be written to" in capsys.readouterr().err
+    ours = tmp_path / "ours.json"
+    for _ in range(2):  # its own plan is replaced
+        assert main(given(folder, ours, "--speedup", "1.6")) == 0
+
+
+def test_of_a_sampler_that_calls_the_model_twice_a_step(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(given(folder, tmp_path, "--speedup", "1.5", "--sampler", "heun")) == 0
+    plan = load(tmp_path / "small-heun5-speedup-1.5.json")
+    printed = capsys.readouterr().out
+    assert f"num_inference_steps={(plan.steps + 1) // 2})" in printed  # 2 n - 1 calls for n steps
+    assert "drift 0.0000" not in plan.note and "inf dB" not in printed
+
+
+def test_without_a_method_that_is_faster_than_full(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Times, "slow", lambda self: tuple(m for m in Method if m is not Method.FULL))
+    assert main(given(folder, tmp_path, "--speedup", "1.6")) == 0
+    assert "least drift found, fewer steps" in load(tmp_path / "small-dpm5-speedup-1.6.json").note
 
 
 def front_of(budget: float, kind: str = "cells") -> Front:
@@ -103,6 +137,21 @@ def test_a_search_that_misses_by_the_clock_is_done_again() -> None:
     asked.clear()
     landed(search, 200.0, 0.5, lambda plan: 0.51)
     assert len(asked) == 1  # near enough
+    asked.clear()
+    _, taken = landed(search, 200.0, 0.5, lambda plan: 0.36)
+    assert asked == [100.0, pytest.approx(200 * 0.5 * 0.5 / 0.36)] and taken == 0.36
+    asked.clear()
+    landed(search, 200.0, 0.9, lambda plan: 0.3)
+    assert asked == [180.0, 190.0]  # never all of the uncompressed time
+    takes = iter([0.55, 0.44])
+    assert landed(search, 200.0, 0.5, lambda plan: next(takes))[1] == 0.44  # in time, though farther from it
+
+    def once(budget: float) -> Front:
+        if budget < 100:
+            raise CalibrationError("none is cheap enough")
+        return front_of(budget)
+
+    assert landed(once, 200.0, 0.5, lambda plan: 0.55)[1] == 0.55  # what was found before stands
     asked.clear()
     landed(lambda budget: (asked.append(budget), front_of(budget, FEWER))[1], 200.0, 0.5, lambda plan: 0.4)
     assert len(asked) == 1  # no count of steps lies nearer

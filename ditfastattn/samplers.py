@@ -75,7 +75,9 @@ def make_sampler(name: str, config: Any) -> Any:
     if "beta_schedule" not in config:
         raise LoadError("the model's own scheduler has no beta_schedule (flow matching?); these samplers need one")
     cls, settings = SAMPLERS[name]
-    training = {key: config[key] for key in _TRAINING if key in config}
+    # diffusers would keep what the class does not take among its settings, and its plans would differ by that.
+    taken = inspect.signature(cls.__init__).parameters
+    training = {key: config[key] for key in _TRAINING if key in config and key in taken}
     return cls.from_config({**training, **settings})
 
 

@@ -23,6 +23,7 @@ COMMANDS = {
     "calibration-time": "time a calibration's work, with the trials of a synthetic plan",
     "pareto": "quality against MACs: fewer steps, others' schedules, the paper's search, plans priced cell by cell",
     "drift": "what weighting by sensitivity is worth, and how well a drift budget holds, on labels and noise unseen",
+    "resampled": "what plans lose that are resampled for other steps and guidance, beside plans calibrated there",
     "demo": "Frechet distances of a bundled demo's samples (EfficientNet-Lite0 features)",
     "demo-clips": "attention MACs and drift of a small Open-Sora trained on clips, at five thresholds",
     "kernels": "time every attention kernel that runs here, over the shapes of DiT, PixArt and a video model (GPU)",

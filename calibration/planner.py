@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
+
 from calibration.calibrate import empty_plan
 from calibration.errors import CalibrationError
 from calibration.pool import pool
@@ -42,6 +44,7 @@ class Planner:
 
     def __post_init__(self) -> None:
         self._errors: dict[str, Priced] = {}
+        self._room: bool | None = None  # None: not tried yet
         settings, count = self.settings, self.settings.images
         if len(self.condition) != count:
             raise CalibrationError(f"the condition is of {len(self.condition)} images, the settings of {count}")
@@ -72,7 +75,8 @@ class Planner:
 
     def within(self, budget: float, on_trial: Callable[[str, Outcome], None] | None = None) -> Front:
         """The best that is found within a budget, in the unit of the prices; ``on_trial`` is told of every run."""
-        candidates = list(pool(self.plan, self.settings.steps, budget, self.prices, self.slow, self.errors))
+        errors = self.errors if self._has_room() else None
+        candidates = list(pool(self.plan, self.settings.steps, budget, self.prices, self.slow, errors))
         return within(
             budget,
             candidates,
@@ -84,6 +88,21 @@ class Planner:
             self.slow,
             on_trial,
         )
+
+    def _has_room(self) -> bool:
+        """Whether the errors of cells can be measured here, which takes a backward pass and many kept outputs."""
+        if self._room is None:
+            try:
+                self.errors("attention")
+                self.errors("all")
+                self._room = True
+            except torch.OutOfMemoryError:
+                self._errors.clear()
+                torch.cuda.empty_cache()
+                self._room = False
+                print("no memory to measure the errors of cells: plans that are chosen by them are left out; calibrate "
+                      "on fewer images (--n-calib) to have them", flush=True)  # fmt: skip
+        return self._room
 
     def errors(self, kind: str) -> Priced:
         """Of cells, measured when first asked for: "attention", by the paper's methods, or "all", forecasts and MLPs

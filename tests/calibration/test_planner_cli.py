@@ -3,10 +3,11 @@
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 from small_models import random_plan, small_pipeline
 
-from calibration import planner_cli
+from calibration import planner, planner_cli
 from calibration.cli import main
 from calibration.errors import CalibrationError
 from calibration.prices import Times
@@ -107,6 +108,19 @@ def test_of_a_sampler_that_calls_the_model_twice_a_step(
     printed = capsys.readouterr().out
     assert f"num_inference_steps={(plan.steps + 1) // 2})" in printed  # 2 n - 1 calls for n steps
     assert "drift 0.0000" not in plan.note and "inf dB" not in printed
+
+
+def test_without_memory_for_a_table_of_errors(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: object, **kwargs: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(planner, "priced", full)
+    assert main(given(folder, tmp_path, "--speedup", "1.6")) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("no memory to measure the errors of cells") == 1 and "fewer steps" in printed
+    assert "together" not in printed and "cells, 5 steps" not in printed
 
 
 def test_without_a_method_that_is_faster_than_full(

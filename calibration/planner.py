@@ -16,6 +16,7 @@ from calibration.prices import Prices
 from calibration.settings import Settings
 from calibration.speedup import Front, within
 from calibration.trials import Outcome, Trials
+from calibration.work import Watch
 from ditfastattn.condition import Condition
 from ditfastattn.models import adapt
 from plans import Method, Plan
@@ -75,7 +76,7 @@ class Planner:
 
     def within(self, budget: float, on_trial: Callable[[str, Outcome], None] | None = None) -> Front:
         """The best that is found within a budget, in the unit of the prices; ``on_trial`` is told of every run."""
-        errors = self.errors if self._has_room() else None
+        errors = self.errors if self.measure() else None
         candidates = list(pool(self.plan, self.settings.steps, budget, self.prices, self.slow, errors))
         return within(
             budget,
@@ -89,12 +90,13 @@ class Planner:
             on_trial,
         )
 
-    def _has_room(self) -> bool:
-        """Whether the errors of cells can be measured here, which takes a backward pass and many kept outputs."""
+    def measure(self, watch: Watch | None = None) -> bool:
+        """Errors of cells, if they were not measured yet; False where there is no memory for it, which takes a backward
+        pass and many kept outputs."""
         if self._room is None:
             try:
-                self.errors("attention")
-                self.errors("all")
+                self.errors("attention", watch)
+                self.errors("all", watch)
                 self._room = True
             except torch.OutOfMemoryError:
                 self._errors.clear()
@@ -104,7 +106,7 @@ class Planner:
                       "on fewer images (--n-calib) to have them", flush=True)  # fmt: skip
         return self._room
 
-    def errors(self, kind: str) -> Priced:
+    def errors(self, kind: str, watch: Watch | None = None) -> Priced:
         """Of cells, measured when first asked for: "attention", by the paper's methods, or "all", forecasts and MLPs
         too."""
         if kind not in self._errors:
@@ -112,6 +114,13 @@ class Planner:
             allowed = PAPER if kind == "attention" else CANDIDATES
             candidates = tuple(m for m in allowed if m is not Method.FULL and m not in self.slow)
             self._errors[kind] = priced(
-                self.pipe, self.settings, kind == "all", candidates, known, prices=self.prices, condition=self.condition
+                self.pipe,
+                self.settings,
+                kind == "all",
+                candidates,
+                known,
+                None if known else watch,
+                prices=self.prices,
+                condition=self.condition,
             )
         return self._errors[kind]

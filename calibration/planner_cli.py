@@ -16,6 +16,7 @@ from calibration.errors import CalibrationError
 from calibration.picture import save_grid
 from calibration.planner import Planner
 from calibration.prices import Times
+from calibration.progress import bars
 from calibration.run_time import run_ms
 from calibration.settings import Settings
 from calibration.speedup import NEAR, Front, landed
@@ -53,8 +54,11 @@ def plan_speedups(
     print(f"uncompressed: {full:.1f} ms for {settings.steps} steps ({how})")
     if planner.slow:
         print(f"not faster than FULL here, and so not used: {', '.join(planner.slow)}")
+    shares = _shares(options, full)
+    with bars("errors of cells") as watch:
+        planner.measure(watch)
     fronts: list[tuple[float, Front, float]] = []
-    for text, share in zip(names(options), _shares(options, full), strict=True):
+    for text, share in zip(names(options), shares, strict=True):
         with _bar(text) as on_trial:
             front, taken = landed(lambda budget: planner.within(budget, on_trial), by_table, share, measured)
         fronts.append((1 / share, front, 1 / taken))

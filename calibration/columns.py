@@ -116,19 +116,19 @@ def _paths(
     ]
 
 
-def error_of(methods: Sequence[Method], layer: int, errors: Errors) -> float:
-    """The summed error of a layer's methods."""
-    computed: list[int] = [0]
-    refreshed, total = 0, 0.0
+def cell_errors(methods: Sequence[Method], layer: int, errors: Errors) -> list[float]:
+    """Of every cell of a layer, step by step."""
+    computed, refreshed, found = [0], 0, [0.0]
     for step, method in enumerate(methods[1:], start=1):
-        gap = computed[-1] - computed[-2] if len(computed) > 1 else 0
+        age, gap = step - refreshed if method.windowed else 0, 0
         if method.reuses_output:
-            total += float(errors(step, method, step - computed[-1], gap)[layer])
-            continue
-        total += float(errors(step, method, step - refreshed if method.windowed else 0, 0)[layer])
-        computed.append(step)
-        refreshed = step if method.refreshes_residual else refreshed
-    return total
+            age, gap = step - computed[-1], computed[-1] - computed[-2] if len(computed) > 1 else 0
+        else:
+            computed.append(step)
+        if method.refreshes_residual:
+            refreshed = step
+        found.append(float(errors(step, method, age, gap)[layer]))
+    return found
 
 
 def _scale(steps: int, costs: Costs, errors: Errors) -> float:
@@ -189,7 +189,7 @@ def _path(
 
 def _schedule(path: Sequence[Choice], layer: int, costs: Costs, errors: Errors) -> Schedule:
     methods = tuple(choice.method for choice in path)
-    return Schedule(float(sum(costs[choice] for choice in path)), error_of(methods, layer, errors), methods)
+    return Schedule(float(sum(costs[choice] for choice in path)), sum(cell_errors(methods, layer, errors)), methods)
 
 
 def _front(found: Sequence[Schedule]) -> list[Schedule]:

@@ -15,7 +15,7 @@ import numpy as np
 
 from calibration.algorithm import Decision
 from calibration.choose import least_cost, least_error
-from calibration.columns import Schedule, error_of, schedules
+from calibration.columns import Schedule, cell_errors, schedules
 from calibration.error_table import ErrorTable
 from calibration.parts import Part
 from calibration.prices import Macs, Prices, fixed
@@ -52,8 +52,8 @@ class Menu:
 
     @property
     def parts(self) -> Sequence[Part]:
-        """In the order in which the model runs them."""
-        return self._table.parts
+        """Those that are chosen for, in the order in which the model runs them."""
+        return [part for part in self._table.parts if part.site in self._sites]
 
     def within(self, drift: float) -> Plan:
         """The cheapest of the plans that are predicted to drift by no more."""
@@ -67,28 +67,17 @@ class Menu:
         """
         return self._filled_in(least_error(self._menus, cost - fixed(self._prices, self._plan, self._sites)))
 
-    def predicted(self, plan: Plan) -> float:
-        """The drift of a plan whose cells are all priced here."""
-        return float(
-            np.sqrt(
-                sum(
-                    error_of(plan.column(layer, site), layer, lambda *cell, site=site: self._errors(site, *cell))
-                    for site in self._sites
-                    for layer in range(plan.model.shape(site).layers)
-                )
-            )
-        )
-
     def errors_of(self, plan: Plan) -> np.ndarray:
         """Of every cell of a plan, (steps, parts): its predicted drift, squared."""
-        found = np.zeros((plan.steps, len(self._table.parts)))
-        for index, part in enumerate(self._table.parts):
-            column = plan.column(part.layer, part.site)
-            before = 0.0
-            for steps in range(1, plan.steps + 1):
-                so_far = error_of(column[:steps], part.layer, lambda *cell, site=part.site: self._errors(site, *cell))
-                found[steps - 1, index], before = so_far - before, so_far
-        return found
+        columns = [
+            cell_errors(
+                plan.column(part.layer, part.site),
+                part.layer,
+                lambda *cell, site=part.site: self._errors(site, *cell),
+            )
+            for part in self.parts
+        ]
+        return np.array(columns).T
 
     @cached_property
     def _menus(self) -> list[list[Schedule]]:

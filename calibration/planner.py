@@ -20,7 +20,6 @@ from calibration.work import Watch
 from ditfastattn.condition import Condition
 from ditfastattn.models import adapt
 from plans import Method, Plan
-from plans.method import PAPER
 
 UNSEEN = 3  # batches of other noise
 
@@ -44,8 +43,8 @@ class Planner:
     evaluations: int = 40
 
     def __post_init__(self) -> None:
-        self._errors: dict[str, Priced] = {}
-        self._room: bool | None = None  # None: not tried yet
+        self._errors: Priced | None = None
+        self._tried = False  # to measure them
         settings, count = self.settings, self.settings.images
         if len(self.condition) != count:
             raise CalibrationError(f"the condition is of {len(self.condition)} images, the settings of {count}")
@@ -76,7 +75,7 @@ class Planner:
 
     def within(self, budget: float, on_trial: Callable[[str, Outcome], None] | None = None) -> Front:
         """The best that is found within a budget, in the unit of the prices; ``on_trial`` is told of every run."""
-        errors = self.errors if self.measure() else None
+        errors = self.errors()
         candidates = list(pool(self.plan, self.settings.steps, budget, self.prices, self.slow, errors))
         return within(
             budget,
@@ -90,37 +89,24 @@ class Planner:
             on_trial,
         )
 
-    def measure(self, watch: Watch | None = None) -> bool:
-        """Errors of cells, if they were not measured yet; False where there is no memory for it, which takes a backward
-        pass and many kept outputs."""
-        if self._room is None:
+    def errors(self, watch: Watch | None = None) -> Priced | None:
+        """Of all cells, measured when first asked for; None where there is no memory for it: a backward pass is made,
+        and many outputs are kept."""
+        if not self._tried:
+            self._tried = True
+            candidates = tuple(method for method in CANDIDATES if method not in self.slow)
             try:
-                self.errors("attention", watch)
-                self.errors("all", watch)
-                self._room = True
+                self._errors = priced(
+                    self.pipe,
+                    self.settings,
+                    mlps=True,
+                    candidates=candidates,
+                    watch=watch,
+                    prices=self.prices,
+                    condition=self.condition,
+                )
             except torch.OutOfMemoryError:
-                self._errors.clear()
                 torch.cuda.empty_cache()
-                self._room = False
                 print("no memory to measure the errors of cells: plans that are chosen by them are left out; calibrate "
                       "on fewer images (--n-calib) to have them", flush=True)  # fmt: skip
-        return self._room
-
-    def errors(self, kind: str, watch: Watch | None = None) -> Priced:
-        """Of cells, measured when first asked for: "attention", by the paper's methods, or "all", forecasts and MLPs
-        too."""
-        if kind not in self._errors:
-            known = next(iter(self._errors.values())).sensitivities if self._errors else ()
-            allowed = PAPER if kind == "attention" else CANDIDATES
-            candidates = tuple(m for m in allowed if m is not Method.FULL and m not in self.slow)
-            self._errors[kind] = priced(
-                self.pipe,
-                self.settings,
-                kind == "all",
-                candidates,
-                known,
-                None if known else watch,
-                prices=self.prices,
-                condition=self.condition,
-            )
-        return self._errors[kind]
+        return self._errors

@@ -56,7 +56,7 @@ def plan_speedups(
         print(f"not faster than FULL here, and so not used: {', '.join(planner.slow)}")
     shares = _shares(options, full)
     with bars("errors of cells") as watch:
-        planner.measure(watch)
+        planner.errors(watch)
     fronts: list[tuple[float, Front, float]] = []
     for text, share in zip(names(options), shares, strict=True):
         with _bar(text) as on_trial:

@@ -35,16 +35,15 @@ def pool(
     budget: float,
     prices: Prices,
     slow: Sequence[Method] = (),
-    priced: Callable[[str], Priced] | None = None,
+    priced: Priced | None = None,
 ) -> Iterator[Candidate]:
     """Plans that cost no more than the budget.
 
     Args:
-        full: the all-FULL plan of so many model calls, with the site ``mlp``.
-        base: model calls that the budget is a part of.
+        full: the all-FULL plan of so many steps of the sampler, with the site ``mlp``.
+        base: steps of the uncompressed run that the budget is a part of.
         slow: methods that are not faster than FULL, which no plan takes.
-        priced: the error table for "attention", the paper's methods, or "all", both of ``base`` steps; None leaves out
-            what is chosen by it.
+        priced: errors of all cells over ``base`` steps; None leaves out what is chosen by them.
     """
     kept: list[Candidate] = []
     for candidate in _candidates(full, base, budget, prices, slow, priced):
@@ -70,7 +69,7 @@ def _candidates(
     budget: float,
     prices: Prices,
     slow: Sequence[Method],
-    priced: Callable[[str], Priced] | None,
+    priced: Priced | None,
 ) -> Iterator[Candidate]:
     orders = [method for method in ORDERS if method not in slow]
     most = most_steps(full, base, budget, prices)
@@ -85,11 +84,10 @@ def _candidates(
                     yield Candidate(f"forecasts of order {ORDERS.index(order)}" if order.forecasts else "reuse", plan)
     if priced is None:
         return
-    paper, every = priced("attention").menu, priced("all")
     chosen: dict[str, Callable[[float], Plan]] = {
-        "attention": paper.costing,
-        "cells": every.menu.costing,
-        "together": lambda cost: every.rhythms.costing(cost)[0],
+        "attention": priced.attention.costing,
+        "cells": priced.menu.costing,
+        "together": priced.rhythms.costing,
     }
     for kind, choose in chosen.items():
         with suppress(CalibrationError):  # not even the cheapest of its plans is cheap enough

@@ -25,6 +25,7 @@ from ditfastattn.condition import Condition
 from ditfastattn.models import adapt
 from ditfastattn.ranks import ALONE
 from plans import Method, Plan
+from plans.method import PAPER
 
 CANDIDATES = tuple(method for method in Method if method is not Method.FULL)
 
@@ -33,7 +34,8 @@ CANDIDATES = tuple(method for method in Method if method is not Method.FULL)
 class Priced:
     """What plans can be chosen by."""
 
-    plan: Plan  # all FULL
+    plan: Plan  # all FULL, with the site ``mlp`` if MLPs were measured
+    bare: Plan  # without it
     table: ErrorTable
     sensitivities: tuple[Sensitivity, ...]
     candidates: tuple[Method, ...]
@@ -47,6 +49,12 @@ class Priced:
     def menu(self) -> Menu:
         """Every layer by itself."""
         return Menu(self.plan, self.table, self.weights, self.candidates, LONGEST, self.prices)
+
+    @cached_property
+    def attention(self) -> Menu:
+        """Attention alone, by the paper's methods; MLPs are left as they are."""
+        paper = [method for method in self.candidates if method in PAPER]
+        return Menu(self.bare, self.table, self.weights, paper, LONGEST, self.prices)
 
     @cached_property
     def rhythms(self) -> Rhythms:
@@ -101,4 +109,4 @@ def priced(
             seed=settings.seed,
         )
     chosen = plan.with_mlp(adapter.mlp) if mlps else plan
-    return Priced(chosen, table, tuple(work.sensitivities), tuple(usable), prices or Macs())
+    return Priced(chosen, plan, table, tuple(work.sensitivities), tuple(usable), prices or Macs())

@@ -9,7 +9,6 @@ forecast, and which parts are better computed always.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -30,11 +29,6 @@ class Rhythm:
 
     schedule: Schedule  # of the parts that are reused; its cost is the whole plan's
     always: frozenset[int]  # parts
-
-    @property
-    def drift(self) -> float:
-        """Predicted, of the final latents."""
-        return math.sqrt(self.schedule.error)
 
 
 class Rhythms:
@@ -71,8 +65,8 @@ class Rhythms:
         self._fixed = fixed(prices, plan, sites)
         self.rhythms = [rhythm for always in self._subsets() for rhythm in self._of(always)] if self._orders else []
 
-    def costing(self, cost: float) -> tuple[Plan, float]:
-        """The plan of the least predicted drift among those that cost no more in all, and that drift.
+    def costing(self, cost: float) -> Plan:
+        """The plan of the least predicted drift among those that cost no more in all.
 
         Raises:
             CalibrationError: the cheapest plan costs more.
@@ -85,7 +79,7 @@ class Rhythms:
             least = min(rhythm.schedule.cost for rhythm in self.rhythms) + self._fixed
             raise CalibrationError(f"a plan may cost {cost:.4g}, and the cheapest costs {least:.4g}")
         best = min(allowed, key=lambda rhythm: rhythm.schedule.error)
-        return self._filled_in(best), best.drift
+        return self._filled_in(best)
 
     def _subsets(self) -> list[frozenset[int]]:
         """Parts to compute always: those whose reuse goes most wrong for what it saves."""

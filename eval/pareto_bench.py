@@ -16,7 +16,6 @@ from calibration.loss import DRIFT
 from calibration.planner import UNSEEN as UNSEEN_BATCHES
 from calibration.priced import CANDIDATES, Priced, priced
 from calibration.prices import Prices
-from calibration.sensitivity import Sensitivity
 from calibration.settings import Settings
 from calibration.subjects import condition_of
 from calibration.trials import Trials
@@ -32,7 +31,6 @@ from eval.sample_batches import Labels, pool_of
 from eval.sample_settings import check_steps
 from plans import Method, Plan
 from plans.macs import PlanMacs, plan_macs, total_macs
-from plans.method import PAPER
 
 if TYPE_CHECKING:
     from eval.pareto_time import Stopwatch
@@ -69,8 +67,7 @@ class Bench:
         self.slow: tuple[Method, ...] = ()  # methods that are not faster than FULL here
         self.stopwatch: Stopwatch | None = None  # of the base that is measured now
         self._trials: dict[int, tuple[Trials, Trials]] = {}
-        self._priced: dict[tuple[int, str], Priced] = {}
-        self._sensitivities: dict[int, tuple[Sensitivity, ...]] = {}
+        self._priced: dict[int, Priced] = {}
 
     def settings(self, steps: int, **how: Any) -> Settings:
         args = self.args
@@ -117,19 +114,16 @@ class Bench:
             self._trials[base] = seen, unseen
         return self._trials[base]
 
-    def priced(self, steps: int, kind: str) -> Priced:
-        """``kind``: "attention" chooses among the paper's methods, "all" also among forecasts, and for MLPs."""
-        if (steps, kind) not in self._priced:
+    def priced(self, base: int) -> Priced:
+        """Errors of all cells over the base's steps."""
+        if base not in self._priced:
             begun = time.monotonic()
-            paper = tuple(method for method in PAPER if method is not Method.FULL)
-            candidates = tuple(m for m in (paper if kind == "attention" else CANDIDATES) if m not in self.slow)
-            settings = self.settings(steps, threshold=1.0, loss=DRIFT)
-            known = self._sensitivities.get(steps, ())
-            found = priced(self.pipe, settings, kind == "all", candidates, known, prices=self.prices)
-            self._priced[steps, kind], self._sensitivities[steps] = found, found.sensitivities
+            candidates = tuple(method for method in CANDIDATES if method not in self.slow)
+            settings = self.settings(base, threshold=1.0, loss=DRIFT)
+            found = self._priced[base] = priced(self.pipe, settings, True, candidates, prices=self.prices)
             seconds = time.monotonic() - begun
-            print(f"errors of {steps} steps, {kind}: {found.table.block_runs} block runs, {seconds:.0f} s", flush=True)
-        return self._priced[steps, kind]
+            print(f"errors of {base} steps: {found.table.block_runs} block runs, {seconds:.0f} s", flush=True)
+        return self._priced[base]
 
 
 def share(macs: PlanMacs) -> float:

@@ -79,9 +79,7 @@ def _prices(bench: Bench, base: int) -> tuple[Prices, float]:
 
 def searched(bench: Bench, base: int, prices: Prices, budget: float) -> Front:
     """All that is found within one budget."""
-    candidates = pool(
-        lambda steps: every_site(bench, steps), base, budget, prices, bench.slow, lambda kind: bench.priced(base, kind)
-    )
+    candidates = pool(lambda steps: every_site(bench, steps), base, budget, prices, bench.slow, bench.priced(base))
     seen, unseen = bench.trials(base)
     return within(budget, list(candidates), prices, seen, unseen, bench.args.evaluations, bench.args.seed, bench.slow)
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from calibration.choose import least_cost, least_error
-from calibration.columns import Choice, Schedule, error_of, schedules
+from calibration.columns import Choice, Schedule, cell_errors, schedules
 from calibration.errors import CalibrationError
 from ditfastattn.cache import Rows, liveness
 from plans import Method
@@ -49,7 +49,7 @@ def everything(steps: int, errors, layer: int = 0) -> list[Schedule]:
     found = []
     for rest in itertools.product([m for m in Method if Choice(m) in COSTS or m is Method.FULL], repeat=steps - 1):
         methods = (Method.FULL, *rest)
-        error = error_of(methods, layer, errors)
+        error = sum(cell_errors(methods, layer, errors))
         if error < float("inf") and _residuals_young_enough(methods):
             found.append(Schedule(cost_of(methods), error, methods))
     return found
@@ -85,7 +85,7 @@ def test_schedules_are_nearly_the_hull_of_all(seed, steps):
     for layer, found in enumerate(schedules(steps, COSTS, errors, LONGEST)):
         all_of_them = everything(steps, errors, layer)
         for schedule in found:
-            assert schedule.error == pytest.approx(error_of(schedule.methods, layer, errors))
+            assert schedule.error == pytest.approx(sum(cell_errors(schedule.methods, layer, errors)))
             assert schedule.cost == pytest.approx(cost_of(schedule.methods))
         corners = hull(all_of_them)
         for one in found:  # every one is on the hull

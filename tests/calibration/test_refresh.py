@@ -52,13 +52,15 @@ def test_rhythms_are_the_hull_of_all() -> None:
 def test_plans_keep_within_their_macs_and_compute_together() -> None:
     plan = full_plan()
     rhythms = Rhythms(plan, random_table(plan, LONGEST), np.ones(plan.steps), ORDERS, LONGEST)
-    full, drifts = total_macs(plan).full, []
-    for share in (1.0, 0.8, 0.6, 0.5):
-        found, drift = rhythms.costing(share * full)
-        drifts.append(drift)
+    full, errors = total_macs(plan).full, [rhythm.schedule.error for rhythm in rhythms.rhythms]
+    assert rhythms.costing(full) == plan and min(errors) == 0
+    for share in (0.8, 0.6, 0.5):
+        found = rhythms.costing(share * full)
         assert total_macs(found).total <= share * full * (1 + 1e-9)
         columns = {found.column(layer, site) for site in found.sites for layer in range(plan.layers)}
         assert len(columns - {(Method.FULL,) * plan.steps}) <= 1  # one rhythm, or computed always
-    assert drifts[0] == 0 and drifts == sorted(drifts)
+        affordable = [one.schedule.error for one in rhythms.rhythms if one.schedule.cost <= share * full]
+        chosen = [one.schedule.error for one in rhythms.rhythms if one.schedule.methods in columns]
+        assert min(affordable) in chosen
     with pytest.raises(CalibrationError, match="the cheapest costs"):
         rhythms.costing(0.01 * full)

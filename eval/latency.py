@@ -2,7 +2,6 @@
 
 import argparse
 import copy
-import datetime
 import json
 import statistics
 import time
@@ -16,7 +15,6 @@ import torch
 from tqdm import tqdm
 
 import ditfastattn
-from calibration.calibrate import package_versions
 from ditfastattn.layout import Layout
 from ditfastattn.models import adapt
 from ditfastattn.models.base import prepared
@@ -25,7 +23,7 @@ from eval.baselines import Captured, compiled
 from eval.breakdown import ATTENTION, Times, has_parts, part_times, step_parts
 from eval.geometry import DEMO, IMAGES, TRANSFORMERS, Geometry, build, sample
 from eval.latency_plot import plot, plot_parts
-from eval.record import command_line
+from eval.record import command_line, device_name, record
 from eval.synthetic import floor_percent, synthetic_plan
 from plans import Plan, load
 from plans.files import write_text
@@ -248,8 +246,7 @@ def _peak() -> int:
 def main(argv: Sequence[str] | None = None) -> None:
     args = parser().parse_args(argv)
     args.device = ALONE.device(args.device)
-    on_gpu = torch.device(args.device).type == "cuda"
-    device = torch.cuda.get_device_name(args.device) if on_gpu else "CPU"
+    device = device_name(args.device)
     note = "random weights, synthetic plans" if args.model in TRANSFORMERS else "trained weights"
     print(f"{args.model}: {note}; {device}, {args.dtype}, {args.steps} steps, guidance")
     args.out.mkdir(parents=True, exist_ok=True)
@@ -259,12 +256,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             "model": name,
             "batch": images,
             "what": f"{note}; medians of {args.repeats} interleaved runs; B images are a batch of 2 B rows",
-            "command": command_line("latency", argv),
-            "device": device,
-            "dtype": args.dtype,
+            **record(command_line("latency", argv), device, args.dtype),
             "steps": args.steps,
-            "versions": package_versions(),
-            "date": datetime.date.today().isoformat(),
             "rows": [asdict(row) for row in measure(args, images)],
         }
         file = args.out / "latency.json"

@@ -29,7 +29,7 @@ from ditfastattn.samplers import make_sampler
 from ditfastattn.sampling import sample_latents
 from eval.geometry import TRAINING, XL
 from eval.kernels import versions
-from eval.record import command_line
+from eval.record import command_line, device_name
 from eval.xformers_plot import CLAIM, bars, lines
 from eval.xformers_variants import (
     AS_WRITTEN,
@@ -195,7 +195,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not on_gpu and not options.quick:
         raise DitFastAttnError("DiT-XL is measured on a CUDA GPU, and --device is none; --quick runs anywhere")
     dtype = getattr(torch, options.dtype or ("bfloat16" if on_gpu else "float32"))
-    device = torch.cuda.get_device_name() if on_gpu else "CPU"
+    device = device_name(options.device)
 
     weights = "random" if options.model is None else options.model
     print(f"{weights} weights, {str(dtype).removeprefix('torch.')}, eager mode, on {device}", flush=True)

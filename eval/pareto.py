@@ -25,7 +25,6 @@ from eval.pareto_grid import METHODS
 from eval.pareto_ours import SPEEDUPS, ours
 from eval.pareto_paper import paper
 from eval.pareto_rivals import cache_dit, rivals, smoothcache
-from eval.pareto_table import SHARES
 from eval.pareto_time import Stopwatch
 from eval.record import command_line, device_name, record
 from eval.similarity import ssim
@@ -38,8 +37,8 @@ SOURCES: dict[str, Callable[[Bench, int], Iterator[Candidate]]] = {
     "paper": paper,
 }
 
-
 DTYPES = ("float32", "float16", "bfloat16")
+SHARES = (0.8, 0.5, 0.35)  # of the MACs
 
 
 def parser() -> argparse.ArgumentParser:
@@ -65,7 +64,7 @@ def parser() -> argparse.ArgumentParser:
         "efficientnet-lite0")  # fmt: skip
     add("--fd-dtype", choices=DTYPES, help="that they are drawn in (default: as --dtype)")
     add("--fd-shares", type=float, nargs="+", default=SHARES, metavar="S", help="of the MACs, near which rows get one "
-        "(0.8 0.5 0.35)")  # fmt: skip
+        f"({SHARES})")  # fmt: skip
     add("--out", type=Path, default=Path("runs/pareto"), help="folder of pareto.json and its pictures (runs/pareto)")
     return p
 

@@ -273,7 +273,7 @@ def test_stopwatch(monkeypatch: pytest.MonkeyPatch) -> None:
         return transformer
 
     monkeypatch.setattr(pareto_time, "captured", counted)
-    monkeypatch.setattr(pareto_time, "_seconds", lambda work: (before := calls[0], work(), calls[0] - before)[-1])
+    monkeypatch.setattr(pareto_time, "seconds", lambda work, _: (before := calls[0], work(), calls[0] - before)[-1])
     watch = pareto_time.Stopwatch(pipe, torch.float32, [1, 2], 4.0, base=6)
     assert watch.speedup(None, 3) == 2.0
     applied: dict[str, Any] = {}

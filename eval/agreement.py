@@ -8,7 +8,6 @@ does to the reference: sdpa in this dtype against sdpa in float32. A kernel at o
 import argparse
 import json
 import math
-import platform
 from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
@@ -24,7 +23,7 @@ from ditfastattn.errors import DitFastAttnError, KernelError
 from ditfastattn.kernels import KERNELS
 from ditfastattn.kernels.versions import versions
 from ditfastattn.sampling import label_condition
-from eval.record import command_line
+from eval.record import command_line, device_name
 from plans import Plan, load
 from plans.files import write_text
 
@@ -138,7 +137,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     plan = load(options.plan or ROOT.parent / "plans" / "library" / "demo-dpm50-mrae-0.025.json")
     labels = LABELS[: options.labels]
     rows, left_out, shown = agreement(plan, names, dtypes, labels, options.seed, options.device)
-    on_gpu = torch.device(options.device).type == "cuda"
     result = {
         "what": "PSNR over all pixels of all images, dB; null: equal to the last bit",
         "command": command_line("agreement", argv),
@@ -146,7 +144,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "steps": plan.steps,
         "labels": list(labels),
         "seed": options.seed,
-        "device": torch.cuda.get_device_name(options.device) if on_gpu else f"CPU ({platform.machine()})",
+        "device": device_name(options.device),
         "versions": {"ditfastattn": ditfastattn.__version__, "diffusers": diffusers_version, **versions()},
         "date": date.today().isoformat(),
         "rows": rows,

@@ -5,7 +5,6 @@ which candidates are tried and which is kept. All else is a calibration's own wo
 """
 
 import argparse
-import datetime
 import json
 import time
 from collections.abc import Sequence
@@ -15,7 +14,6 @@ import torch
 from tqdm import tqdm
 
 from calibration.blocks import Blocks, EagerBlocks, PieceBlocks
-from calibration.calibrate import package_versions
 from calibration.loss import LOSSES
 from calibration.probe import Probe
 from calibration.replay import ReplayStep
@@ -31,7 +29,7 @@ from ditfastattn.order import Ordering
 from ditfastattn.pieces import compiled_pieces
 from ditfastattn.sampling import Denoiser, Trajectory
 from eval.geometry import GUIDANCE_SCALE, IMAGES, build
-from eval.record import command_line
+from eval.record import command_line, device_name, record
 from eval.synthetic import synthetic_plan
 from plans import Method
 from plans.files import write_text
@@ -95,11 +93,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             run.advance(index, output)
     seconds = time.perf_counter() - begin
     plain = plan.layers * (trials + 2 * (plan.steps - 1) + 1)
-    on_gpu = torch.device(args.device).type == "cuda"
     result = {
         "what": "a calibration's work with the trials of a synthetic plan"
         + (", random weights" if geometry.random_weights else ""),
-        "command": command_line("calibration-time", argv),
         "model": Path(args.model).name,
         "labels": args.labels,
         "steps": args.steps,
@@ -109,10 +105,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "trials": trials,
         "block_runs": probe.block_runs,
         "plain_block_runs": plain,
-        "device": torch.cuda.get_device_name(args.device) if on_gpu else "CPU",
-        "dtype": args.dtype,
-        "versions": package_versions(),
-        "date": datetime.date.today().isoformat(),
+        **record(command_line("calibration-time", argv), device_name(args.device), args.dtype),
     }
     print(
         f"{seconds:.1f} s for {trials} trials: {probe.block_runs} block runs, "

@@ -1,7 +1,6 @@
 """``python -m eval cost --check``: what tables say of whole runs, beside what those runs take."""
 
 import argparse
-import datetime
 import json
 import statistics
 from collections.abc import Iterator, Sequence
@@ -12,12 +11,12 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from calibration.calibrate import package_versions
 from ditfastattn import apply
 from ditfastattn.cost import CAPTURED, EAGER, CostTable, plan_time
 from ditfastattn.cost.steps import Sampling, plan_of, usual_scheduler
 from ditfastattn.execute import Context
 from ditfastattn.models.base import PreparedModel
+from eval.record import record
 from eval.synthetic import synthetic_plan
 from plans import Plan
 from plans.files import write_text
@@ -91,12 +90,8 @@ def _result(table: CostTable, rows: Sequence[Checked], options: argparse.Namespa
         "model": Path(options.model).name,
         "batch": table.key.batch // 2,
         "what": f"whole runs without VAE, medians of {options.repeats}; a batch of B images is 2 B rows",
-        "command": command,
-        "device": table.key.device,
-        "dtype": table.key.dtype,
+        **record(command, table.key.device, table.key.dtype),
         "steps": options.steps,
-        "versions": package_versions(),
-        "date": datetime.date.today().isoformat(),
         "table": asdict(table),
         "pair_errors": {name: round(error, 4) for name, error in table.pair_errors().items()},
         "never_slower": {site: list(table.never_slower(site)) for site in table.sites},

@@ -24,6 +24,7 @@ from ditfastattn.demo.vae import psnr, reconstruct
 from ditfastattn.pipelines import load_pipeline
 from eval.features import NAME, WIDTH, features, load_network
 from eval.frechet import Moments, frechet_distance
+from eval.record import device_name
 from plans.files import write_text
 
 
@@ -114,7 +115,7 @@ def main(argv: list[str] | None = None) -> None:
             "seconds": round(seconds, 1),
         },
         "command": command(args),
-        "device": torch.cuda.get_device_name(args.device) if on_gpu else f"CPU ({platform.machine()})",
+        "device": device_name(args.device),
         "versions": {
             "python": platform.python_version(),
             "torch": torch.__version__,

@@ -9,13 +9,12 @@ import json
 import math
 import time
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from calibration.calibrate import calibrate, package_versions
+from calibration.calibrate import calibrate
 from calibration.drift import Drift, Images, drift, sample
 from calibration.memory import keep_freed_memory
 from calibration.settings import Settings
@@ -25,7 +24,7 @@ from ditfastattn.demo.clips import FRAMES, MOTIONS, SIZE, SUBJECTS, caption
 from ditfastattn.kernels import NAMES
 from ditfastattn.pipelines import load_pipeline
 from eval.clips_picture import plot, strip
-from eval.record import command_line
+from eval.record import command_line, device_name, record
 from plans import Plan, save
 from plans.files import write_text
 from plans.macs import plan_macs, shares, site_macs
@@ -146,7 +145,7 @@ def write(
     pipe: Any, args: argparse.Namespace, argv: Sequence[str] | None, rows: list[dict[str, Any]], videos: list[Images]
 ) -> None:
     """The result so far and its pictures; of the videos the full ones are the first."""
-    on_gpu = torch.device(args.device).type == "cuda"
+    command = command_line("demo-clips", argv, ("--out", "--model", "--plans"))
     report = {
         "what": "A small STDiT2 trained on clips of moving emoji. Attention MACs in percent of full attention, "
         "projections counted; distances to the uncompressed videos on captions and noise not calibrated on.",
@@ -159,11 +158,7 @@ def write(
         "compared_on": captions(args.n, 3),
         "parameters": sum(parameter.numel() for parameter in pipe.transformer.parameters()),
         "kernel": args.kernel,
-        "dtype": "float32",
-        "command": command_line("demo-clips", argv, ("--out", "--model", "--plans")),
-        "device": torch.cuda.get_device_name(args.device) if on_gpu else "CPU",
-        "versions": package_versions(),
-        "date": datetime.now(UTC).date().isoformat(),
+        **record(command, device_name(args.device), "float32"),
     }
     args.out.mkdir(parents=True, exist_ok=True)
     write_text(args.out / f"{args.name}.json", json.dumps(report, indent=1) + "\n")

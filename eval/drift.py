@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
@@ -19,7 +17,7 @@ from typing import Any
 
 import torch
 
-from calibration.calibrate import calibrate, package_versions
+from calibration.calibrate import calibrate
 from calibration.labels import choose_labels
 from calibration.loss import DRIFT
 from calibration.progress import bars
@@ -30,7 +28,7 @@ from ditfastattn.errors import DitFastAttnError
 from ditfastattn.models import adapt
 from ditfastattn.pipelines import load_pipeline
 from eval.drift_runs import Sampled, final_latents, psnr
-from eval.record import command_line
+from eval.record import command_line, device_name, record
 from plans import Plan
 from plans.files import write_text
 from plans.macs import plan_macs
@@ -203,14 +201,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     subject = Subject(args)
     name = Path(args.model).name
     file = args.out / ("drift.json" if name == "demo" else f"drift-{name}.json")
-    on_gpu = torch.device(args.device).type == "cuda"
     result: dict[str, Any] = {
-        "command": command_line("drift", argv, ("--out", "--device")),
+        **record(command_line("drift", argv, ("--out", "--device")), device_name(args.device), args.dtype),
         "model": name,
-        "device": torch.cuda.get_device_name(args.device) if on_gpu else platform.machine() + " CPU",
-        "dtype": args.dtype,
-        "versions": package_versions(),
-        "date": datetime.now(UTC).date().isoformat(),
         "steps": args.steps,
         "reference_steps": args.reference_steps,
         "guidance": args.guidance,

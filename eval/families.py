@@ -5,7 +5,6 @@ the device's allocator handed out: at the end of each step's last block, beyond 
 """
 
 import argparse
-import datetime
 import gc
 import json
 import statistics
@@ -18,13 +17,12 @@ import torch
 from tqdm import tqdm
 
 import ditfastattn
-from calibration.calibrate import package_versions
 from ditfastattn.kernels import NAMES as KERNEL_NAMES
 from ditfastattn.models import adapt
 from ditfastattn.ranks import ALONE
 from eval.geometry import NAMES, TRANSFORMERS, VIDEOS, Geometry, build
 from eval.latency import PAPER_SHARES, SHARES, Clock, read_results
-from eval.record import command_line
+from eval.record import command_line, device_name, record
 from eval.synthetic import synthetic_plan
 from plans import SiteName
 from plans.files import write_text
@@ -169,8 +167,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     args = parser().parse_args(argv)
     args.device = ALONE.device(args.device)
-    on_gpu = torch.device(args.device).type == "cuda"
-    device = torch.cuda.get_device_name(args.device) if on_gpu else "CPU"
+    device = device_name(args.device)
     args.out.mkdir(parents=True, exist_ok=True)
     for name in args.model:
         note = ("random" if name in TRANSFORMERS else "trained") + " weights, synthetic plans"
@@ -180,12 +177,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             "batch": args.batch,
             "kernel": args.kernel,
             "what": f"{note}; medians of {args.repeats} runs; B images or videos are a batch of 2 B",
-            "command": command_line("families", argv),
-            "device": device,
-            "dtype": args.dtype,
+            **record(command_line("families", argv), device, args.dtype),
             "steps": args.steps,
-            "versions": package_versions(),
-            "date": datetime.date.today().isoformat(),
             "rows": [asdict(row) for row in measure(name, args)],
         }
         file = args.out / FILE

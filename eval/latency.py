@@ -2,7 +2,6 @@
 
 import argparse
 import copy
-import datetime
 import json
 import statistics
 import time
@@ -16,7 +15,7 @@ import torch
 from tqdm import tqdm
 
 import ditfastattn
-from calibration.calibrate import package_versions
+from ditfastattn.cost.steps import seconds
 from ditfastattn.layout import Layout
 from ditfastattn.models import adapt
 from ditfastattn.models.base import prepared
@@ -25,7 +24,7 @@ from eval.baselines import Captured, compiled
 from eval.breakdown import ATTENTION, Times, has_parts, part_times, step_parts
 from eval.geometry import DEMO, IMAGES, TRANSFORMERS, Geometry, build, sample
 from eval.latency_plot import plot, plot_parts
-from eval.record import command_line
+from eval.record import command_line, device_name, record
 from eval.synthetic import floor_percent, synthetic_plan
 from plans import Plan, load
 from plans.files import write_text
@@ -85,7 +84,8 @@ class Clock:
     """Times the transformer's calls inside a pipeline's run, and the run."""
 
     def __init__(self, pipe: Any) -> None:
-        self._cuda = pipe.device.type == "cuda"
+        self._device = pipe.device
+        self._cuda = self._device.type == "cuda"
         self._marks: list[tuple[Any, Any]] = []
         self._hooks = [
             pipe.transformer.register_forward_pre_hook(lambda *_: self._marks.append((self._mark(), None))),
@@ -105,17 +105,9 @@ class Clock:
     def run(self, work: Callable[[], None]) -> tuple[float, float]:
         """Milliseconds of a transformer call (mean over the run), seconds of the run."""
         self._marks.clear()
-        self._wait()
-        begin = time.perf_counter()
-        work()
-        self._wait()
-        seconds = time.perf_counter() - begin
+        taken = seconds(work, self._device)
         calls = [a.elapsed_time(b) if self._cuda else 1000 * (b - a) for a, b in self._marks]
-        return statistics.mean(calls), seconds
-
-    def _wait(self) -> None:
-        if self._cuda:
-            torch.cuda.synchronize()
+        return statistics.mean(calls), taken
 
 
 class Variant:
@@ -141,16 +133,16 @@ class Variant:
 
     def row(self, model: str, times: Times) -> Row:
         parts = None if self.plan is None or not has_parts(self.plan) else step_parts(self.plan, times)
-        ms, seconds = (statistics.median(column) for column in zip(*self.times[1:] or self.times, strict=True))
+        ms, whole = (statistics.median(column) for column in zip(*self.times[1:] or self.times, strict=True))
         return Row(
             model=model,
             batch=self.images,
             variant=self.name,
             attention_macs=100.0 if self.plan is None else round(plan_macs(self.plan).percent, 1),
             ms_per_step=round(ms, 4),
-            pipeline_s=round(seconds, 4),
+            pipeline_s=round(whole, 4),
             peak_bytes=self.peak_bytes,
-            prepare_s=round(max(0.0, self.first_s - seconds), 2),
+            prepare_s=round(max(0.0, self.first_s - whole), 2),
             plan_origin=self.origin,
             attention_ms=None if parts is None else round(sum(parts[part] for part in ATTENTION), 4),
             parts_ms=None if parts is None else {part: round(value, 4) for part, value in parts.items()},
@@ -248,8 +240,7 @@ def _peak() -> int:
 def main(argv: Sequence[str] | None = None) -> None:
     args = parser().parse_args(argv)
     args.device = ALONE.device(args.device)
-    on_gpu = torch.device(args.device).type == "cuda"
-    device = torch.cuda.get_device_name(args.device) if on_gpu else "CPU"
+    device = device_name(args.device)
     note = "random weights, synthetic plans" if args.model in TRANSFORMERS else "trained weights"
     print(f"{args.model}: {note}; {device}, {args.dtype}, {args.steps} steps, guidance")
     args.out.mkdir(parents=True, exist_ok=True)
@@ -259,12 +250,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             "model": name,
             "batch": images,
             "what": f"{note}; medians of {args.repeats} interleaved runs; B images are a batch of 2 B rows",
-            "command": command_line("latency", argv),
-            "device": device,
-            "dtype": args.dtype,
+            **record(command_line("latency", argv), device, args.dtype),
             "steps": args.steps,
-            "versions": package_versions(),
-            "date": datetime.date.today().isoformat(),
             "rows": [asdict(row) for row in measure(args, images)],
         }
         file = args.out / "latency.json"

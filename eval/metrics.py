@@ -24,6 +24,7 @@ from ditfastattn.version import VERSION
 from eval.collect import Collected, Needs, collect, report_unreadable
 from eval.frechet import Gaussian, frechet_distance
 from eval.networks import Network, load_network
+from eval.record import device_name
 from eval.scores import check_neighbours, check_subsets, kernel_distance, precision_recall
 from eval.sources import Folder, ImageSource, open_source
 from eval.statistics import Statistics, holds_statistics, load
@@ -134,7 +135,7 @@ def measure(
             "images_per_second": round(found.count / max(found.seconds, 1e-9), 1),
             "peak_host_memory_gib": round(_peak_bytes() / 2**30, 2),
             "command": command,
-            "device": torch.cuda.get_device_name(net.device) if net.device.startswith("cuda") else "CPU",
+            "device": device_name(net.device),
             "processes": ranks.world,
             "versions": {
                 "ditfastattn": VERSION,

@@ -8,16 +8,13 @@ its share asks for.
 from __future__ import annotations
 
 import argparse
-import platform
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from calibration.calibrate import package_versions
 from ditfastattn.errors import DitFastAttnError
 from eval import pareto_file, pareto_grid, pareto_options, pareto_plot, pareto_time
 from eval.drift_runs import mean_psnr
@@ -28,9 +25,8 @@ from eval.pareto_grid import METHODS
 from eval.pareto_ours import SPEEDUPS, ours
 from eval.pareto_paper import paper
 from eval.pareto_rivals import cache_dit, rivals, smoothcache
-from eval.pareto_table import SHARES
 from eval.pareto_time import Stopwatch
-from eval.record import command_line
+from eval.record import command_line, device_name, record
 from eval.similarity import ssim
 
 SOURCES: dict[str, Callable[[Bench, int], Iterator[Candidate]]] = {
@@ -41,8 +37,8 @@ SOURCES: dict[str, Callable[[Bench, int], Iterator[Candidate]]] = {
     "paper": paper,
 }
 
-
 DTYPES = ("float32", "float16", "bfloat16")
+SHARES = (0.8, 0.5, 0.35)  # of the MACs
 
 
 def parser() -> argparse.ArgumentParser:
@@ -68,7 +64,7 @@ def parser() -> argparse.ArgumentParser:
         "efficientnet-lite0")  # fmt: skip
     add("--fd-dtype", choices=DTYPES, help="that they are drawn in (default: as --dtype)")
     add("--fd-shares", type=float, nargs="+", default=SHARES, metavar="S", help="of the MACs, near which rows get one "
-        "(0.8 0.5 0.35)")  # fmt: skip
+        f"({SHARES})")  # fmt: skip
     add("--out", type=Path, default=Path("runs/pareto"), help="folder of pareto.json and its pictures (runs/pareto)")
     return p
 
@@ -174,24 +170,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     distance = Distance(args.fd_reference, args.device) if args.fd else None
     bench = Bench(args)
     on_gpu = torch.device(args.device).type == "cuda"
-    record = {
+    told = {
         "model": Path(args.model).name,
         "base_steps": 0,
-        "command": command_line("pareto", argv, ("--out", "--device")),
-        "device": torch.cuda.get_device_name(args.device) if on_gpu else platform.machine() + " CPU",
-        "dtype": args.dtype,
-        "versions": package_versions(),
-        "date": datetime.now(UTC).date().isoformat(),
+        **record(command_line("pareto", argv, ("--out", "--device")), device_name(args.device), args.dtype),
         "images": args.n,
         "guidance": args.guidance,
     }
     if on_gpu and not args.no_time:
-        record["timed"] = f"{pareto_time.WHAT}; batch {args.time_batch}, {args.time_dtype}"
+        told["timed"] = f"{pareto_time.WHAT}; batch {args.time_batch}, {args.time_dtype}"
     if args.fd:
         drawn = f"{args.fd} images in {args.fd_dtype or args.dtype}"
-        record["fd"] = f"{drawn}, EfficientNet-Lite0 features (not FID), to {args.fd_reference.name}"
+        told["fd"] = f"{drawn}, EfficientNet-Lite0 features (not FID), to {args.fd_reference.name}"
     for base in args.base_steps:
-        compared = Comparison(bench, base, record)
+        compared = Comparison(bench, base, told)
         if distance is not None:
             distance.check(compared.reference.pixels.shape[1])  # now, not after all rows
         compared.add("full", "uncompressed", None, base)

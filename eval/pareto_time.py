@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch import Tensor
 import ditfastattn
 from ditfastattn.condition import Condition
 from ditfastattn.cost import CAPTURED, CostTable, measured
+from ditfastattn.cost.steps import seconds
 from ditfastattn.models import adapt
 from ditfastattn.models.base import PreparedModel
 from ditfastattn.samplers import inference_steps
@@ -50,6 +50,7 @@ class Stopwatch:
         self._captured = captured(self._full.transformer)
         self._condition = label_condition(self._full.transformer, labels)
         self._scale, self._base = scale, base
+        self._device = self._planned.device
         self._run(self._captured, self._full.scheduler, base)
 
     def speedup(self, how: Way, steps: int) -> float:
@@ -79,7 +80,7 @@ class Stopwatch:
 
     def full_ms(self) -> float:
         """Milliseconds of the uncompressed run of the base's steps."""
-        times = [_seconds(lambda: self._run(self._captured, self._full.scheduler, self._base)) for _ in range(REPEATS)]
+        times = [self._full_run() for _ in range(REPEATS)]
         return 1000 * statistics.median(times)
 
     def _run(self, transformer: Any, scheduler: Any, steps: int) -> None:
@@ -88,11 +89,15 @@ class Stopwatch:
             denoiser, scheduler, inference_steps(scheduler, steps), 0, range(len(self._condition)), copy=False
         )
 
+    def _full_run(self) -> float:
+        """Seconds."""
+        return seconds(lambda: self._run(self._captured, self._full.scheduler, self._base), self._device)
+
     def _compared(self, run: Callable[[], None]) -> float:
         full, own = [], []
         for repeat in range(REPEATS + 1):
-            a = _seconds(lambda: self._run(self._captured, self._full.scheduler, self._base))
-            b = _seconds(run)
+            a = self._full_run()
+            b = seconds(run, self._device)
             if repeat:  # the first round compiles and captures
                 full.append(a)
                 own.append(b)
@@ -116,16 +121,3 @@ class _Denoiser(Denoiser):
 def captured(transformer: Any) -> Any:
     """What a careful user has without us."""
     return Captured(transformer)
-
-
-def _seconds(work: Callable[[], None]) -> float:
-    _wait()
-    begin = time.perf_counter()
-    work()
-    _wait()
-    return time.perf_counter() - begin
-
-
-def _wait() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()

@@ -1,8 +1,15 @@
-"""How a result file names the command that made it."""
+"""How a result file says what made it."""
 
+import platform
 import shlex
 import sys
 from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import torch
+
+from calibration.calibrate import package_versions
 
 
 def command_line(name: str, argv: Sequence[str] | None, folders: Sequence[str] = ("--out",)) -> str:
@@ -19,3 +26,21 @@ def command_line(name: str, argv: Sequence[str] | None, folders: Sequence[str] =
             kept.append(word)
         skip = word in folders
     return shlex.join(["python", "-m", "eval", name, *kept])
+
+
+def device_name(device: str) -> str:
+    """The GPU's name, or the CPU's kind."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.machine()} CPU"
+
+
+def record(command: str, device: str, dtype: str) -> dict[str, Any]:
+    """What every result of one device says of itself; the date is that of UTC."""
+    return {
+        "command": command,
+        "device": device,
+        "dtype": dtype,
+        "versions": package_versions(),
+        "date": datetime.now(UTC).date().isoformat(),
+    }

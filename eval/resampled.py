@@ -10,17 +10,15 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from calibration.calibrate import calibrate, package_versions
+from calibration.calibrate import calibrate
 from calibration.loss import LOSS_NAMES
 from calibration.progress import bars
 from calibration.settings import Settings
@@ -31,7 +29,7 @@ from ditfastattn.resample import resample
 from ditfastattn.samplers import inference_steps
 from eval.drift import UNSEEN, Subject
 from eval.drift_runs import Sampled, psnr
-from eval.record import command_line
+from eval.record import command_line, device_name, record
 from plans import Plan, load
 from plans.compare import setting_differences
 from plans.files import write_text
@@ -233,14 +231,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     comparison = Comparison(args)
     name = Path(args.model).name
     file = args.out / ("resampled.json" if name == "demo" else f"resampled-{name}.json")
-    on_gpu = torch.device(args.device).type == "cuda"
     result: dict[str, Any] = {
-        "command": command_line("resampled", argv, ("--out", "--device")),
+        **record(command_line("resampled", argv, ("--out", "--device")), device_name(args.device), args.dtype),
         "model": name,
-        "device": torch.cuda.get_device_name(args.device) if on_gpu else platform.machine() + " CPU",
-        "dtype": args.dtype,
-        "versions": package_versions(),
-        "date": datetime.now(UTC).date().isoformat(),
         "from": {"steps": comparison.home.steps, "guidance": comparison.home.scale},
         "images": args.n,
     }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +17,7 @@ from ditfastattn.fingerprint import fingerprint
 from ditfastattn.layout import Layout
 from ditfastattn.models import adapt
 from ditfastattn.samplers import SAMPLERS, inference_steps, sampler_spec
+from eval.record import device_name
 from eval.sample_videos import ENDINGS, check_backend
 from plans import GuidanceSpec, Plan, PlanMismatch, dumps
 
@@ -122,12 +122,6 @@ def pixel_size(pipe: Any, latent_shape: Sequence[int]) -> tuple[int, ...]:
 def digest_of(plan: Plan) -> str:
     """The digest that its file carries."""
     return str(json.loads(dumps(plan))["digest"])
-
-
-def device_name(device: str) -> str:
-    if torch.device(device).type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{platform.machine()} CPU"
 
 
 def _encoders(pipe: Any) -> list[nn.Module]:

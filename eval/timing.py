@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ditfastattn.cost.timing import once
 from plans import Window
 
 FULL, WINDOW, ADD, SUBTRACT = "full", "window", "window + residual", "full - window"
-HEAD_START = 5_000_000  # GPU cycles, about 3 ms: longer than the host takes to launch
 
 Shape = tuple[int, int, int, int]  # (B, H, N, D)
 Launch = Callable[[Sequence[Tensor]], Tensor]  # of (q, k, v, other), each (B, N, H, D)
@@ -122,15 +122,10 @@ def times(runs: dict[Any, Run], launches: int, repeats: int) -> dict[Any, float]
     measured: dict[Any, list[float]] = {name: [] for name in runs}
     for repeat in range(repeats + 1):
         for name, run in runs.items():
-            begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            if not run.captured:
-                torch.cuda._sleep(HEAD_START)  # the launches queue up behind it: the host's time is not counted
-            begin.record()
-            run.launch()
-            end.record()
-            end.synchronize()
+            # Directly launched, it queues up behind a head start: the host's time is not counted.
+            took = once(run.launch, torch.device("cuda"), head_start=not run.captured).device
             if repeat:  # the first round warms up
-                measured[name].append(1000 * begin.elapsed_time(end) / launches)
+                measured[name].append(took / launches)
     return {name: statistics.median(values) for name, values in measured.items()}
 
 

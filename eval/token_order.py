@@ -8,11 +8,9 @@ makes of it: the attention MACs of whole plans.
 import argparse
 import json
 import math
-import platform
 import statistics
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +21,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from calibration.blocks import EagerBlocks
-from calibration.calibrate import calibrate, package_versions
+from calibration.calibrate import calibrate
 from calibration.labels import choose_labels
 from calibration.loss import mrae
 from calibration.memory import keep_freed_memory
@@ -38,7 +36,7 @@ from ditfastattn.models.base import ModelAdapter
 from ditfastattn.order import Ordering
 from ditfastattn.pipelines import load_pipeline
 from ditfastattn.sampling import Denoiser, Trajectory, label_condition
-from eval.record import command_line
+from eval.record import command_line, device_name, record
 from plans import Method, TokenOrder, Window
 from plans.files import write_text
 from plans.macs import plan_macs, shares
@@ -220,11 +218,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     rows = losses(pipe, labels, arguments.steps, arguments.every, arguments.seed)
     plans = calibrated(pipe, labels, arguments.calibration_steps, arguments.thresholds, arguments.seed)
     result: dict[str, Any] = {
-        "command": command_line("token-order", argv),
-        "device": platform.machine() + " CPU",
-        "versions": package_versions(),
-        "date": datetime.now(UTC).date().isoformat(),
-        "dtype": "float32",
+        **record(command_line("token-order", argv), device_name("cpu"), "float32"),
         "steps": arguments.steps,
         "every": arguments.every,
         "labels": list(labels),

@@ -13,7 +13,6 @@ attention over tokens.
 import argparse
 import json
 import statistics
-import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import date
 from pathlib import Path
@@ -24,12 +23,13 @@ from diffusers import DiTTransformer2DModel
 from torch import nn
 
 from ditfastattn import load_pipeline
+from ditfastattn.cost.steps import seconds
 from ditfastattn.errors import DitFastAttnError
 from ditfastattn.samplers import make_sampler
 from ditfastattn.sampling import sample_latents
 from eval.geometry import TRAINING, XL
 from eval.kernels import versions
-from eval.record import command_line
+from eval.record import command_line, device_name
 from eval.xformers_plot import CLAIM, bars, lines
 from eval.xformers_variants import (
     AS_WRITTEN,
@@ -63,24 +63,22 @@ def geometry(patch: int, device: str, dtype: torch.dtype, quick: bool) -> Any:
 
 def timed(model: Any, names: Sequence[str], work: Callable[[], Any], repeats: int) -> dict[str, dict[str, Any]]:
     """Median seconds of ``work`` by each variant, in turn, and the peak of memory above what was held before."""
-    on_gpu = next(model.parameters()).is_cuda
-    seconds: dict[str, list[float]] = {name: [] for name in names}
+    device = next(model.parameters()).device
+    on_gpu = device.type == "cuda"
+    taken: dict[str, list[float]] = {name: [] for name in names}
     peaks: dict[str, int | None] = dict.fromkeys(names)
     for repeat in range(repeats + 1):
         for name in names:
             with variant(model, name):
                 if on_gpu:
-                    torch.cuda.synchronize()
                     torch.cuda.reset_peak_memory_stats()
                     held = torch.cuda.memory_allocated()
-                begin = time.perf_counter()
-                work()
+                took = seconds(work, device)
                 if on_gpu:
-                    torch.cuda.synchronize()
                     peaks[name] = torch.cuda.max_memory_allocated() - held
                 if repeat:  # the first round warms up
-                    seconds[name].append(time.perf_counter() - begin)
-    return {name: {"seconds": statistics.median(seconds[name]), "peak_bytes": peaks[name]} for name in names}
+                    taken[name].append(took)
+    return {name: {"seconds": statistics.median(taken[name]), "peak_bytes": peaks[name]} for name in names}
 
 
 def models(options: argparse.Namespace, dtype: torch.dtype) -> Iterator[tuple[str, Any]]:
@@ -195,7 +193,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not on_gpu and not options.quick:
         raise DitFastAttnError("DiT-XL is measured on a CUDA GPU, and --device is none; --quick runs anywhere")
     dtype = getattr(torch, options.dtype or ("bfloat16" if on_gpu else "float32"))
-    device = torch.cuda.get_device_name() if on_gpu else "CPU"
+    device = device_name(options.device)
 
     weights = "random" if options.model is None else options.model
     print(f"{weights} weights, {str(dtype).removeprefix('torch.')}, eager mode, on {device}", flush=True)

@@ -157,16 +157,30 @@ def test_nearest_rows() -> None:
     assert pareto_file.nearest(rows, 1.0) == [] and pareto_file.nearest(rows, 0.8) == [rows[4]]
 
 
-def test_table_and_plot(tmp_path: Path) -> None:
+def test_table_of_speedups() -> None:
+    """Of each other method its best row that is as fast, and of those the best two."""
+    mine = row("ours", 60.0, setting="1.6 x: drift", speedup=1.6, psnr=30.0)
+    others = [
+        row("FORA", 50.0, setting="2", speedup=1.7, psnr=24.0),
+        row("FORA", 60.0, setting="3", speedup=1.56, psnr=25.0),
+        row("PAB", 70.0, setting="a", speedup=1.5, psnr=29.0),  # too slow
+        row("skip", 70.0, setting="b", speedup=2.0, psnr=20.0),
+        row("SmoothCache", 70.0, setting="c", speedup=1.9, psnr=26.0),
+        row("full", 100.0, speedup=9.0, psnr=None),
+    ]
+    lines = pareto_table.at_speedups([*others, mine])[2:]
+    assert lines[1] == (
+        "| m, 50 | 1.6 x | 30.0 dB, 1.60 x (drift) | 26.0 dB, 1.90 x (SmoothCache c) | 25.0 dB, 1.56 x (FORA 3) |"
+    )
+    assert lines[2] == "| m, 50 | 2 x |  | 20.0 dB, 2.00 x (skip b) |  |"
+
+
+def test_plot(tmp_path: Path) -> None:
     rows = [
         row("full", 100.0, fd=29.75),
         row("FORA", 50.0, speedup=1.913, fd=31.2),
         row("SmoothCache", 80.0, psnr=None),
     ]
-    text = "\n".join(pareto_table.table(rows))
-    assert "| m, 50 | uncompressed | FD 29.8 | | |" in text
-    assert "| m, 50 | FORA |  | 50 %, 20.0 dB, 1.91 x, FD 31.2 |  |" in text
-    assert "| m, 50 | SmoothCache | 80 %, equal |  |  |" in text
     assert pareto_plot.curve_of(row("TaylorSeer-like", setting="interval 2, order 1")) in pareto_plot.STYLES
     assert {pareto_plot.curve_of(row(way.method, setting=way.setting)) for way in ways()} <= set(pareto_plot.STYLES)
     pareto_plot.plot([*rows, row("FORA", 20.0, model="n")], tmp_path / "p.png")
@@ -259,7 +273,7 @@ def test_stopwatch(monkeypatch: pytest.MonkeyPatch) -> None:
         return transformer
 
     monkeypatch.setattr(pareto_time, "captured", counted)
-    monkeypatch.setattr(pareto_time, "_seconds", lambda work: (before := calls[0], work(), calls[0] - before)[-1])
+    monkeypatch.setattr(pareto_time, "seconds", lambda work, _: (before := calls[0], work(), calls[0] - before)[-1])
     watch = pareto_time.Stopwatch(pipe, torch.float32, [1, 2], 4.0, base=6)
     assert watch.speedup(None, 3) == 2.0
     applied: dict[str, Any] = {}

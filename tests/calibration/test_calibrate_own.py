@@ -1,6 +1,5 @@
 """Calibrating one's own transformer: beside a built-in one that computes the same, and what goes wrong with others."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,6 @@ from calibration.prices import Macs
 from calibration.saving import calibrate_to
 from calibration.settings import Settings
 from ditfastattn.errors import ApplyError, DitFastAttnError, StepError
-from ditfastattn.models import REGISTRY
 from ditfastattn.sampling import Denoiser, sample_latents
 from plans import Method, PlanError, load
 
@@ -37,12 +35,8 @@ ELSEWHERE = Attention(48, 2)  # in no model
 
 
 @pytest.fixture(autouse=True)
-def registered() -> Iterator[None]:
-    before = dict(REGISTRY._added)
+def registered(registry: None) -> None:
     ditfastattn.register(OwnDiT, **registration())
-    yield
-    REGISTRY._added.clear()
-    REGISTRY._added.update(before)
 
 
 def condition(**changes: Any) -> ditfastattn.Condition:

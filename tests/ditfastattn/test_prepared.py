@@ -1,6 +1,5 @@
 """Prepared steps: what eager steps give, for the shape and the weights of the very run."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -16,17 +15,6 @@ from plans import PlanMismatch
 from plans.method import PAPER
 
 pytestmark = pytest.mark.filterwarnings("ignore:no CUDA graphs")
-
-
-@pytest.fixture
-def graph_breaks_only(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """torch.compile without its code generation, which would take minutes: what is traced, and how often, is real."""
-    original = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda function, **options: original(function, backend="eager", **options))
-    torch._dynamo.reset()
-    counters.clear()
-    yield
-    torch._dynamo.reset()
 
 
 def close(ours: torch.Tensor, expected: torch.Tensor) -> bool:
@@ -183,11 +171,6 @@ def test_five_compilations_a_block_class_and_none_while_sampling(graph_breaks_on
 
 
 # ------------------------------------------------------------------------------------------------------- on a GPU
-
-
-@pytest.fixture
-def gpu_pipe() -> DiTPipeline:
-    return small_pipeline().to("cuda")
 
 
 @pytest.mark.gpu

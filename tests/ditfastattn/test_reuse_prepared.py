@@ -1,6 +1,5 @@
 """Prepared steps with forecasts, reused MLPs and skipped steps: compilations, kinds of steps, and CUDA graphs."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -17,17 +16,6 @@ F, C, A, A1, A2 = Method.FULL, Method.ASC, Method.AST, Method.AST_1, Method.AST_
 STEPS = 12
 
 pytestmark = pytest.mark.filterwarnings("ignore:no CUDA graphs")
-
-
-@pytest.fixture
-def graph_breaks_only(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """torch.compile without its code generation, which would take minutes: what is traced, and how often, is real."""
-    original = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda function, **options: original(function, backend="eager", **options))
-    torch._dynamo.reset()
-    counters.clear()
-    yield
-    torch._dynamo.reset()
 
 
 def every_way(pipe: Any, skips: bool = True) -> Plan:
@@ -86,11 +74,6 @@ def test_steps_that_differ_in_weights_alone_are_one_kind(pipe: DiTPipeline) -> N
 
 
 # ------------------------------------------------------------------------------------------------------- on a GPU
-
-
-@pytest.fixture
-def gpu_pipe() -> DiTPipeline:
-    return small_pipeline().to("cuda")
 
 
 @pytest.mark.gpu

@@ -1,19 +1,18 @@
-"""Calibrating one's own transformer: beside a built-in one that computes the same, and what goes wrong with others."""
+"""Calibrating one's own transformer: beside a built-in one that computes the same, and to a plan in a file."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import pytest
 import torch
+from calibrated_own import LABELS, NULL, STEPS, condition, ddim_scheduler, settings
 from diffusers import (
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     HeunDiscreteScheduler,
     UniPCMultistepScheduler,
 )
-from own_dit import Attention, OwnDiT, own_dit, registration
+from own_dit import OwnDiT, own_dit, registration
 from small_models import small_pipeline
 from torch import Tensor, nn
 
@@ -25,37 +24,11 @@ from calibration.journal import read_trace
 from calibration.priced import priced
 from calibration.prices import Macs
 from calibration.saving import calibrate_to
-from calibration.settings import Settings
-from ditfastattn.errors import ApplyError, DitFastAttnError, StepError
-from ditfastattn.models import REGISTRY
 from ditfastattn.sampling import Denoiser, sample_latents
-from plans import Method, PlanError, load
+from plans import Method, load
 
-LABELS, STEPS, NULL = (1, 2), 5, 1000
 SHARED = (Method.WA_RS_ASC, Method.WA_RS, Method.ASC)
-ELSEWHERE = Attention(48, 2)  # in no model
-
-
-@pytest.fixture(autouse=True)
-def registered() -> Iterator[None]:
-    before = dict(REGISTRY._added)
-    ditfastattn.register(OwnDiT, **registration())
-    yield
-    REGISTRY._added.clear()
-    REGISTRY._added.update(before)
-
-
-def condition(**changes: Any) -> ditfastattn.Condition:
-    given = {
-        "conditional": {"label": torch.tensor(LABELS)},
-        "unconditional": {"label": torch.full((len(LABELS),), NULL)},
-        "latent_shape": (4, 8, 8),
-    }
-    return ditfastattn.Condition(**given | changes)
-
-
-def settings(**changes: Any) -> Settings:
-    return Settings(**({"threshold": 0.3, "steps": STEPS} | changes))
+pytestmark = pytest.mark.usefixtures("own_dit_registered")
 
 
 def both(seed: int = 0, sampler: str = "dpm", **changes: Any) -> tuple[Result, Result]:
@@ -181,7 +154,7 @@ def test_files_resuming_and_explain(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "loss mrae" in capsys.readouterr().out
     again = calibrate_to(path, model, settings(), **given, resume=True)
     assert again.resumed_steps == STEPS and again.plan.sites == found.plan.sites
-    another = {"condition": condition(conditional={"label": torch.tensor([1, 3])}), "sampler": other()}
+    another = {"condition": condition(conditional={"label": torch.tensor([1, 3])}), "sampler": ddim_scheduler()}
     for name, value in another.items():
         changed = given | {"scheduler" if name == "sampler" else name: value}
         with pytest.raises(CalibrationError, match=rf"other settings \({name}\)"):
@@ -193,10 +166,6 @@ def test_files_resuming_and_explain(tmp_path: Path, capsys: pytest.CaptureFixtur
     for name, words in (("note.json", "not written by a calibration"), ("plan.txt", "a plan is a .json file")):
         with pytest.raises(CalibrationError, match=words):
             calibrate_to(tmp_path / name, model, settings(), **given)
-
-
-def other() -> Any:
-    return small_pipeline(sampler="ddim").scheduler
 
 
 def test_a_bare_transformer_of_diffusers_needs_no_pipeline() -> None:
@@ -214,7 +183,7 @@ def test_a_model_that_is_told_nothing_and_ignores_its_timestep() -> None:
     call = lambda x, time: ditfastattn.Call(x, time, None)  # noqa: E731
     ditfastattn.register(Blind, **registration(guided="none", unconditional=None, call=call))
     model = own_dit(small_pipeline().transformer, Blind)
-    given = {"scheduler": other(), "condition": condition(conditional={}, unconditional=None, images=3)}
+    given = {"scheduler": ddim_scheduler(), "condition": condition(conditional={}, unconditional=None, images=3)}
     found = calibrate(model, settings(guidance_scale=1.0), **given)
     assert found.plan.calibration is not None and found.plan.calibration.images == 3 and len(found.latents) == 3
     assert {method for row in found.plan.methods for method in row} > {Method.FULL}
@@ -239,129 +208,3 @@ def test_a_model_called_by_other_names_at_other_times() -> None:
     model = own_dit(pipe.transformer, Named)
     found = calibrate(model, settings(), scheduler=pipe.scheduler, condition=condition(**given))
     assert found.plan.sites == calibrate(pipe, settings(labels=LABELS)).plan.sites
-
-
-# --------------------------------------------------------------------------------------------------------- refusals
-
-
-def refused(words: str, kind: type[Exception] = DitFastAttnError, cls: type = OwnDiT, **changes: Any) -> None:
-    given = {"settings": settings(), "scheduler": other(), "condition": condition()} | changes
-    model = own_dit(small_pipeline().transformer, cls)
-    before = [dict(module.__dict__) for module in model.modules()]
-    with pytest.raises(kind, match=words) as error:
-        calibrate(model, given.pop("settings"), **given)
-    assert "\n" not in str(error.value) or isinstance(error.value, PlanError)
-    assert [dict(module.__dict__) for module in model.modules()] == before
-
-
-def test_what_is_not_given_is_asked_for() -> None:
-    refused(r"give calibrate\(\) condition=ditfastattn.Condition", CalibrationError, condition=None)
-    refused("give scheduler= one of diffusers, .* not none", CalibrationError, scheduler=None)
-    refused("not Linear, which has no config", CalibrationError, scheduler=nn.Linear(1, 1))
-    refused("guidance needs the arguments of the unconditional branch", condition=condition(unconditional=None))
-    refused("condition is of 2 images, the settings of 3", CalibrationError, settings=settings(labels=(1, 2, 3)))
-    with pytest.raises(CalibrationError, match="leave scheduler= out"):
-        calibrate(small_pipeline(), settings(labels=LABELS), scheduler=other())
-    with pytest.raises(CalibrationError, match="dict has no transformer and scheduler"):
-        calibrate({}, settings(labels=LABELS))
-    with pytest.raises(CalibrationError, match="at least one label or prompt for DiTTransformer2DModel"):
-        calibrate(small_pipeline(), settings())
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({"latent_shape": (8, 8)}, r"not \(8, 8\)"),
-        ({"latent_shape": (4, 8, 8.0)}, "latent_shape is that of one image"),
-        ({"unconditional": {"labels": torch.tensor([1, 2])}}, r"\['label'\] and the unconditional one \['labels'\]"),
-        ({"unconditional": {"label": torch.tensor([1])}}, r"one entry for each image, .* are \(2,\), \(1,\)"),
-        ({"conditional": {"label": torch.tensor(1)}}, r"one entry for each image"),
-        ({"conditional": {}, "unconditional": {}}, "are none, images=None"),
-        ({"images": 3}, "images=3"),
-    ],
-)
-def test_conditions_that_cannot_be(change: dict[str, Any], words: str) -> None:
-    with pytest.raises(ApplyError, match=words):
-        condition(**change)
-
-
-def spoilt(spoil: Any) -> type[OwnDiT]:
-    class Spoilt(OwnDiT):
-        def forward(self, x: Tensor, time: Tensor, label: Tensor) -> Tensor:
-            return spoil(super().forward(x, time, label))
-
-    return Spoilt
-
-
-@pytest.mark.parametrize(
-    ("spoil", "words"),
-    [
-        (lambda output: output[:, :4], r"predicted \(4, 4, 8, 8\), but .* counts on \(4, 8, 8, 8\): 4 rows \(2 images"),
-        (lambda output: output[:2], r"predicted \(2, 8, 8, 8\)"),
-        (lambda output: output / 0, "predicts NaN or infinite values at the first step"),
-        (lambda output: {"sample": output}, "returned a dict, in which a plan cannot find its output"),
-    ],
-)
-def test_predictions_of_another_kind(spoil: Any, words: str) -> None:
-    refused(words, cls=spoilt(spoil))
-
-
-def twice(model: Any, x: Tensor, time: Tensor, label: Tensor) -> Tensor:
-    half = len(x) // 2
-    return torch.cat([model(x[:half], time[:half], label[:half]), model(x[half:], time[half:], label[half:])])
-
-
-@pytest.mark.parametrize(
-    ("changes", "kind", "words"),
-    [
-        ({"predict": twice}, PlanError, "both branches in one call"),
-        ({"predict": lambda model, x, time, label: model(x[:3], time[:3], label[:3])}, PlanError, "this batch of 3"),
-        ({"predict": lambda model, x, time, label: model(x, time, label.flip(0))}, PlanError, "in that order"),
-        ({"predict": lambda model, x, time, label: model(x, time / 1000, label)}, StepError, "is not one of the plan"),
-        ({"predict": lambda model, x, time, label: x}, CalibrationError, "did not call OwnDiT"),
-        ({"predict": lambda model, x, time, y: model(x, time, y)}, StepError, "predict= registered for OwnDiT, called"),
-        ({"predict": lambda model, x, time, label: model(time, x, label)}, StepError, "not latents"),
-        ({"project": lambda attention, heads: heads.flatten(2)}, StepError, "the registration misses something"),
-        ({"attentions": lambda model: model.attentions[:3]}, None, ""),
-        ({"attentions": lambda model: [*model.attentions, ELSEWHERE]}, StepError, "block 4 did not run"),
-    ],
-)
-def test_a_registration_that_no_plan_could_follow(
-    changes: dict[str, Any], kind: type[Exception] | None, words: str
-) -> None:
-    ditfastattn.register(OwnDiT, **registration(**changes))
-    if kind is None:  # attention that was not registered is left alone
-        model = own_dit(small_pipeline().transformer)
-        assert calibrate(model, settings(), scheduler=other(), condition=condition()).plan.layers == 3
-    else:
-        refused(words, kind)
-
-
-@pytest.mark.parametrize(
-    ("name", "words"),
-    [
-        ("PNDMScheduler", "calls the model 14 times in 5 steps, which a plan cannot find again"),
-        ("DDIMInverseScheduler", "cannot make 5 steps of a plan .Value error, timesteps must not increase"),
-        (
-            "DPMSolverSinglestepScheduler",
-            "changes its own settings when it is given its steps .sampler setting lower_order",
-        ),
-        ("RePaintScheduler", "cannot step with a prediction .2, 4, 8, 8. alone .TypeError"),
-        ("DiscreteDDIMScheduler", "has no num_train_timesteps: choose a sampler of diffusion"),
-        ("DDPMWuerstchenScheduler", "which has no order"),
-    ],
-)
-def test_samplers_that_no_plan_can_follow(name: str, words: str) -> None:
-    refused(words, CalibrationError, scheduler=getattr(diffusers, name)())
-
-
-def test_layers_in_another_order_are_refused_at_whatever_step() -> None:
-    class Late(OwnDiT):
-        def forward(self, x: Tensor, time: Tensor, label: Tensor) -> Tensor:
-            self.order = [0, 1, 2, 3] if time[0] > 500 else [1, 0, 2, 3]
-            try:
-                return super().forward(x, time, label)
-            finally:
-                del self.order
-
-    refused(r"in the order \[1, 0, 2, 3\]", StepError, cls=Late)

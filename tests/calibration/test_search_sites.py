@@ -1,6 +1,6 @@
 """Algorithm 1 over the attention of frames and between frames: Latte, and blocks that hold both."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -66,10 +66,8 @@ def two_sites() -> tuple[Any, Callable[[Plan], Run]]:
 
 
 @pytest.fixture(autouse=True)
-def known() -> Iterator[None]:
+def known(registry: None) -> None:
     REGISTRY.add(TwoSites, TwoSitesAdapter)
-    yield
-    del REGISTRY._added[TwoSites]
 
 
 @torch.no_grad()

@@ -1,11 +1,11 @@
 """Prepared steps: what eager steps give, for the shape and the weights of the very run."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 from diffusers import DiTPipeline
+from prepared_runs import close, run_eagerly, steps_without_waiting
 from small_models import everything, full_plan, random_plan, same, sample, small_pipeline
 from torch._dynamo.utils import counters
 
@@ -16,21 +16,6 @@ from plans import PlanMismatch
 from plans.method import PAPER
 
 pytestmark = pytest.mark.filterwarnings("ignore:no CUDA graphs")
-
-
-@pytest.fixture
-def graph_breaks_only(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """torch.compile without its code generation, which would take minutes: what is traced, and how often, is real."""
-    original = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda function, **options: original(function, backend="eager", **options))
-    torch._dynamo.reset()
-    counters.clear()
-    yield
-    torch._dynamo.reset()
-
-
-def close(ours: torch.Tensor, expected: torch.Tensor) -> bool:
-    return bool((ours - expected).norm() < 1e-5 * expected.norm())
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -57,12 +42,7 @@ def test_a_token_order_is_followed(pipe: DiTPipeline) -> None:
         eager = sample(pipe)
     with apply(pipe, plan, graphs=True):
         assert close(sample(pipe), eager)
-    assert not close(eager, _eager(pipe, random_plan(pipe)))
-
-
-def _eager(pipe: DiTPipeline, plan: Any) -> torch.Tensor:
-    with apply(pipe, plan):
-        return sample(pipe, steps=plan.steps)
+    assert not close(eager, run_eagerly(pipe, random_plan(pipe)))
 
 
 def test_all_full_is_the_model(pipe: DiTPipeline) -> None:
@@ -107,7 +87,7 @@ def test_weights_changed_in_place_are_seen(pipe: DiTPipeline) -> None:
             weight.data.mul_(1.5)  # what merging an adapter does: no version counter sees it
         changed = sample(pipe)
         assert len(session.summary().runtime) == 3  # prepared once
-    assert close(changed, _eager(pipe, plan))
+    assert close(changed, run_eagerly(pipe, plan))
 
 
 def test_weights_that_moved_are_prepared_anew(pipe: DiTPipeline) -> None:
@@ -117,7 +97,7 @@ def test_weights_that_moved_are_prepared_anew(pipe: DiTPipeline) -> None:
         for parameter in pipe.transformer.parameters():
             parameter.data = parameter.data * 1.25
         changed = sample(pipe)
-    assert close(changed, _eager(pipe, plan))
+    assert close(changed, run_eagerly(pipe, plan))
 
 
 def test_runs_in_inference_mode_and_out_of_it(pipe: DiTPipeline) -> None:
@@ -170,7 +150,7 @@ def test_five_compilations_a_block_class_and_none_while_sampling(graph_breaks_on
     pipe = small_pipeline(layers=6)
     plan = random_plan(pipe, steps=12)
     assert {method for row in plan.methods for method in row} == set(PAPER)
-    eager = _eager(pipe, plan)
+    eager = run_eagerly(pipe, plan)
     with apply(pipe, plan, compile=True) as session:
         first = sample(pipe, steps=12)
         compiled = counters["stats"]["unique_graphs"]
@@ -185,15 +165,10 @@ def test_five_compilations_a_block_class_and_none_while_sampling(graph_breaks_on
 # ------------------------------------------------------------------------------------------------------- on a GPU
 
 
-@pytest.fixture
-def gpu_pipe() -> DiTPipeline:
-    return small_pipeline().to("cuda")
-
-
 @pytest.mark.gpu
 def test_compiled_and_captured_steps_give_what_eager_steps_give(gpu_pipe: DiTPipeline) -> None:
     plan = random_plan(gpu_pipe, seed=2)
-    eager = _eager(gpu_pipe, plan)
+    eager = run_eagerly(gpu_pipe, plan)
     with apply(gpu_pipe, plan, compile=True, graphs=True) as session:
         first = sample(gpu_pipe)
         assert (first - eager).norm() < 1e-3 * eager.norm()
@@ -212,7 +187,7 @@ def test_compiled_and_captured_steps_give_what_eager_steps_give(gpu_pipe: DiTPip
 def test_captured_steps_in_half_precision(gpu_pipe: DiTPipeline, dtype: torch.dtype) -> None:
     gpu_pipe.to(dtype=dtype)
     plan = random_plan(gpu_pipe, seed=3)
-    eager = _eager(gpu_pipe, plan).float()
+    eager = run_eagerly(gpu_pipe, plan).float()
     with apply(gpu_pipe, plan, graphs=True):
         assert (sample(gpu_pipe).float() - eager).norm() < (0.02 if dtype is torch.float16 else 0.1) * eager.norm()
 
@@ -220,22 +195,7 @@ def test_captured_steps_in_half_precision(gpu_pipe: DiTPipeline, dtype: torch.dt
 @pytest.mark.gpu
 def test_a_step_in_mid_run_waits_for_nothing(gpu_pipe: DiTPipeline) -> None:
     plan = random_plan(gpu_pipe)
-    with apply(gpu_pipe, plan, graphs=True):
-        sample(gpu_pipe)
-        forward, calls = gpu_pipe.transformer.forward, []
-
-        def strict(*args: Any, **kwargs: Any) -> Any:
-            torch.cuda.set_sync_debug_mode("error" if calls else "default")
-            calls.append(1)
-            try:
-                return forward(*args, **kwargs)
-            finally:
-                torch.cuda.set_sync_debug_mode("default")
-
-        gpu_pipe.transformer.__dict__["forward"] = strict
-        sample(gpu_pipe)
-        gpu_pipe.transformer.__dict__["forward"] = forward
-    assert len(calls) == plan.steps
+    assert steps_without_waiting(gpu_pipe, plan) == plan.steps
 
 
 @pytest.mark.gpu
@@ -252,7 +212,7 @@ def test_captured_steps_see_weights_changed_in_place_and_moved(gpu_pipe: DiTPipe
             changed = sample(gpu_pipe)
             reference = small_pipeline().to("cuda")
             reference.transformer.load_state_dict(gpu_pipe.transformer.state_dict())
-            assert (changed - _eager(reference, plan)).norm() < 1e-3 * changed.norm()
+            assert (changed - run_eagerly(reference, plan)).norm() < 1e-3 * changed.norm()
 
 
 @pytest.mark.gpu
@@ -265,7 +225,7 @@ def test_wrong_guidance_is_refused_before_the_run_ends(gpu_pipe: DiTPipeline) ->
 @pytest.mark.filterwarnings("default:no CUDA graphs")
 def test_what_cannot_be_captured_is_launched_and_said(gpu_pipe: DiTPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = random_plan(gpu_pipe)
-    eager = _eager(gpu_pipe, plan)
+    eager = run_eagerly(gpu_pipe, plan)
     head = type(_adapter(gpu_pipe)).head
 
     def waiting(self: Any, *args: Any) -> torch.Tensor:

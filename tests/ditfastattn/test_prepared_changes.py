@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DiTPipeline
+from prepared_runs import close, run_eagerly
 from small_models import random_plan, sample, small_pipeline
 from torch import Tensor, nn
 
@@ -36,15 +37,6 @@ class LoRA(nn.Module):
         return added
 
 
-def close(ours: Tensor, expected: Tensor) -> bool:
-    return bool((ours - expected).norm() < 1e-5 * expected.norm())
-
-
-def eager(pipe: DiTPipeline, plan: Any) -> Tensor:
-    with apply(pipe, plan):
-        return sample(pipe)
-
-
 @pytest.mark.parametrize("place", ["to_q", "to_out.0", "norm1.linear", "ff.net.2"])
 def test_adapters_come_and_change(pipe: DiTPipeline, place: str) -> None:
     plan, block = random_plan(pipe), pipe.transformer.transformer_blocks[1]
@@ -62,11 +54,11 @@ def test_adapters_come_and_change(pipe: DiTPipeline, place: str) -> None:
         images.append(sample(pipe))
         assert len([line for line in session.summary().runtime if line.startswith("prepared")]) == 1
     assert close(images[3], images[0])
-    assert close(images[3], eager(pipe, plan))
+    assert close(images[3], run_eagerly(pipe, plan))
     adapter.disabled = False
-    assert close(images[2], eager(pipe, plan))
+    assert close(images[2], run_eagerly(pipe, plan))
     adapter.scaling["default"] = 1.0
-    assert close(images[1], eager(pipe, plan))
+    assert close(images[1], run_eagerly(pipe, plan))
     assert not close(images[1], images[2]) and not close(images[2], images[3])
 
 
@@ -77,7 +69,7 @@ def test_a_layer_patched_in_place_is_seen(pipe: DiTPipeline) -> None:
         original = layer.forward
         layer.forward = lambda x: 1.5 * original(x)
         patched = sample(pipe)
-    assert close(patched, eager(pipe, plan)) and not close(patched, before)
+    assert close(patched, run_eagerly(pipe, plan)) and not close(patched, before)
 
 
 def test_a_block_replaced_later_is_refused(pipe: DiTPipeline) -> None:

@@ -1,11 +1,11 @@
 """Prepared steps with forecasts, reused MLPs and skipped steps: compilations, kinds of steps, and CUDA graphs."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 from diffusers import DiTPipeline
+from prepared_runs import run_eagerly, steps_without_waiting
 from small_models import full_plan, sample, small_pipeline
 from torch._dynamo.utils import counters
 
@@ -17,17 +17,6 @@ F, C, A, A1, A2 = Method.FULL, Method.ASC, Method.AST, Method.AST_1, Method.AST_
 STEPS = 12
 
 pytestmark = pytest.mark.filterwarnings("ignore:no CUDA graphs")
-
-
-@pytest.fixture
-def graph_breaks_only(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """torch.compile without its code generation, which would take minutes: what is traced, and how often, is real."""
-    original = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda function, **options: original(function, backend="eager", **options))
-    torch._dynamo.reset()
-    counters.clear()
-    yield
-    torch._dynamo.reset()
 
 
 def every_way(pipe: Any, skips: bool = True) -> Plan:
@@ -49,17 +38,12 @@ def every_way(pipe: Any, skips: bool = True) -> Plan:
     return plan.skipping(output) if skips else plan
 
 
-def eager(pipe: Any, plan: Plan, **kwargs: Any) -> torch.Tensor:
-    with apply(pipe, plan):
-        return sample(pipe, steps=STEPS, **kwargs)
-
-
 def test_a_few_more_compilations_and_none_while_sampling(graph_breaks_only: None) -> None:
     pipe = small_pipeline()
     plan = every_way(pipe)
     cells = {(site, method) for site, at in plan.sites.items() for row in at.methods for method in row}
     assert {("mlp", method) for method in (F, C, A, A1, A2)} | {("model", m) for m in (F, A, A1, A2)} <= cells
-    expected = eager(pipe, plan)
+    expected = run_eagerly(pipe, plan)
     with apply(pipe, plan, compile=True) as session:
         first = sample(pipe, steps=STEPS)
         compiled = counters["stats"]["unique_graphs"]
@@ -88,17 +72,12 @@ def test_steps_that_differ_in_weights_alone_are_one_kind(pipe: DiTPipeline) -> N
 # ------------------------------------------------------------------------------------------------------- on a GPU
 
 
-@pytest.fixture
-def gpu_pipe() -> DiTPipeline:
-    return small_pipeline().to("cuda")
-
-
 @pytest.mark.gpu
 @pytest.mark.parametrize("compile", [False, True])
 def test_captured_forecasts_and_skipped_steps_give_what_eager_steps_give(gpu_pipe: DiTPipeline, compile: bool) -> None:
     plan = every_way(gpu_pipe)
-    expected = eager(gpu_pipe, plan)
-    others = eager(gpu_pipe, plan, labels=(3, 4, 5))
+    expected = run_eagerly(gpu_pipe, plan)
+    others = run_eagerly(gpu_pipe, plan, labels=(3, 4, 5))
     with apply(gpu_pipe, plan, compile=compile, graphs=True) as session:
         first = sample(gpu_pipe, steps=STEPS)
         assert (first - expected).norm() < 1e-3 * expected.norm()
@@ -115,7 +94,7 @@ def test_captured_forecasts_and_skipped_steps_give_what_eager_steps_give(gpu_pip
 def test_captured_forecasts_in_half_precision(gpu_pipe: DiTPipeline, dtype: torch.dtype) -> None:
     gpu_pipe.to(dtype=dtype)
     plan = every_way(gpu_pipe)
-    expected = eager(gpu_pipe, plan).float()
+    expected = run_eagerly(gpu_pipe, plan).float()
     with apply(gpu_pipe, plan, graphs=True):
         ours = sample(gpu_pipe, steps=STEPS).float()
     assert (ours - expected).norm() < (0.02 if dtype is torch.float16 else 0.15) * expected.norm()
@@ -124,19 +103,4 @@ def test_captured_forecasts_in_half_precision(gpu_pipe: DiTPipeline, dtype: torc
 @pytest.mark.gpu
 def test_a_skipped_step_waits_for_nothing(gpu_pipe: DiTPipeline) -> None:
     plan = every_way(gpu_pipe)
-    with apply(gpu_pipe, plan, graphs=True):
-        sample(gpu_pipe, steps=STEPS)
-        forward, calls = gpu_pipe.transformer.forward, []
-
-        def strict(*args: Any, **kwargs: Any) -> Any:
-            torch.cuda.set_sync_debug_mode("error" if calls else "default")
-            calls.append(1)
-            try:
-                return forward(*args, **kwargs)
-            finally:
-                torch.cuda.set_sync_debug_mode("default")
-
-        gpu_pipe.transformer.__dict__["forward"] = strict
-        sample(gpu_pipe, steps=STEPS)
-        gpu_pipe.transformer.__dict__["forward"] = forward
-    assert len(calls) == STEPS
+    assert steps_without_waiting(gpu_pipe, plan) == plan.steps

@@ -1,6 +1,5 @@
 """Two sites inside one block: each by its own cells, window and rows."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -20,10 +19,9 @@ STEPS = 6
 
 
 @pytest.fixture
-def pipe() -> Iterator[Any]:
+def pipe(registry: None) -> Any:
     REGISTRY.add(TwoSites, TwoSitesAdapter)
-    yield pipeline_of(small_two_sites(), make_sampler("ddim", TRAINING))
-    del REGISTRY._added[TwoSites]
+    return pipeline_of(small_two_sites(), make_sampler("ddim", TRAINING))
 
 
 @torch.no_grad()

@@ -1,7 +1,6 @@
 """eval sample: exactly the images asked for, each from (seed, index), in a folder of one run."""
 
 import json
-import os
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
@@ -10,58 +9,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from sampled import STEPS, Command, contents, pixels, record
 from small_models import full_plan as small_plan
 from small_models import label_denoiser, random_plan, small_pipeline
-from small_pixart import small_pixart_pipeline
 
 import ditfastattn
 from ditfastattn.decode import decode
 from ditfastattn.models import adapt
 from ditfastattn.sampling import sample_latents
 from eval import sample_files
-from eval.cli import main
 from eval.sample_batches import Batches, Labels
-from eval.sample_folder import held
-from plans import MlpShape, Plan, load, make, save
-
-STEPS = 4
-Run = Callable[..., Path]
+from plans import Plan, load, make, save
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("model") / "small"
-    small_pipeline().save_pretrained(path)
-    return path
-
-
-@pytest.fixture
-def run(model: Path, tmp_path: Path) -> Run:
-    def command(out: str = "run", *more: str, n: int = 5, status: int = 0) -> Path:
-        base = ["--model", str(model), "--device", "cpu", "--n", str(n), "--batch", "2"]
-        steps = [] if "--plan" in more or "--steps" in more else ["--steps", str(STEPS)]
-        assert main(["sample", *base, *steps, "--out", str(tmp_path / out), *more]) == status
-        return tmp_path / out
-
-    return command
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    """Every file but run.json, which tells when it was made."""
-    files = [file for file in folder.rglob("*") if file.is_file() and file.name != "run.json"]
-    return {str(file.relative_to(folder)): file.read_bytes() for file in files}
-
-
-def pixels(folder: Path, index: int) -> np.ndarray:
-    return np.asarray(Image.open(folder / "images" / f"{index:06d}.png"))
-
-
-def record(folder: Path) -> dict[str, object]:
-    return json.loads((folder / "run.json").read_text())
-
-
-def test_exactly_n_images_with_what_made_them(run: Run) -> None:
+def test_exactly_n_images_with_what_made_them(run: Command) -> None:
     out = run("run", "--latents", "--seed", "3", "--guidance", "2.5")
     names = {f"images/{i:06d}.png" for i in range(5)} | {f"latents/{i:06d}.npy" for i in range(5)}
     assert contents(out).keys() == names | {"labels.npy"}
@@ -74,7 +35,7 @@ def test_exactly_n_images_with_what_made_them(run: Run) -> None:
     assert isinstance(throughput, dict) and throughput["images"] == 5 and throughput["images_per_s"] > 0
 
 
-def test_an_image_is_its_noise_label_and_rounding(run: Run, model: Path) -> None:
+def test_an_image_is_its_noise_label_and_rounding(run: Command, model: Path) -> None:
     """Image 3 from the project's own parts, in the batch where it stands: (2, 3)."""
     out = run("run", "--latents", "--seed", "7")
     pipe = ditfastattn.load_pipeline(model)
@@ -84,7 +45,7 @@ def test_an_image_is_its_noise_label_and_rounding(run: Run, model: Path) -> None
     assert np.array_equal(pixels(out, 3), decode(pipe.vae, latents)[1].numpy())
 
 
-def test_no_image_depends_on_n_and_none_but_in_rounding_on_the_batch(run: Run) -> None:
+def test_no_image_depends_on_n_and_none_but_in_rounding_on_the_batch(run: Command) -> None:
     five, eight = run("five", "--latents"), run("eight", "--latents", n=8)
     assert (contents(five).items() - contents(eight).items()) == {("labels.npy", (five / "labels.npy").read_bytes())}
     three = run("three", "--latents", "--batch", "3")
@@ -96,7 +57,7 @@ def test_no_image_depends_on_n_and_none_but_in_rounding_on_the_batch(run: Run) -
     assert not np.array_equal(pixels(five, 0), pixels(other, 0))
 
 
-def test_a_plan_is_followed_with_its_own_sampler_steps_and_guidance(run: Run, model: Path, tmp_path: Path) -> None:
+def test_a_plan_is_followed_with_its_own_sampler_steps_and_guidance(run: Command, model: Path, tmp_path: Path) -> None:
     pipe = small_pipeline(sampler="ddim")
     plan = random_plan(pipe, steps=6, guidance_scale=2.0)
     save(plan, tmp_path / "plan.json")
@@ -113,7 +74,7 @@ def test_a_plan_is_followed_with_its_own_sampler_steps_and_guidance(run: Run, mo
 
 
 @pytest.mark.parametrize("sampler", ["ddpm", "iddpm", "heun"])
-def test_every_sampler_runs_under_a_session(run: Run, model: Path, tmp_path: Path, sampler: str) -> None:
+def test_every_sampler_runs_under_a_session(run: Command, model: Path, tmp_path: Path, sampler: str) -> None:
     """The session is given the sampler that runs, so it checks the guidance of every step."""
     save(random_plan(ditfastattn.load_pipeline(model, sampler=sampler), steps=4), tmp_path / "plan.json")
     assert record(run("run", "--plan", str(tmp_path / "plan.json"), n=2))["sampler"] == sampler
@@ -122,7 +83,7 @@ def test_every_sampler_runs_under_a_session(run: Run, model: Path, tmp_path: Pat
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("made", [make.fora, partial(make.taylorseer, order=1)])
 def test_a_plan_with_mlps_is_followed(
-    run: Run, tmp_path: Path, made: Callable[..., Plan], compiled: bool, monkeypatch: pytest.MonkeyPatch
+    run: Command, tmp_path: Path, made: Callable[..., Plan], compiled: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch, "compile", lambda module, **_: module)
     pipe = small_pipeline()
@@ -136,16 +97,7 @@ def test_a_plan_with_mlps_is_followed(
     np.testing.assert_allclose(np.load(out / "latents" / "000001.npy"), latents[1].numpy(), rtol=1e-3, atol=1e-3)
 
 
-def test_a_plan_with_mlps_of_another_width_is_refused(
-    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    wider = MlpShape(layers=4, hidden=77)
-    save(make.fora(small_plan(small_pipeline(), steps=5), 2, shape=wider), tmp_path / "plan.json")
-    run("run", "--plan", str(tmp_path / "plan.json"), status=2)
-    assert "hidden width: the plan has 77, this model 192" in capsys.readouterr().err
-
-
-def test_compile_follows_the_all_full_plan(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compile_follows_the_all_full_plan(run: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
     real = ditfastattn.apply
 
@@ -159,7 +111,7 @@ def test_compile_follows_the_all_full_plan(run: Run, monkeypatch: pytest.MonkeyP
     assert contents(compiled).items() >= contents(plain).items()
 
 
-def test_an_npz_holds_the_same_pixels_and_its_bytes_depend_on_them_alone(run: Run) -> None:
+def test_an_npz_holds_the_same_pixels_and_its_bytes_depend_on_them_alone(run: Command) -> None:
     png, npz = run("png"), run("npz", "--format", "npz")
     with np.load(npz / "samples.npz", allow_pickle=False) as archive:
         assert archive.files == ["arr_0"]
@@ -172,7 +124,7 @@ def test_an_npz_holds_the_same_pixels_and_its_bytes_depend_on_them_alone(run: Ru
 
 @pytest.mark.parametrize("kind", ["png", "npz"])
 def test_resuming_mends_what_is_missing_torn_or_left_over(
-    run: Run, kind: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    run: Command, kind: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = contents(run("whole", "--format", kind, "--latents"))
     real, written = sample_files.write_array, []
@@ -199,7 +151,7 @@ def test_resuming_mends_what_is_missing_torn_or_left_over(
     assert (out / "run.json").stat().st_mtime_ns == before and contents(out) == whole
 
 
-def test_a_plan_leaves_nothing_from_batch_to_batch(run: Run, tmp_path: Path) -> None:
+def test_a_plan_leaves_nothing_from_batch_to_batch(run: Command, tmp_path: Path) -> None:
     """Image 2 is drawn again in a process that has drawn no other."""
     save(random_plan(small_pipeline(), steps=6), tmp_path / "plan.json")
     out = run("run", "--plan", str(tmp_path / "plan.json"))
@@ -235,144 +187,7 @@ def test_batches_cover_n_once() -> None:
     assert all(len(batches.drawn(k)) == 3 for k in range(len(batches)))
 
 
-# ------------------------------------------------------------------------------------------------------- bad input
-
-
-def one_sentence(capsys: pytest.CaptureFixture[str]) -> str:
-    text = capsys.readouterr().err
-    assert text.count("error:") == 1 and "Traceback" not in text
-    return text
-
-
-@pytest.mark.parametrize(
-    ("more", "words"),
-    [
-        (["--n", "0"], "--n must be at least 1, got 0"),
-        (["--n", "many"], "invalid int value: 'many'"),
-        (["--batch", "-1"], "--batch must be at least 1"),
-        (["--steps", "0"], "--steps must be at least 1"),
-        (["--guidance", "0.5"], "--guidance must be 1"),
-        (["--guidance", "nan"], "--guidance must be 1"),
-        (["--seed", "-1"], "seed must be a whole number"),
-        (["--format", "jpeg"], "invalid choice: 'jpeg'"),
-        (["--labels", "odd"], "invalid choice: 'odd'"),
-        (["--device", "tpu9"], "no device 'tpu9'"),
-        (["--kernel", "flash3"], "kernel 'flash3' cannot take"),
-        (["--model", "/nowhere"], "/nowhere does not exist"),
-        (["--plan", "/nowhere.json"], "/nowhere.json does not exist"),
-        (["--steps", "2000"], "2000 steps are more than the 1000 timesteps"),
-    ],
-)
-def test_odd_options_are_one_sentence_and_leave_no_images(
-    run: Run, capsys: pytest.CaptureFixture[str], more: list[str], words: str
-) -> None:
-    out = run("run", *more, status=2)
-    assert words in one_sentence(capsys)
-    assert not out.exists() or not list(out.iterdir())
-
-
-def test_a_folder_of_another_run_is_left_alone_with_every_difference(
-    run: Run, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out = run("run")
-    before = contents(out)
-    run("run", "--seed", "1", "--steps", "5", "--labels", "balanced", n=6, status=2)
-    told = one_sentence(capsys)
-    for line in ("n: 5, now 6", "seed: 0, now 1", "labels: random, now balanced", "steps: 4, now 5"):
-        assert f"- {line}\n" in told
-    assert "batch" not in told and contents(out) == before
-
-
-def test_other_weights_under_the_same_name_are_another_run(
-    run: Run, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out = run("run")
-    small_pipeline(seed=1).save_pretrained(tmp_path / "other")
-    run("run", "--model", str(tmp_path / "other"), status=2)
-    assert "weights: sha256:" in one_sentence(capsys) and out.exists()
-
-
-@pytest.mark.parametrize("name", ["holiday.jpg", "images"])
-def test_a_folder_of_something_else(run: Run, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "run" / name).mkdir(parents=True)
-    run(status=2)
-    assert f"holds {name} but no run.json" in one_sentence(capsys)
-
-
-@pytest.mark.parametrize("text", ["{", "[]", '{"n": 5}', "\udcff"])
-def test_a_record_that_is_not_ours(run: Run, tmp_path: Path, text: str, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "run.json").write_bytes(text.encode(errors="surrogateescape"))
-    run(status=2)
-    assert "not the record of a run" in one_sentence(capsys)
-
-
-def test_strangers_among_the_images(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    out = run()
-    (out / "images" / "000005.png").write_bytes(b"of a longer run")
-    run(status=2)
-    assert "000005.png, not of this run's 5 images" in one_sentence(capsys)
-
-
-def test_out_is_a_file(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "run").write_text("")
-    run(status=2)
-    assert "is a file; name a folder" in one_sentence(capsys)
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_folder_that_may_not_be_written(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "run").mkdir(mode=0o500)
-    run(status=2)
-    assert "may not be written" in one_sentence(capsys)
-
-
-def test_a_full_disk(run: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(self: Image.Image, path: Path, format: str) -> None:
-        Path(path).write_bytes(b"\x89PNG, the first half")
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(Image.Image, "save", full)
-    out = run(status=2)
-    assert "000000.png cannot be written (No space left on device)" in one_sentence(capsys)
-    assert list((out / "images").iterdir()) == []
-    monkeypatch.undo()
-    run()
-    assert len(list((out / "images").iterdir())) == 5
-
-
-def test_two_commands_in_one_folder_at_once(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with held(tmp_path / "run"):
-        run(status=2)
-    assert "another process is sampling into" in one_sentence(capsys)
-    run()
-
-
-def test_a_foreign_plan(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    save(random_plan(small_pipeline(layers=3), steps=STEPS), tmp_path / "plan.json")
-    out = run("run", "--plan", str(tmp_path / "plan.json"), "--steps", "6", "--guidance", "3", status=2)
-    told = one_sentence(capsys)
-    assert "this model 4" in told and "guidance scale" in told and "steps: the plan has 4, this sampler 6" in told
-    assert list(out.iterdir()) == []
-
-
-def test_a_model_that_takes_prompts(
-    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("eval.sample.load_pipeline", lambda *_, **__: small_pixart_pipeline())
-    run(status=2)
-    assert "conditioned on prompts" in one_sentence(capsys)
-
-
-def test_a_rank_that_would_draw_other_images_is_found() -> None:
-    from eval.sample import _check_equal
-    from eval.sample_settings import SampleError
-
-    with pytest.raises(SampleError, match=r"rank 1 would not draw what rank 0 draws(.|\n)*device: A, now B"):
-        _check_equal([{"device": "A", "n": 1}, {"device": "B", "n": 1}])
-
-
-def test_torch_threads_are_one_on_a_cpu(run: Run) -> None:
+def test_torch_threads_are_one_on_a_cpu(run: Command) -> None:
     torch.set_num_threads(2)
     try:
         run()

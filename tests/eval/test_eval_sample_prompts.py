@@ -1,12 +1,12 @@
 """eval sample of a text-to-image model: image i is of the i-th prompt, and CLIP can read which."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from runs_for_tests import pictures, write_run
+from sampled import Command, ended_in_the_second_batch, record
 from small_models import random_plan, small_pipeline
 from small_pixart import small_pixart_pipeline, small_text_to_image
 from thread_ranks import on_ranks
@@ -24,7 +24,6 @@ from eval.sample_subjects import read_texts
 from plans import save
 
 TEXTS = ("a red fox", "two boats", "a goat")
-Command = Callable[..., Path]
 
 
 @pytest.fixture(scope="module")
@@ -57,10 +56,6 @@ def images(folder: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in (folder / "images").iterdir()}
 
 
-def record(folder: Path) -> dict[str, object]:
-    return json.loads((folder / "run.json").read_text())
-
-
 def test_an_image_is_its_prompt_noise_and_rounding(draw: Command, model: Path) -> None:
     """Image 3 from the project's own parts, in the batch where it stands: (2, 3); its prompt is the first again."""
     out = draw("run", "--latents", "--seed", "7", "--negative-prompt", "grey")
@@ -76,21 +71,11 @@ def test_an_image_is_its_prompt_noise_and_rounding(draw: Command, model: Path) -
     assert "labels" not in made and not (out / "labels.npy").exists()
 
 
-def test_no_image_depends_on_n_and_a_kill_changes_none(
-    draw: Command, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_no_image_depends_on_n_and_a_kill_changes_none(draw: Command, capsys: pytest.CaptureFixture[str]) -> None:
     whole, few = draw("whole"), draw("few", n=4)
     assert images(few).items() <= images(whole).items()
-    artist, drawn = sample.Artist.draw, iter(range(9))
-
-    def killed(self: sample.Artist, indices: range) -> object:
-        if next(drawn) == 1:
-            raise KeyboardInterrupt
-        return artist(self, indices)
-
-    monkeypatch.setattr(sample.Artist, "draw", killed)
-    draw("killed", status=130)
-    monkeypatch.undo()
+    with ended_in_the_second_batch():
+        draw("killed", status=130)
     assert images(draw("killed")) == images(whole)
     draw("killed", "--negative-prompt", "grey", status=2)
     assert "negative_prompt: , now grey" in capsys.readouterr().err

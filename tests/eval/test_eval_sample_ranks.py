@@ -10,20 +10,13 @@ from pathlib import Path
 
 import psutil
 import pytest
-from small_models import small_pipeline
+from sampled import contents
 
 from calibration.cli import main as calibrate
 from eval.cli import main
 from plans import load
 
 ROOT = Path(__file__).parent.parent.parent
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("model") / "small"
-    small_pipeline().save_pretrained(path)
-    return path
 
 
 def torchrun(*command: str) -> subprocess.Popen[str]:
@@ -50,11 +43,6 @@ def sampling(model: Path, out: Path, n: int) -> list[str]:
     """``--images`` is ``--n``, which torchrun would take for an option of its own."""
     options = ["--images", str(n), "--batch", "2", "--steps", "6", "--latents", "--device", "cpu"]
     return ["sample", "--model", str(model), "--out", str(out), *options]
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    files = [file for file in folder.rglob("*") if file.is_file() and file.name != "run.json"]
-    return {str(file.relative_to(folder)): file.read_bytes() for file in files}
 
 
 def kill_all(process: subprocess.Popen[str]) -> None:

@@ -1,13 +1,13 @@
 """eval sample of models of video, and what reads such runs."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from sampled import Command, ended_in_the_second_batch, record
 from small_latte import FRAMES, small_text_to_video, video_plan
 from small_opensora import small_opensora
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
@@ -19,7 +19,6 @@ from ditfastattn.models import adapt
 from ditfastattn.models.opensora import OpenSora
 from ditfastattn.samplers import sampler_spec
 from ditfastattn.sampling import Denoiser, image_generators, sample_latents
-from eval import sample
 from eval.cli import main
 from eval.runs import Run
 from eval.sample_videos import is_whole_video
@@ -28,7 +27,6 @@ from plans.schema import Calibration
 
 TEXTS = ("a boat on the sea", "a cat", "the boat")
 SIZE = VideoSize(3, 24, 25)  # 12 x 12 latents
-Command = Callable[..., Path]
 
 
 @pytest.fixture(scope="module")
@@ -51,10 +49,6 @@ def draw(folders: Path, tmp_path: Path) -> Command:
         return tmp_path / out
 
     return command
-
-
-def record(folder: Path) -> dict[str, object]:
-    return json.loads((folder / "run.json").read_text())
 
 
 def videos(folder: Path) -> dict[str, bytes]:
@@ -86,9 +80,7 @@ def test_a_video_is_its_prompt_noise_and_rounding(draw: Command, folders: Path) 
     assert made["size"] == [3, 24, 24] and packed(out).shape == (3, 3, 24, 24, 3) and made["finished"]
 
 
-def test_each_video_is_a_gif_that_a_kill_does_not_change(
-    draw: Command, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_each_video_is_a_gif_that_a_kill_does_not_change(draw: Command, capsys: pytest.CaptureFixture[str]) -> None:
     pairs = ("--batch", "2")
     whole, few = draw("whole", *pairs, n=4), draw("few", *pairs, n=3)
     assert sorted(videos(whole)) == [f"{index:06d}.gif" for index in range(4)]
@@ -96,16 +88,8 @@ def test_each_video_is_a_gif_that_a_kill_does_not_change(
     for index in range(4):
         with Image.open(whole / "videos" / f"{index:06d}.gif") as gif:
             assert (gif.n_frames, gif.size, gif.info["duration"]) == (3, (24, 24), 120)
-    artist, drawn = sample.Artist.draw, iter(range(9))
-
-    def killed(self: sample.Artist, indices: range) -> object:
-        if next(drawn) == 1:
-            raise KeyboardInterrupt
-        return artist(self, indices)
-
-    monkeypatch.setattr(sample.Artist, "draw", killed)
-    out = draw("killed", *pairs, n=4, status=130)
-    monkeypatch.undo()
+    with ended_in_the_second_batch():
+        out = draw("killed", *pairs, n=4, status=130)
     done = videos(out)
     assert len(done) == 2
     torn = out / "videos" / min(done)

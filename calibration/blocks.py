@@ -9,7 +9,7 @@ from ditfastattn.cache import Cell, LayerCache
 from ditfastattn.execute import Contexts, computed_rows, run_block
 from ditfastattn.models.base import Call, ModelAdapter, PreparedModel
 from ditfastattn.pieces import Pieces
-from ditfastattn.prepared import BlockInputs, JointWeights, run_prepared_block
+from ditfastattn.prepared import BlockInputs, JointWeights, Stored, run_prepared_block
 from plans import Method
 
 
@@ -77,7 +77,7 @@ class PieceBlocks:
         ]
 
     def run(self, layer: int, cell: Cell, cache: LayerCache, hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return run_prepared_block(self._inputs[layer], cell, cache, self._context, self._pieces, hidden)
+        return run_prepared_block(self._inputs[layer], Stored(cell, cache), self._context, self._pieces, hidden)
 
     def qkv(
         self, layer: int, method: Method, hidden: Tensor, *args: Any, **kwargs: Any

@@ -79,24 +79,13 @@ def weights_tensor(rows: Sequence[tuple[float, ...]], like: Tensor) -> Tensor:
 
 
 def run_prepared_block(
-    inputs: BlockInputs,
-    cell: Cell,
-    cache: LayerCache,
-    context: Context,
-    pieces: Pieces,
-    hidden: Tensor,
-    into: LayerCache | None = None,
+    inputs: BlockInputs, attention: Stored, context: Context, pieces: Pieces, hidden: Tensor
 ) -> Tensor:
-    """One block by ``cell.method``: what :func:`ditfastattn.execute.run_block` computes, in pieces.
+    """One block whose MLP has no cell of its own: :func:`ditfastattn.execute.run_block`, in pieces.
 
-    Args:
-        hidden: (B, N, C).
-        into: tensors that what is stored is written to; without them it is stored where it was made.
-
-    Returns:
-        (B, N, C).
+    ``hidden`` and what it returns are (B, N, C).
     """
-    output = prepared_attention(inputs, Stored(cell, cache, into), context, pieces, hidden)
+    output = prepared_attention(inputs, attention, context, pieces, hidden)
     return pieces.finish(inputs.block, hidden, output, inputs.modulation, inputs.shared)
 
 

@@ -222,8 +222,7 @@ class Program:
         attention = self._stored("attn", layer, *work["attn"][layer])
         mlp_layer, context = self._mlp_layers[layer], self._run.contexts["attn"]
         if mlp_layer is None or "mlp" not in work:
-            cell, cache = attention.cell, attention.cache
-            return run_prepared_block(inputs, cell, cache, context, self._pieces, hidden, into=cache)
+            return run_prepared_block(inputs, attention, context, self._pieces, hidden)
         mlp = self._stored("mlp", mlp_layer, *work["mlp"][mlp_layer])
         return run_both_prepared_parts(inputs, attention, mlp, context, self._pieces, hidden)
 

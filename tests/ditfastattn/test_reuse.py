@@ -20,7 +20,7 @@ from ditfastattn.layout import Layout
 from ditfastattn.models import adapt
 from ditfastattn.skip import form_of
 from plans import Method, MlpShape, Plan, PlanMismatch
-from plans.forecast import forecast_weights
+from plans.forecast import feasible, forecast_weights
 
 F, C, A, A1, A2 = Method.FULL, Method.ASC, Method.AST, Method.AST_1, Method.AST_2
 
@@ -101,6 +101,19 @@ def test_prepared_steps_give_what_eager_steps_give(name: str, guided: bool) -> N
             summary = session.summary()
         for site in summary.sites.values():
             assert site.peak_cache_bytes == site.predicted_peak_cache_bytes
+
+
+def test_prepared_forecasts_of_attention_alone() -> None:
+    """A plan without the site ``mlp``: the blocks' ends are not cut in two."""
+    tested = subject("dit")
+    mixed = mixed_plan(tested.model, 0, skips=False)
+    model = mixed.model.model_copy(update={"mlp": None})
+    plan = Plan.full(model=model, sampler=mixed.sampler, guidance=mixed.guidance)
+    plan = plan.with_methods([[method] * plan.layers for method in feasible([F, F, A1, F, A2, A2, C, A1, A1], TIMES)])
+    with apply(tested.model, plan):
+        eager = run(tested.call)
+    with apply(tested.model, plan, graphs=True):
+        assert close(run(tested.call), eager)
 
 
 def _conditional(name: str, call: Any) -> Callable[[float], Tensor]:

@@ -51,6 +51,7 @@ def test_taylorseer_begins_with_the_order_that_there_is() -> None:
 
 def test_spaced_fits_between_intervals() -> None:
     assert letters(spaced(full(), 4, 0)) == letters(spaced(full(), 4, 0), "mlp") == "F.F..F.F.."
+    assert letters(spaced(full(), 3, 1)) == "F..F11F111"
     assert letters(spaced(full(), 4, 2)) == "F.F11F2F22" and letters(spaced(full(), 10, 2)) == "F" * 10
     assert spaced(full(), 5, 1).sites == taylorseer(full(), 2, 1).sites
     for computed in (0, 11):

@@ -10,45 +10,52 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from plans.model import MlpShape, ModelSpec, TemporalShape
+    from plans.fields import Frozen
+    from plans.model import ModelSpec
     from plans.run import GuidanceSpec, SamplerSpec
     from plans.schema import Plan
 
 TIMESTEP_TOLERANCE = 1e-3  # in the sampler's own units; float32 timesteps near 1000 are exact to 6e-5
 
+# What only some models have: what it is called, how its absence and its shape read, and what its fields are called.
+_PARTS = {
+    "temporal": (
+        "temporal attention",
+        "none",
+        "{0.layers} layers of {0.frames} frames",
+        {"layers": "temporal layers", "frames": "frames"},
+    ),
+    "mlp": (
+        "MLPs",
+        "no site mlp",
+        "{0.layers} of width {0.hidden}",
+        {"layers": "MLPs", "hidden": "MLPs' hidden width"},
+    ),
+}
+
 
 def model_differences(
     plan: ModelSpec, actual: ModelSpec, ours: str = "the plan", theirs: str = "this model"
 ) -> list[str]:
-    found = [
-        f"{name}: {ours} has {getattr(plan, name)}, {theirs} {getattr(actual, name)}"
-        for name in type(plan).model_fields
-        if name not in ("temporal", "mlp") and getattr(plan, name) != getattr(actual, name)
+    names = {name: name for name in type(plan).model_fields if name not in _PARTS}
+    found = _field_differences(names, plan, actual, ours, theirs)
+    for part, (name, absent, shape, fields) in _PARTS.items():
+        old, new = getattr(plan, part), getattr(actual, part)
+        if old is not None and new is not None:
+            found += _field_differences(fields, old, new, ours, theirs)
+        elif old is not new:
+            here, there = (absent if one is None else shape.format(one) for one in (old, new))
+            found.append(f"{name}: {ours} has {here}, {theirs} {there}")
+    return found
+
+
+def _field_differences(names: Mapping[str, str], plan: Frozen, actual: Frozen, ours: str, theirs: str) -> list[str]:
+    """The fields that are not equal; ``names`` says what each is called."""
+    return [
+        f"{name}: {ours} has {getattr(plan, field)}, {theirs} {getattr(actual, field)}"
+        for field, name in names.items()
+        if getattr(plan, field) != getattr(actual, field)
     ]
-    found += _temporal_differences(plan.temporal, actual.temporal, ours, theirs)
-    return found + _mlp_differences(plan.mlp, actual.mlp, ours, theirs)
-
-
-def _temporal_differences(
-    plan: TemporalShape | None, actual: TemporalShape | None, ours: str, theirs: str
-) -> list[str]:
-    if plan is None or actual is None:
-        here, there = (
-            "none" if shape is None else f"{shape.layers} layers of {shape.frames} frames" for shape in (plan, actual)
-        )
-        return [] if plan is actual else [f"temporal attention: {ours} has {here}, {theirs} {there}"]
-    pairs = {"temporal layers": (plan.layers, actual.layers), "frames": (plan.frames, actual.frames)}
-    return [f"{name}: {ours} has {a}, {theirs} {b}" for name, (a, b) in pairs.items() if a != b]
-
-
-def _mlp_differences(plan: MlpShape | None, actual: MlpShape | None, ours: str, theirs: str) -> list[str]:
-    if plan is None or actual is None:
-        here, there = (
-            "no site mlp" if mlp is None else f"{mlp.layers} of width {mlp.hidden}" for mlp in (plan, actual)
-        )
-        return [] if plan is actual else [f"MLPs: {ours} has {here}, {theirs} {there}"]
-    pairs = {"MLPs": (plan.layers, actual.layers), "MLPs' hidden width": (plan.hidden, actual.hidden)}
-    return [f"{name}: {ours} has {a}, {theirs} {b}" for name, (a, b) in pairs.items() if a != b]
 
 
 def sampler_differences(

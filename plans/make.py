@@ -6,7 +6,7 @@ all of them step 0 is computed, as in every plan.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 
 from plans.forecast import feasible
 from plans.method import Method
@@ -50,14 +50,14 @@ def taylorseer(source: Plan, interval: int, order: int, *, mlp: bool = True, sha
     return _everywhere(_empty(source, note, mlp, shape), _every(interval, order))
 
 
-def spaced(source: Plan, computed: int, order: int, *, shape: MlpShape | None = None) -> Plan:
+def spaced(source: Plan, computed: int, order: int) -> Plan:
     """Attention and MLPs computed at ``computed`` steps, evenly spaced, and between them reused (order 0) or forecast.
 
     Every second step is ``steps / 2`` of them; this fits what lies between such intervals.
 
     Raises:
-        ValueError: fewer steps than one, or more than there are; an order other than 0, 1 and 2; or a shape that is
-            needed.
+        ValueError: fewer steps than one, or more than there are; an order other than 0, 1 and 2; or a source of video
+            that does not say how many MLPs there are.
     """
     if not 1 <= computed <= source.steps:
         raise ValueError(f"{computed} of {source.steps} steps cannot be computed")
@@ -65,7 +65,7 @@ def spaced(source: Plan, computed: int, order: int, *, shape: MlpShape | None = 
     how = "reused" if order == 0 else f"forecast with order {order}"
     note = f"attention and MLPs computed at {computed} of {source.steps} steps, evenly spaced, and {how} between"
     full = {index * source.steps // computed for index in range(computed)}
-    return _everywhere(_empty(source, note, True, shape), lambda step: Method.FULL if step in full else ORDERS[order])
+    return _everywhere(_empty(source, note, mlp=True), _at(full, order))
 
 
 def pab(source: Plan, interval: int, temporal_interval: int | None = None) -> Plan:
@@ -136,8 +136,7 @@ def smoothcache(source: Plan, errors: Mapping[SiteName, Sequence[Sequence[float]
     )
     plan = _empty(source, note, mlp="mlp" in errors)
     for site in plan.sites:
-        computed = _smooth_steps(errors[site], threshold, plan.steps)
-        plan = _filled(plan, site, lambda step, computed=computed: Method.FULL if step in computed else Method.AST)  # type: ignore[misc]
+        plan = _filled(plan, site, _at(_smooth_steps(errors[site], threshold, plan.steps), 0))
     return plan
 
 
@@ -174,6 +173,10 @@ def _every(interval: int, order: int) -> Callable[[int], Method]:
     if interval < 1:
         raise ValueError(f"the interval is {interval}; computing every 2nd step, say, is an interval of 2")
     return lambda step: Method.FULL if step % interval == 0 else ORDERS[order]
+
+
+def _at(steps: Container[int], order: int) -> Callable[[int], Method]:
+    return lambda step: Method.FULL if step in steps else ORDERS[order]
 
 
 def _column(plan: Plan, rule: Callable[[int], Method]) -> Sequence[Method]:

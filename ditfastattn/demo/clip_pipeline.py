@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
 from ditfastattn.demo.clips import CAPTIONS, SIZE
 from ditfastattn.demo.export import build_scheduler
+from ditfastattn.demo.model import xavier
 from ditfastattn.opensora import OpenSoraPipeline, STDiT2
 from ditfastattn.samplers import make_sampler
 
@@ -70,12 +71,7 @@ def build_stdit2(width: int, depth: int, heads: int, mlp_ratio: float = 4.0, tex
 def initialise(model: Any) -> None:
     """As Open-Sora 1.1 begins: Xavier for linear layers, N(0, 0.02) for what embeds numbers and words and for what
     modulates, zero for what temporal and cross-attention add and for the last layer, so that the output is zero."""
-    for module in model.modules():
-        if isinstance(module, nn.Linear):
-            nn.init.xavier_uniform_(module.weight)
-            nn.init.zeros_(module.bias)
-    nn.init.xavier_uniform_(model.x_embedder.proj.weight.flatten(1))
-    nn.init.zeros_(model.x_embedder.proj.bias)
+    xavier(model, model.x_embedder.proj)
     numbers = (model.t_embedder, model.csize_embedder, model.ar_embedder, model.fl_embedder, model.fps_embedder)
     for part in (*numbers, model.t_block, model.t_block_temp, model.y_embedder.y_proj):
         for module in part.modules():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -101,6 +101,12 @@ class Run:
 def mixed_precision(device: torch.device) -> torch.autocast:
     """bfloat16 on a GPU, float32 elsewhere."""
     return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
+
+
+def compile_each(blocks: Iterable[nn.Module]) -> None:
+    """One block at a time: the blocks are alike, so one compilation serves all."""
+    for block in blocks:
+        block.compile()
 
 
 def train(run: Run, recipe: Recipe, losses: Losses, checkpoint: Path | None = None, save_every: int = 2000,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from diffusers import DiTTransformer2DModel
 from torch import nn
@@ -37,14 +39,7 @@ def initialise(model: DiTTransformer2DModel) -> None:
     """DiT's initialisation: Xavier for linear layers, N(0, 0.02) for the embeddings, and zero for what
     modulates and for the last layer, so that each block starts as the identity and the output as zero.
     diffusers leaves this to its checkpoints."""
-    for module in model.modules():
-        if isinstance(module, nn.Linear):
-            nn.init.xavier_uniform_(module.weight)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-    projection = model.pos_embed.proj
-    nn.init.xavier_uniform_(projection.weight.view(projection.weight.shape[0], -1))
-    nn.init.zeros_(projection.bias)
+    xavier(model, model.pos_embed.proj)
     for block in model.transformer_blocks:
         embedding = block.norm1.emb
         nn.init.normal_(embedding.class_embedder.embedding_table.weight, std=0.02)
@@ -55,3 +50,13 @@ def initialise(model: DiTTransformer2DModel) -> None:
     for last in (model.proj_out_1, model.proj_out_2):
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
+
+
+@torch.no_grad()
+def xavier(model: nn.Module, patches: Any) -> None:
+    """Xavier for linear layers and for the convolution that makes tokens of patches, zero for their biases."""
+    linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    for module in (*linear, patches):
+        nn.init.xavier_uniform_(module.weight.flatten(1))
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

@@ -15,19 +15,20 @@ import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import diffusers
 import torch
 from diffusers import AutoencoderKL, DiTTransformer2DModel
-from torch import Tensor, nn
+from torch import Tensor
 
 from ditfastattn.demo import figures, pipeline_path
 from ditfastattn.demo.arguments import PRESETS
 from ditfastattn.demo.clip_pipeline import build_pipeline, build_text_encoder, build_tokenizer, export
 from ditfastattn.demo.clips import CAPTIONS, FRAMES, SIZE, Stills, make_clips
-from ditfastattn.demo.diffusion import STEPS, Diffusion
+from ditfastattn.demo.denoise import Predict, denoising, held_out_loss
 from ditfastattn.demo.inflate import inflate
-from ditfastattn.demo.loop import Recipe, Run, mixed_precision, train
+from ditfastattn.demo.loop import Recipe, Run, compile_each, train
 from ditfastattn.demo.vae import encode
 from ditfastattn.opensora import OpenSoraPipeline
 from ditfastattn.opensora.pipeline import FPS
@@ -76,49 +77,32 @@ def told(device: torch.device, frames: int) -> dict[str, Tensor]:
     return {name: torch.full((1,), float(value), device=device) for name, value in sizes.items()}
 
 
-@torch.no_grad()
-def held_out_loss(model: nn.Module, data: ClipLatents, texts: Texts, seed: int = 1) -> float:
-    """L_simple on held-out clips, the same noise and evenly spread times at each call."""
-    z, device = data.z.float(), data.z.device
-    generator = torch.Generator(device).manual_seed(seed)
-    noise = torch.randn(z.shape, generator=generator, device=device)
-    t = torch.arange(len(z), device=device) * STEPS // len(z)
-    xt = Diffusion(device).noisy(z, noise, t)
-    total = 0.0
-    for part in torch.arange(len(z), device=device).split(64):
-        caption = data.captions[part]
-        with mixed_precision(device):
-            output = model(xt[part], t[part], texts.embeds[caption], texts.masks[caption], **told(device, z.shape[2]))
-        total += ((output[:, :4] - noise[part]) ** 2).flatten(1).mean(1).sum().item()
-    return total / len(z)
+def predictor(texts: Texts, frames: int) -> Predict:
+    """Of clips whose conditions are numbers of captions.
+
+    As in Open-Sora a caption is dropped for the model's null caption, which is never trained, under the mask of the
+    caption it stands for.
+    """
+    sizes = told(texts.embeds.device, frames)
+
+    def predict(model: Any, xt: Tensor, t: Tensor, captions: Tensor, dropped: Tensor) -> Tensor:
+        null = model.y_embedder.y_embedding.expand(1, 1, -1, -1)
+        text = torch.where(dropped.view(-1, 1, 1, 1), null, texts.embeds[captions])
+        output: Tensor = model(xt, t, text, texts.masks[captions], **sizes)
+        return output
+
+    return predict
 
 
 def train_clips(run: Run, data: ClipLatents, texts: Texts, recipe: Recipe, checkpoint: Path | None = None,
                 save_every: int = 2000, held_out: ClipLatents | None = None, measure_every: int = 500,
                 compile_model: bool = False) -> bool:  # fmt: skip
-    """Train as `loop.train` does, on noise and variance of whole clips.
-
-    As in Open-Sora a caption is dropped for the model's null caption, which is never trained, under the mask of the
-    caption it stands for.
-    """
-    device, frames = data.z.device, data.z.shape[2]
-    diffusion, sizes = Diffusion(device), told(device, frames)
-    null = run.model.y_embedder.y_embedding.expand(1, 1, -1, -1)
+    """Train as `loop.train` does, on noise and variance of whole clips."""
     if compile_model:
-        for block in run.model.blocks:
-            block.compile()  # one block at a time: the blocks are alike, so one compilation serves all
-
-    def losses(model: nn.Module, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        x0, captions = data.batch(recipe.batch, generator)
-        noise = torch.randn(x0.shape, generator=generator, device=device)
-        t = torch.randint(STEPS, (recipe.batch,), generator=generator, device=device)
-        drop = torch.rand(recipe.batch, generator=generator, device=device) < recipe.drop_label
-        text = torch.where(drop.view(-1, 1, 1, 1), null, texts.embeds[captions])
-        with mixed_precision(device):
-            output = model(diffusion.noisy(x0, noise, t), t, text, texts.masks[captions], **sizes)
-        return diffusion.loss(output.float(), x0, noise, t)
-
-    measure = None if held_out is None else lambda ema: held_out_loss(ema, held_out, texts)
+        compile_each(run.model.blocks)
+    predict = predictor(texts, data.z.shape[2])
+    losses = denoising(data.batch, predict, recipe, data.z.device)
+    measure = None if held_out is None else lambda ema: held_out_loss(ema, predict, held_out.z, held_out.captions)
     return train(run, recipe, losses, checkpoint, save_every, measure, measure_every)
 
 

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, DiTTransformer2DModel
+from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
-from ditfastattn.demo.diffusion import STEPS, Diffusion
-from ditfastattn.demo.loop import Recipe, Run, mixed_precision, train
+from ditfastattn.demo.denoise import denoising, held_out_loss
+from ditfastattn.demo.loop import Recipe, Run, compile_each, train
 from ditfastattn.demo.model import NULL_CLASS
 from ditfastattn.demo.vae import encode
 
@@ -46,41 +46,18 @@ def encode_training(vae: AutoencoderKL, images: Tensor) -> Tensor:
     return torch.stack(both, dim=2)
 
 
-@torch.no_grad()
-def held_out_loss(model: DiTTransformer2DModel, z: Tensor, labels: Tensor, seed: int = 1) -> float:
-    """L_simple on held-out latents (N, 4, h, w), the same noise and evenly spread times at each call."""
-    generator = torch.Generator(z.device).manual_seed(seed)
-    noise = torch.randn(z.shape, generator=generator, device=z.device)
-    t = torch.arange(len(z), device=z.device) * STEPS // len(z)
-    xt = Diffusion(z.device).noisy(z, noise, t)
-    total = 0.0
-    with mixed_precision(z.device):
-        for part in torch.arange(len(z), device=z.device).split(256):
-            eps = model(xt[part], timestep=t[part], class_labels=labels[part]).sample[:, :4].float()
-            total += ((eps - noise[part]) ** 2).flatten(1).mean(1).sum().item()
-    return total / len(z)
+def predict(model: nn.Module, xt: Tensor, t: Tensor, labels: Tensor, dropped: Tensor) -> Tensor:
+    """See `denoise.Predict`."""
+    output: Tensor = model(xt, timestep=t, class_labels=torch.where(dropped, NULL_CLASS, labels)).sample
+    return output
 
 
 def train_dit(run: Run, data: Latents, recipe: Recipe, checkpoint: Path | None = None, save_every: int = 2000,
               held_out: tuple[Tensor, Tensor] | None = None, seconds: float | None = None,
               deadline: float | None = None, compile_model: bool = False) -> bool:  # fmt: skip
     """Train as `loop.train` does, on DiT's loss; `held_out` are latents (N, 4, h, w) and labels (N,)."""
-    device = data.z.device
-    diffusion = Diffusion(device)
     if compile_model:
-        for block in run.model.transformer_blocks:
-            block.compile()  # one block at a time: the blocks are alike, so one compilation serves all
-
-    def losses(model: nn.Module, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        x0, labels = data.batch(recipe.batch, generator)
-        noise = torch.randn(x0.shape, generator=generator, device=device)
-        t = torch.randint(STEPS, (recipe.batch,), generator=generator, device=device)
-        drop = torch.rand(recipe.batch, generator=generator, device=device) < recipe.drop_label
-        labels = torch.where(drop, NULL_CLASS, labels)
-        with mixed_precision(device):
-            output = model(diffusion.noisy(x0, noise, t), timestep=t, class_labels=labels).sample
-        return diffusion.loss(output.float(), x0, noise, t)
-
-    measure = None if held_out is None else lambda ema: held_out_loss(ema, *held_out)
-
+        compile_each(run.model.transformer_blocks)
+    losses = denoising(data.batch, predict, recipe, data.z.device)
+    measure = None if held_out is None else lambda ema: held_out_loss(ema, predict, *held_out)
     return train(run, recipe, losses, checkpoint, save_every, measure, seconds=seconds, deadline=deadline)

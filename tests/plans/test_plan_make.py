@@ -11,7 +11,7 @@ import plans
 from plans import MlpShape, Plan
 from plans.cli import main
 from plans.macs import plan_macs, total_macs
-from plans.make import fora, pab, skip, taylorseer
+from plans.make import fora, pab, skip, spaced, taylorseer
 
 GOLDEN = Path(__file__).parent / "golden"
 DIT, LATTE = str(GOLDEN / "dit-12x50.json"), str(GOLDEN / "latte-28x20.json")
@@ -47,6 +47,16 @@ def test_taylorseer_begins_with_the_order_that_there_is() -> None:
     assert letters(taylorseer(full(sampler=heun(4)), 1, 1)) == "F" * 7
     with pytest.raises(ValueError, match="no forecast of order 3; use 1 to 2"):
         taylorseer(full(), 3, 3)
+
+
+def test_spaced_fits_between_intervals() -> None:
+    assert letters(spaced(full(), 4, 0)) == letters(spaced(full(), 4, 0), "mlp") == "F.F..F.F.."
+    assert letters(spaced(full(), 3, 1)) == "F..F11F111"
+    assert letters(spaced(full(), 4, 2)) == "F.F11F2F22" and letters(spaced(full(), 10, 2)) == "F" * 10
+    assert spaced(full(), 5, 1).sites == taylorseer(full(), 2, 1).sites
+    for computed in (0, 11):
+        with pytest.raises(ValueError, match=f"{computed} of 10 steps cannot be computed"):
+            spaced(full(), computed, 0)
 
 
 def test_pab_leaves_the_ends_alone() -> None:

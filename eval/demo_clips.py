@@ -1,4 +1,4 @@
-"""``python -m eval demo-clips``: what plans of a trained Open-Sora in small save and cost, at four thresholds.
+"""``python -m eval demo-clips``: what plans of a trained Open-Sora in small save and cost, at five thresholds.
 
 Calibrates both sites on some captions, samples others from other noise with each plan and without, and compares. The
 model comes from ``python -m ditfastattn.demo.train_clips``.
@@ -29,7 +29,7 @@ from plans import Plan, save
 from plans.files import write_text
 from plans.macs import plan_macs, shares, site_macs
 
-THRESHOLDS = (0.01, 0.02, 0.03, 0.04)
+THRESHOLDS = (0.01, 0.02, 0.03, 0.04, 0.05)
 SHOWN = 3  # videos in the picture
 
 

@@ -46,7 +46,7 @@ def plot(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     left.plot(x, [row["attention_macs"] for row in rows], "o-", color=COLORS["total"], label="both sites")
     for site, name in (("attn", "between tokens"), ("temporal", "between frames")):
         left.plot(x, [row["sites"][site] for row in rows], "o--", color=COLORS[site], label=name)
-    left.set(xlabel="threshold", ylabel="attention MACs, % of full", ylim=(0, 102))
+    left.set(xlabel="threshold", ylabel="attention MACs, % of full", ylim=(0, 102), xticks=x)
     left.legend(fontsize=8)
     right.plot([row["attention_macs"] for row in rows], [row["latent_rel_l2"] for row in rows], "o-",
                color=COLORS["total"])  # fmt: skip

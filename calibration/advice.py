@@ -9,7 +9,8 @@ from pathlib import Path
 import matplotlib
 from matplotlib.figure import Figure
 
-from calibration.speedup import FEWER, Front, Tried
+from calibration.pool import FEWER
+from calibration.speedup import Front, Tried
 from plans.files import write_text, write_whole
 
 matplotlib.use("Agg", force=False)

@@ -10,7 +10,6 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 import ditfastattn
 from ditfastattn.condition import Condition
 from ditfastattn.decode import decode
-from ditfastattn.samplers import inference_steps
 from ditfastattn.sampling import Denoiser, sample_latents
 from plans import Plan
 
@@ -44,13 +43,12 @@ def sample(
         first_index: image i of the batch takes its noise from (seed, first_index + i).
     """
     denoiser = Denoiser(pipe.transformer, condition, plan.guidance.scale)
-    steps = inference_steps(pipe.scheduler, plan.steps)
     indices = range(first_index, first_index + len(condition))
     if compressed:
         with ditfastattn.apply(pipe.transformer, plan, kernel=kernel):
-            latents = sample_latents(denoiser, pipe.scheduler, steps, seed, indices)
+            latents = sample_latents(denoiser, pipe.scheduler, plan.sampler, seed, indices)
     else:
-        latents = sample_latents(denoiser, pipe.scheduler, steps, seed, indices)
+        latents = sample_latents(denoiser, pipe.scheduler, plan.sampler, seed, indices)
     return Images(latents, decode(pipe.vae, latents))
 
 

@@ -1,7 +1,7 @@
 """Local search by whole runs: what one cell does to the image depends on all others, and a run knows.
 
-Two kinds of changes are tried, both of which leave the cost about as it is: two steps exchange what they do, and the
-parts of a site that are reused at a step are forecast by another order. A change is kept if the images end nearer by
+The changes that are tried leave the cost about as it is: two steps exchange what they do, the parts of a site that are
+reused at a step are forecast by another order, and own timesteps move. A change is kept if the images end nearer by
 more than chance (``Outcome.beats``), so that a few images do not choose a plan for themselves alone.
 """
 
@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 
 from calibration.pool import uses
 from calibration.prices import Prices
+from calibration.spacing import moved
 from calibration.trials import Outcome, Trials
 from plans import Method, Plan, SiteName
 from plans.forecast import feasible
@@ -64,6 +65,11 @@ def _changed(
 ) -> Plan | None:
     """Another plan within the budget, one change away; None if none was found."""
     for _ in range(TRIES):
+        if plan.sampler.own_timesteps:
+            timesteps = moved(plan.sampler.timesteps, draw)
+            if timesteps != plan.sampler.timesteps:
+                return plan.with_timesteps(timesteps)
+            continue
         grid: Grid = {name: [list(row) for row in site.methods] for name, site in plan.sites.items()}
         if draw.random() < 0.5:
             _exchange(grid, plan.steps, draw)

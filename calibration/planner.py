@@ -14,6 +14,7 @@ from calibration.pool import pool
 from calibration.priced import CANDIDATES, Priced, priced
 from calibration.prices import Prices
 from calibration.settings import Settings
+from calibration.spacing import Spacing
 from calibration.speedup import Front, within
 from calibration.trials import Outcome, Trials
 from calibration.work import Watch
@@ -48,13 +49,14 @@ class Planner:
         settings, count = self.settings, self.settings.images
         if len(self.condition) != count:
             raise CalibrationError(f"the condition is of {len(self.condition)} images, the settings of {count}")
-        calls = self.full.steps  # of the model, which a sampler may make two of in a step
+        full = self.full.sampler
+        self.spacing = Spacing(self.pipe, self.condition, settings.guidance_scale, full, settings.seed)
         self.seen, self.unseen = (
             Trials(
                 self.pipe,
                 self.condition,
                 settings.guidance_scale,
-                calls,
+                full,
                 settings.seed,
                 range(first, first + batches * count),
                 settings.kernel,
@@ -76,7 +78,9 @@ class Planner:
     def within(self, budget: float, on_trial: Callable[[str, Outcome], None] | None = None) -> Front:
         """The best that is found within a budget, in the unit of the prices; ``on_trial`` is told of every run."""
         errors = self.errors()
-        candidates = list(pool(self.plan, self.settings.steps, budget, self.prices, self.slow, errors))
+        candidates = list(
+            pool(self.plan, self.settings.steps, budget, self.prices, self.slow, errors, self.spacing.chosen)
+        )
         return within(
             budget,
             candidates,

@@ -14,12 +14,15 @@ from plans.make import ORDERS, spaced
 
 FITS = 6  # tries to come within a budget
 COUNTS = (1.0, 0.8, 2 / 3, 0.5)  # of the base's steps, that compressed plans take
+FEWER, OWN = "fewer steps", "own timesteps"
+
+Timesteps = tuple[float, ...]
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A plan, and what it is: "fewer steps"; evenly spaced "reuse" or "forecasts of order 1"; or chosen from a table
-    of errors, "attention", "cells" or "together"."""
+    """A plan, and what it is: "fewer steps"; as few, at "own timesteps"; evenly spaced "reuse" or "forecasts of order
+    1"; or chosen from a table of errors, "attention", "cells" or "together"."""
 
     kind: str
     plan: Plan
@@ -36,6 +39,7 @@ def pool(
     prices: Prices,
     slow: Sequence[Method] = (),
     priced: Priced | None = None,
+    spaced_by: Callable[[int], Sequence[Timesteps]] | None = None,
 ) -> Iterator[Candidate]:
     """Plans that cost no more than the budget.
 
@@ -44,9 +48,10 @@ def pool(
         base: steps of the uncompressed run that the budget is a part of.
         slow: methods that are not faster than FULL, which no plan takes.
         priced: errors of all cells over ``base`` steps; None leaves out what is chosen by them.
+        spaced_by: own timesteps for a number of steps; None leaves them to the sampler.
     """
     kept: list[Candidate] = []
-    for candidate in _candidates(full, base, budget, prices, slow, priced):
+    for candidate in _candidates(full, base, budget, prices, slow, priced, spaced_by):
         if uses(candidate.plan, slow) or any(same_work(candidate.plan, other.plan) for other in kept):
             continue
         kept.append(candidate)
@@ -70,13 +75,18 @@ def _candidates(
     prices: Prices,
     slow: Sequence[Method],
     priced: Priced | None,
+    spaced_by: Callable[[int], Sequence[Timesteps]] | None,
 ) -> Iterator[Candidate]:
     orders = [method for method in ORDERS if method not in slow]
     most = most_steps(full, base, budget, prices)
     halves = {base // part for part in (2, 3, 4) if base // part <= most}
     for steps in sorted({most, *halves, *range(max(1, most - 2), most)}, reverse=True):
         if steps:
-            yield Candidate("fewer steps", full(steps))
+            yield Candidate(FEWER, full(steps))
+    if spaced_by is not None:
+        for steps in range(most, max(1, most - 2), -1):
+            for timesteps in spaced_by(steps):
+                yield Candidate(OWN, full(steps).with_timesteps(timesteps))
     for steps in sorted({round(share * base) for share in COUNTS}, reverse=True):
         if steps > most:
             for order in orders:

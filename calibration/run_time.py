@@ -10,7 +10,6 @@ import torch
 
 import ditfastattn
 from ditfastattn.condition import Condition
-from ditfastattn.samplers import inference_steps
 from ditfastattn.sampling import Denoiser, sample_latents
 from plans import Plan
 
@@ -28,14 +27,13 @@ def run_ms(pipe: Any, plan: Plan, condition: Condition, kernel: str, compile: bo
     device = next(pipe.transformer.parameters()).device
     on_gpu = device.type == "cuda"
     denoiser = Denoiser(pipe.transformer, condition, plan.guidance.scale)
-    steps = inference_steps(pipe.scheduler, plan.steps)
     taken = []
     with ditfastattn.apply(pipe, plan, kernel=kernel, compile=compile, graphs=compile and on_gpu):
         for _ in range(RUNS + 1):
             if on_gpu:
                 torch.cuda.synchronize(device)
             begin = time.perf_counter()
-            sample_latents(denoiser, pipe.scheduler, steps, 0, range(len(condition)), copy=False)
+            sample_latents(denoiser, pipe.scheduler, plan.sampler, 0, range(len(condition)), copy=False)
             if on_gpu:
                 torch.cuda.synchronize(device)
             taken.append(1000 * (time.perf_counter() - begin))

@@ -12,14 +12,13 @@ from dataclasses import dataclass, replace
 
 from calibration.errors import CalibrationError
 from calibration.improve import improve
-from calibration.pool import Candidate
+from calibration.pool import FEWER, OWN, Candidate
 from calibration.prices import Prices
 from calibration.trials import Outcome, Trials
 from plans import Method, Plan
 
 SEARCHED = 2  # candidates that are improved
-COUNTS = 3  # of fewer steps, that are verified: which count suits a sampler shows on many images only
-FEWER = "fewer steps"
+COUNTS = 3  # of fewer steps, that are verified: which timesteps suit a sampler shows on many images only
 NEAR = 0.03  # of a time
 
 
@@ -94,7 +93,8 @@ def within(
     tried.sort(key=lambda one: one.seen.typical)
     best_of_kind = {one.kind: one for one in reversed(tried)}
     finalists = list(best_of_kind.values())
-    finalists += [one for one in tried if one.kind == FEWER][1:COUNTS]
+    for kind in (FEWER, OWN):
+        finalists += [one for one in tried if one.kind == kind][1:COUNTS]
     chosen = sorted((one for one in finalists if one.kind != FEWER), key=lambda one: one.seen.typical)[:SEARCHED]
     for one in chosen:
         plan, outcome = improve(
@@ -111,6 +111,11 @@ def within(
             finalists.append(Tried(f"{one.kind}, searched", plan, prices.of(plan), outcome))
     verified = [replace(one, unseen=unseen.of(one.plan)) for one in finalists]
     return Front(budget, tuple(tried), tuple(verified))
+
+
+def compresses_nothing(plan: Plan) -> bool:
+    """Whether fewer steps, or other timesteps, are all that a plan saves by."""
+    return all(method is Method.FULL for site in plan.sites.values() for row in site.methods for method in row)
 
 
 def landed(
@@ -138,7 +143,7 @@ def landed(
             raise
         taken = measured(front.best.plan)
         found.append((front, taken))
-        if abs(taken / share - 1) <= NEAR or (taken < share and front.best.kind == FEWER):
+        if abs(taken / share - 1) <= NEAR or (taken < share and compresses_nothing(front.best.plan)):
             break
         asked = min(asked * share / taken, (asked + 1) / 2)  # never all of the uncompressed run's
     in_time = [one for one in found if one[1] <= share * (1 + NEAR)]

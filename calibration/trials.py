@@ -19,9 +19,8 @@ from torch import Tensor
 import ditfastattn
 from calibration.errors import CalibrationError
 from ditfastattn.condition import Condition
-from ditfastattn.samplers import inference_steps
 from ditfastattn.sampling import Denoiser, sample_latents
-from plans import Plan
+from plans import Plan, SamplerSpec
 
 LEAST = 1e-6  # relative L2, below which images count as equal
 
@@ -54,7 +53,7 @@ class Trials:
     Args:
         pipe: has ``transformer`` and ``scheduler``; neither is changed.
         condition: of B images.
-        steps: model calls of the uncompressed run that all are compared with.
+        run: of the sampler, uncompressed, that all are compared with.
         indices: image i of noise (seed, indices[i]); of more than B, the condition's images in turn, B at a time.
     """
 
@@ -63,7 +62,7 @@ class Trials:
         pipe: Any,
         condition: Condition,
         scale: float,
-        steps: int,
+        run: SamplerSpec,
         seed: int,
         indices: Sequence[int],
         kernel: str = "auto",
@@ -75,7 +74,7 @@ class Trials:
         self._seed, self._indices = seed, indices
         self.model_calls = 0
         self._known: dict[str, Outcome] = {}
-        self.reference = self._sample(steps)
+        self.reference = self._sample(run)
 
     def of(self, plan: Plan) -> Outcome:
         """How far a plan ends from the reference; one that was tried before is not sampled again.
@@ -86,15 +85,14 @@ class Trials:
         key = _key(plan)
         if key not in self._known:
             with ditfastattn.apply(self._pipe.transformer, plan, kernel=self._kernel):
-                self._known[key] = self._compared(self._sample(plan.steps))
+                self._known[key] = self._compared(self._sample(plan.sampler))
         return self._known[key]
 
-    def _sample(self, steps: int) -> Tensor:
-        self.model_calls += steps
-        calls = inference_steps(self._pipe.scheduler, steps)
+    def _sample(self, run: SamplerSpec) -> Tensor:
+        self.model_calls += len(run.timesteps)
         scheduler, batch = self._pipe.scheduler, len(self._denoiser.condition)
         parts = [self._indices[start : start + batch] for start in range(0, len(self._indices), batch)]
-        return torch.cat([sample_latents(self._denoiser, scheduler, calls, self._seed, part) for part in parts])
+        return torch.cat([sample_latents(self._denoiser, scheduler, run, self._seed, part) for part in parts])
 
     def _compared(self, latents: Tensor) -> Outcome:
         reference, off = self.reference.double(), latents.double() - self.reference.double()

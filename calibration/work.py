@@ -25,7 +25,6 @@ from calibration.trace import Searched, Trace
 from ditfastattn.condition import Condition
 from ditfastattn.models.base import Call, ModelAdapter
 from ditfastattn.ranks import Ranks
-from ditfastattn.samplers import inference_steps
 from ditfastattn.sampling import Denoiser, Trajectory, sample_latents
 from plans import Budget, Method, Plan
 from plans.macs import plan_macs
@@ -282,5 +281,4 @@ class Work:
             self.watch.on_batch(done, total)
 
     def _sample(self, indices: Sequence[int]) -> Tensor:
-        steps = inference_steps(self.pipe.scheduler, self.plan.steps)
-        return sample_latents(self.denoiser, self.pipe.scheduler, steps, self.settings.seed, indices)
+        return sample_latents(self.denoiser, self.pipe.scheduler, self.plan.sampler, self.settings.seed, indices)

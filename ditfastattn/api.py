@@ -8,14 +8,14 @@ from typing import Any
 from torch import nn
 
 from ditfastattn.compiled import ProgramRunner
-from ditfastattn.errors import ApplyError
+from ditfastattn.errors import ApplyError, LoadError
 from ditfastattn.kernels import check_name
 from ditfastattn.layout import Layout
 from ditfastattn.models import adapt
 from ditfastattn.models.base import prepared
 from ditfastattn.order import order_for
 from ditfastattn.runner import EagerRunner
-from ditfastattn.samplers import inference_steps, sampler_spec
+from ditfastattn.samplers import sampler_spec
 from ditfastattn.session import Session
 from plans import Plan, PlanError, PlanMismatch, SamplerSpec, dumps, load, loads
 
@@ -122,9 +122,8 @@ def follows_a_plan(transformer: nn.Module) -> bool:
 
 
 def _actual_sampler(scheduler: Any, plan: Plan) -> SamplerSpec:
-    steps = inference_steps(scheduler, plan.steps)
     try:
-        return sampler_spec(scheduler, steps, known_settings=plan.sampler.settings)
-    except (TypeError, ValueError) as error:
+        return sampler_spec(scheduler, plan.sampler, known_settings=plan.sampler.settings)
+    except (LoadError, TypeError, ValueError) as error:
         reason = str(error).split("\n")[0]
         raise ApplyError(f"{type(scheduler).__name__} cannot make the plan's {plan.steps} steps ({reason})") from error

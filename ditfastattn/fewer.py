@@ -43,7 +43,7 @@ def sampler_from(spec: SamplerSpec) -> diffusers.SchedulerMixin:
         raise LoadError(f"{spec.class_name} is no sampler of diffusers, so its steps cannot be chosen anew here")
     settings = {name: float(value) if value in ("inf", "-inf") else value for name, value in spec.settings.items()}
     scheduler = cls.from_config(settings)
-    actual = sampler_spec(scheduler, inference_steps(scheduler, len(spec.timesteps)), spec.settings)
+    actual = sampler_spec(scheduler, spec, spec.settings)
     if differences := sampler_differences(spec, actual, theirs="the one made of it"):
         raise LoadError("the plan's sampler cannot be made anew with this diffusers: " + "; ".join(differences))
     return scheduler

@@ -7,7 +7,7 @@ from pydantic import ValidationError
 from ditfastattn.errors import LoadError
 from ditfastattn.fewer import sampler_from
 from ditfastattn.samplers import inference_steps, make_sampler, sampler_spec
-from plans import GuidanceSpec, ModelSpec, Plan
+from plans import GuidanceSpec, ModelSpec, Plan, SamplerSpec
 from plans.errors import explain
 from plans.resample import resampled
 
@@ -39,17 +39,18 @@ def resample(
             "nothing changes, so this is the plan itself; give steps, a sampler, guidance, tokens or frames"
         )
     scheduler = sampler_from(plan.sampler)
-    if steps is None:
-        steps = inference_steps(scheduler, plan.steps)
-    if sampler is not None:
-        scheduler = make_sampler(sampler, scheduler.config)
-    trained = scheduler.config.num_train_timesteps
-    if not 1 <= steps <= trained:
-        raise LoadError(f"{type(scheduler).__name__} cannot take {steps} steps; give 1 to {trained}")
+    run: int | SamplerSpec = plan.sampler
+    if steps is not None or sampler is not None:
+        run = inference_steps(scheduler, plan.steps) if steps is None else steps
+        if sampler is not None:
+            scheduler = make_sampler(sampler, scheduler.config)
+        trained = scheduler.config.num_train_timesteps
+        if not 1 <= run <= trained:
+            raise LoadError(f"{type(scheduler).__name__} cannot take {run} steps; give 1 to {trained}")
     try:
         return resampled(
             plan,
-            sampler_spec(scheduler, steps),
+            sampler_spec(scheduler, run),
             _sized(plan.model, tokens, frames),
             None if guidance is None else _scaled(plan.guidance, guidance),
         )

@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from collections.abc import Container
+from collections.abc import Callable, Container
 from typing import Any
 
 import numpy as np
@@ -100,21 +100,56 @@ def takes_variance(scheduler: Any) -> bool:
     return False
 
 
-def sampler_spec(scheduler: Any, num_inference_steps: int, known_settings: Container[str] | None = None) -> SamplerSpec:
+def begin_run(scheduler: Any, run: int | SamplerSpec) -> None:
+    """``set_timesteps`` for a number of inference steps, or for the run that a plan records.
+
+    Raises:
+        LoadError: timesteps of the plan's own, which the sampler does not take.
+    """
+    if not isinstance(run, SamplerSpec):
+        scheduler.set_timesteps(run)
+    elif run.own_timesteps:
+        set_timesteps(scheduler.set_timesteps, run, len(run.timesteps))
+    else:
+        scheduler.set_timesteps(inference_steps(scheduler, len(run.timesteps)))
+
+
+def set_timesteps(original: Callable[..., Any], spec: SamplerSpec, *args: Any, **kwargs: Any) -> Any:
+    """A sampler's ``set_timesteps``; asked for as many steps as a plan has timesteps of its own, it makes these.
+
+    Raises:
+        LoadError: the plan has own timesteps, and the sampler takes none.
+    """
+    takes = inspect.signature(original)
+    given = takes.bind_partial(*args, **kwargs).arguments
+    if not spec.own_timesteps or given.get("num_inference_steps") != len(spec.timesteps):
+        return original(*args, **kwargs)
+    if "timesteps" not in takes.parameters:
+        raise LoadError(
+            f"the sampler takes no timesteps, and the plan has {len(spec.timesteps)} of its own: use one whose "
+            "set_timesteps does, as DPMSolverMultistepScheduler's"
+        )
+    times = [int(time) if time.is_integer() else time for time in spec.timesteps]
+    return original(**given | {"num_inference_steps": None, "timesteps": times})
+
+
+def sampler_spec(scheduler: Any, run: int | SamplerSpec, known_settings: Container[str] | None = None) -> SamplerSpec:
     """What a plan records of a sampler: class, settings, and the timesteps it runs through.
 
     Computed on a copy: the scheduler itself is left alone.
 
     Args:
+        run: as in :func:`begin_run`.
         known_settings: the settings of a plan to compare with. A setting that is not among them and has its class's
             default is left out, so that one that a newer diffusers adds does not make every older plan foreign.
     """
     copy = type(scheduler).from_config(scheduler.config)
-    copy.set_timesteps(num_inference_steps)
+    begin_run(copy, run)
     return SamplerSpec(
         class_name=type(scheduler).__name__,
         settings=settings_of(scheduler, known_settings),
         timesteps=tuple(float(t) for t in copy.timesteps),
+        own_timesteps=isinstance(run, SamplerSpec) and run.own_timesteps,
     )
 
 

@@ -13,7 +13,8 @@ from ditfastattn.condition import Condition, FromLabels
 from ditfastattn.errors import ApplyError
 from ditfastattn.layout import Layout
 from ditfastattn.models import adapt
-from ditfastattn.samplers import takes_variance
+from ditfastattn.samplers import begin_run, takes_variance
+from plans import SamplerSpec
 
 
 def image_generators(seed: int, indices: Sequence[int]) -> list[torch.Generator]:
@@ -71,6 +72,7 @@ class Trajectory:
 
     Args:
         scheduler: copied, so that the caller's is left alone.
+        run: a number of inference steps, or what a plan records, ``plan.sampler``.
         seed, indices: the noise of image i comes from (seed, indices[i]).
         copy: False runs ``scheduler`` itself, for a session that was given it and follows its steps.
     """
@@ -79,7 +81,7 @@ class Trajectory:
         self,
         denoiser: Denoiser,
         scheduler: Any,
-        num_inference_steps: int,
+        run: int | SamplerSpec,
         seed: int,
         indices: Sequence[int],
         copy: bool = True,
@@ -88,7 +90,7 @@ class Trajectory:
         parameter = next(denoiser.transformer.parameters())
         self.denoiser = denoiser
         self.scheduler = type(scheduler).from_config(scheduler.config) if copy else scheduler
-        self.scheduler.set_timesteps(num_inference_steps)
+        begin_run(self.scheduler, run)
         self.timesteps: Tensor = self.scheduler.timesteps
         self._channels = shape[0]
         self._with_variance = takes_variance(scheduler) and denoiser.adapter.spec().out_channels == 2 * shape[0]
@@ -129,7 +131,7 @@ class Trajectory:
 def sample_latents(
     denoiser: Denoiser,
     scheduler: Any,
-    num_inference_steps: int,
+    run: int | SamplerSpec,
     seed: int,
     indices: Sequence[int],
     on_step: Callable[[int], None] | None = None,
@@ -137,11 +139,11 @@ def sample_latents(
 ) -> Tensor:
     """Final latents (B, C, h, w) of a whole run; ``on_step`` is called with each finished step.
 
-    ``copy``: as in :class:`Trajectory`.
+    ``run`` and ``copy``: as in :class:`Trajectory`.
     """
-    run = Trajectory(denoiser, scheduler, num_inference_steps, seed, indices, copy)
-    for step in range(len(run.timesteps)):
-        run.advance(step, run.predict(step))
+    trajectory = Trajectory(denoiser, scheduler, run, seed, indices, copy)
+    for step in range(len(trajectory.timesteps)):
+        trajectory.advance(step, trajectory.predict(step))
         if on_step:
             on_step(step)
-    return run.latents
+    return trajectory.latents

@@ -34,7 +34,7 @@ from ditfastattn.layout import Layout
 from ditfastattn.models.base import Call, ModelAdapter
 from ditfastattn.order import Ordering, order_for
 from ditfastattn.runner import Run, Runner
-from ditfastattn.samplers import settings_of
+from ditfastattn.samplers import set_timesteps, settings_of
 from ditfastattn.summary import SessionSummary, SiteSummary
 from ditfastattn.watch import Watch
 from plans import Method, Plan, PlanError, PlanMismatch, SiteName
@@ -297,7 +297,7 @@ class Session:
             # Timesteps left on the CPU would be moved, and waited for, at every step.
             kwargs.setdefault("device", self._adapter.device)
         self._judge_what_is_left()
-        result = original(*args, **kwargs)
+        result = set_timesteps(original, self.plan.sampler, *args, **kwargs)
         self._check_pipeline()
         self._end_run()
         try:

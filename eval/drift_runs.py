@@ -18,7 +18,7 @@ from ditfastattn.decode import decode
 from ditfastattn.ranks import ALONE
 from ditfastattn.samplers import inference_steps
 from ditfastattn.sampling import Denoiser, label_condition, sample_latents
-from plans import Plan
+from plans import Plan, SamplerSpec
 
 
 @dataclass(frozen=True)
@@ -46,28 +46,29 @@ def final_latents(
 
     Args:
         plan: None samples uncompressed. Its guidance scale need not be ``scale``: a bare transformer is not told of it.
-        steps: model calls of a run.
+        steps: model calls of a run without a plan.
     """
 
     def followed() -> AbstractContextManager[Any]:
         return nullcontext() if plan is None else ditfastattn.apply(pipe.transformer, plan)
 
-    return latents_by(pipe.transformer, pipe, followed, labels, seed, scale, steps, batch)
+    run = inference_steps(pipe.scheduler, steps) if plan is None else plan.sampler
+    return latents_by(pipe.transformer, pipe, followed, labels, seed, scale, run, batch)
 
 
 def latents_by(
     transformer: Any, pipe: Any, each_run: Callable[[], AbstractContextManager[Any]], labels: Sequence[int], seed: int,
-    scale: float, steps: int, batch: int,
+    scale: float, run: int | SamplerSpec, batch: int,
 ) -> Sampled:  # fmt: skip
-    """As `final_latents`, by a transformer in the place of the pipeline's; a batch is a run within ``each_run()``."""
-    calls = inference_steps(pipe.scheduler, steps)
+    """As `final_latents`, by a transformer in the place of the pipeline's, a batch within ``each_run()``; ``run`` is a
+    number of inference steps, or a plan's ``sampler``."""
     parts = []
     for start in range(0, len(labels), batch):
         indices = range(start, min(start + batch, len(labels)))
         condition = label_condition(pipe.transformer, [labels[index] for index in indices])
         with each_run():
             denoiser = Denoiser(transformer, condition, scale)
-            parts.append(sample_latents(denoiser, pipe.scheduler, calls, seed, indices))
+            parts.append(sample_latents(denoiser, pipe.scheduler, run, seed, indices))
     return Sampled(torch.cat(parts), pipe.vae, batch)
 
 

@@ -25,7 +25,7 @@ from eval.pareto_grid import METHODS
 from eval.pareto_ours import SPEEDUPS, ours
 from eval.pareto_paper import paper
 from eval.pareto_rivals import cache_dit, rivals, smoothcache
-from eval.pareto_time import Stopwatch
+from eval.pareto_time import Stopwatch, timed_as
 from eval.record import command_line, device_name, record
 from eval.similarity import ssim
 
@@ -125,7 +125,7 @@ class Comparison:
         if self.stopwatch is None:
             return None
         try:
-            return self.stopwatch.speedup(way, steps)
+            return self.stopwatch.speedup(timed_as(way), steps)
         except Exception as error:
             _excused(way, "not timed", error)
             return None

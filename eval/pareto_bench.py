@@ -17,12 +17,14 @@ from calibration.planner import UNSEEN as UNSEEN_BATCHES
 from calibration.priced import CANDIDATES, Priced, priced
 from calibration.prices import Prices
 from calibration.settings import Settings
+from calibration.spacing import Spacing
 from calibration.subjects import condition_of
 from calibration.trials import Trials
 from ditfastattn.condition import FromLabels
 from ditfastattn.errors import DitFastAttnError
 from ditfastattn.models import adapt
 from ditfastattn.pipelines import load_pipeline
+from ditfastattn.samplers import inference_steps
 from ditfastattn.sampling import label_condition
 from eval.drift import UNSEEN
 from eval.drift_runs import Sampled, final_latents, latents_by
@@ -68,6 +70,7 @@ class Bench:
         self.stopwatch: Stopwatch | None = None  # of the base that is measured now
         self._trials: dict[int, tuple[Trials, Trials]] = {}
         self._priced: dict[int, Priced] = {}
+        self._spacing: dict[int, Spacing] = {}
 
     def settings(self, steps: int, **how: Any) -> Settings:
         args = self.args
@@ -82,9 +85,8 @@ class Bench:
         args, pipe = self.args, self.pipe
         if isinstance(way, DualBlockCache):
             running = way.on(pipe.transformer, steps)
-            found = latents_by(
-                running.transformer, pipe, running.one_run, labels, seed, args.guidance, steps, args.batch
-            )
+            run = inference_steps(pipe.scheduler, steps)
+            found = latents_by(running.transformer, pipe, running.one_run, labels, seed, args.guidance, run, args.batch)
             return Measured(found, running.share(steps), running.share(steps))
         found = final_latents(pipe, way, labels, seed, args.guidance, steps, args.batch)
         if way is None:
@@ -106,13 +108,20 @@ class Bench:
         """On the noise of a search, and on other noise, of the labels that are calibrated on."""
         if base not in self._trials:
             args, count = self.args, len(self.labels)
-            condition = label_condition(self.pipe.transformer, self.labels)
+            condition, run = label_condition(self.pipe.transformer, self.labels), full_plan(self, base).sampler
             seen, unseen = (
-                Trials(self.pipe, condition, args.guidance, base, args.seed, range(first, first + batches * count))
+                Trials(self.pipe, condition, args.guidance, run, args.seed, range(first, first + batches * count))
                 for first, batches in ((0, 1), (count, UNSEEN_BATCHES))
             )
             self._trials[base] = seen, unseen
         return self._trials[base]
+
+    def spacing(self, base: int) -> Spacing:
+        """What chooses timesteps from the base's."""
+        if base not in self._spacing:
+            args, condition = self.args, label_condition(self.pipe.transformer, self.labels)
+            self._spacing[base] = Spacing(self.pipe, condition, args.guidance, full_plan(self, base).sampler, args.seed)
+        return self._spacing[base]
 
     def priced(self, base: int) -> Priced:
         """Errors of all cells over the base's steps."""

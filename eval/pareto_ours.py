@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from calibration.errors import CalibrationError
 from calibration.pool import pool
 from calibration.prices import Macs, Prices, Times
-from calibration.speedup import Front, landed, within
+from calibration.speedup import Front, compresses_nothing, landed, within
 from ditfastattn.cost import CostTable
 from eval.pareto_bench import Bench, Candidate, full_plan
-from plans import Method, Plan
+from eval.pareto_time import timed_as
+from plans import Plan
 
 SPEEDUPS = (1.2, 1.3, 1.5, 1.6, 2.0, 2.5, 3.0)
 
@@ -29,14 +30,8 @@ class Timed(Times):
 
     def of(self, plan: Plan) -> float:
         found = super().of(plan)
-        return min(found, self.whole * plan.steps / self.base) if fewer(plan, self.base) else found
-
-
-def fewer(plan: Plan, base: int) -> bool:
-    """Whether fewer steps are all that a plan saves by."""
-    return plan.steps < base and all(
-        method is Method.FULL for site in plan.sites.values() for row in site.methods for method in row
-    )
+        fewer = plan.steps < self.base and compresses_nothing(plan)
+        return min(found, self.whole * plan.steps / self.base) if fewer else found
 
 
 def ours(bench: Bench, base: int) -> Iterator[Candidate]:
@@ -48,7 +43,7 @@ def ours(bench: Bench, base: int) -> Iterator[Candidate]:
     def measured(plan: Plan) -> float:
         if bench.stopwatch is None:
             return prices.of(plan) / full
-        return 1 / bench.stopwatch.speedup(None if fewer(plan, base) else plan, plan.steps)
+        return 1 / bench.stopwatch.speedup(timed_as(plan), plan.steps)
 
     for speedup in bench.args.speedups:
         try:
@@ -57,8 +52,7 @@ def ours(bench: Bench, base: int) -> Iterator[Candidate]:
             print(f"nothing of ours at {speedup:g} x: {error}", flush=True)
             continue
         best, attention = front.best, front.best_of("attention")
-        way = None if fewer(best.plan, base) else best.plan
-        yield "ours", f"{speedup:g} x: {best.name}", way, best.plan.steps
+        yield "ours", f"{speedup:g} x: {best.name}", best.plan, best.plan.steps
         if attention is not None and attention is not best:
             yield "ours, attention only", f"{speedup:g} x", attention.plan, attention.plan.steps
 
@@ -79,7 +73,8 @@ def _prices(bench: Bench, base: int) -> tuple[Prices, float]:
 
 def searched(bench: Bench, base: int, prices: Prices, budget: float) -> Front:
     """All that is found within one budget."""
-    candidates = pool(lambda steps: every_site(bench, steps), base, budget, prices, bench.slow, bench.priced(base))
+    full, spaced_by = lambda steps: every_site(bench, steps), bench.spacing(base).chosen
+    candidates = pool(full, base, budget, prices, bench.slow, bench.priced(base), spaced_by)
     seen, unseen = bench.trials(base)
     return within(budget, list(candidates), prices, seen, unseen, bench.args.evaluations, bench.args.seed, bench.slow)
 

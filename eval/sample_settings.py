@@ -106,7 +106,9 @@ def check_plan(pipe: Any, plan: Plan, wanted: Schedule, latent_shape: Sequence[i
     model = actual.model
     if plan.model.mlp is not None:  # plans without that site do not speak of them
         model = model.model_copy(update={"mlp": adapt(pipe.transformer).mlp})
-    sampler = sampler_spec(pipe.scheduler, wanted.steps, known_settings=plan.sampler.settings)
+    own = plan.sampler.own_timesteps and plan.steps == wanted.steps
+    run = plan.sampler if own else wanted.steps
+    sampler = sampler_spec(pipe.scheduler, run, known_settings=plan.sampler.settings)
     differences = plan.differences(model=model, sampler=sampler, guidance=actual.guidance)
     if differences:
         raise PlanMismatch(differences)

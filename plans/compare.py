@@ -92,6 +92,9 @@ def setting_differences(before: Plan, after: Plan, ours: str, theirs: str) -> li
 def plan_differences(before: Plan, after: Plan, ours: str = "the first", theirs: str = "the second") -> list[str]:
     """Every difference between two plans; cells are counted, not listed."""
     found = setting_differences(before, after, ours, theirs)
+    if before.sampler.own_timesteps != after.sampler.own_timesteps:
+        with_own, without = (ours, theirs) if before.sampler.own_timesteps else (theirs, ours)
+        found.append(f"timesteps: {with_own} gives its own to the sampler, {without} leaves them to it")
     for name in ("window", "token_order", "note"):
         old, new = getattr(before, name), getattr(after, name)
         if old != new:

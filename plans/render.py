@@ -44,7 +44,8 @@ def headline(plan: Plan) -> str:
     """Model, size, sampler and guidance in one line; the order of the tokens where it is not the raster's."""
     guidance = "no guidance" if plan.guidance.layout == "none" else f"guidance {plan.guidance.scale:g}"
     order = "" if plan.token_order == "raster" else f", {plan.token_order} order"
-    sampler = f"{plan.sampler.class_name}, {plan.steps} steps"
+    own = " at timesteps of its own" if plan.sampler.own_timesteps else ""
+    sampler = f"{plan.sampler.class_name}, {plan.steps} steps{own}"
     temporal = plan.model.temporal
     layers = f"{plan.layers} layers"
     if temporal is not None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from plans.fields import Frozen, Name, Number, Setting
 
@@ -13,12 +13,14 @@ from plans.fields import Frozen, Name, Number, Setting
 class SamplerSpec(Frozen):
     """The sampler: its class, the settings that change its path, and the timestep of every model call.
 
-    timesteps never increase; two equal ones in a row are two calls at one time, as in Heun's method.
+    timesteps never increase; two equal ones in a row are two calls at one time, as in Heun's method. own_timesteps: the
+    sampler would make others of as many steps, so they are given to it.
     """
 
     class_name: Name
     settings: dict[Name, Setting]
     timesteps: Annotated[tuple[Number, ...], Field(min_length=1)]
+    own_timesteps: Annotated[bool, Field(strict=True)] = False
 
     @model_validator(mode="after")
     def _never_increase(self) -> Self:
@@ -28,7 +30,19 @@ class SamplerSpec(Frozen):
                     f"timesteps must not increase, but step {index} is at {after:g} after {before:g}; "
                     "list them in the order in which the sampler calls the model"
                 )
+            if after == before and self.own_timesteps:
+                raise ValueError(
+                    f"timesteps of a plan's own must decrease, but steps {index - 1} and {index} are both at "
+                    f"{after:g}; leave one of them out"
+                )
         return self
+
+    @model_serializer(mode="wrap")
+    def _absent_is_not_written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        written: dict[str, Any] = write(self)
+        if not self.own_timesteps:
+            written.pop("own_timesteps")
+        return written
 
 
 class GuidanceSpec(Frozen):

@@ -229,6 +229,21 @@ class Plan(Frozen):
         output = new_site([[method] for method in methods], None, None)
         return self._with(sites=sites | {"model": output}, calibration=None)
 
+    def with_timesteps(self, timesteps: Sequence[float]) -> Plan:
+        """The same cells at timesteps of the plan's own, which `ditfastattn.apply` gives to the sampler.
+
+        Nothing was calibrated there, so the plan's calibration is dropped.
+
+        Raises:
+            ValueError: not one for every step, or not decreasing.
+        """
+        times = tuple(float(timestep) for timestep in timesteps)
+        sampler = SamplerSpec(
+            class_name=self.sampler.class_name, settings=self.sampler.settings, timesteps=times, own_timesteps=True
+        )
+        sites = {name: new_site(site.methods, None, site.window) for name, site in self.sites.items()}
+        return self._with(sampler=sampler, sites=sites, calibration=None)
+
     def _with(self, **changes: Any) -> Plan:
         return Plan(**{name: getattr(self, name) for name in type(self).model_fields} | changes)
 

@@ -33,7 +33,7 @@ def test_a_budget_is_kept_with_few_block_runs() -> None:
     assert fast.block_runs < plain.block_runs / 2
     # What was verified is what a run of the plan gives.
     condition = label_condition(pipe.transformer, [1, 2, 3])
-    trials = Trials(pipe, condition, 4.0, STEPS, 0, range(6, 9))
+    trials = Trials(pipe, condition, 4.0, fast.plan.sampler, 0, range(6, 9))
     assert trials.of(fast.plan).drift == pytest.approx(record.budget.achieved[0], rel=1e-5)
     # Losses add up over the layers of a step, and over steps to what was predicted.
     lasts = [max((loss for loss in d.losses if loss is not None), default=0.0) for d in fast.decisions]
@@ -46,7 +46,7 @@ def test_a_budget_is_kept_with_few_block_runs() -> None:
 def test_the_latents_are_the_plans() -> None:
     pipe = small_pipeline(layers=2)
     found = calibrate(pipe, settings(0.05))
-    trials = Trials(pipe, label_condition(pipe.transformer, [1, 2, 3]), 4.0, STEPS, 0, range(3))
+    trials = Trials(pipe, label_condition(pipe.transformer, [1, 2, 3]), 4.0, found.plan.sampler, 0, range(3))
     off = (found.latents.double() - trials.reference.double()).norm() / trials.reference.double().norm()
     assert trials.of(found.plan).drift == pytest.approx(float(off), rel=1e-4)
 

@@ -10,10 +10,11 @@ from small_models import small_pipeline
 from calibration.calibrate import empty_plan
 from calibration.errors import CalibrationError
 from calibration.improve import improve
-from calibration.pool import most_steps, pool
+from calibration.pool import FEWER, OWN, most_steps, pool
 from calibration.prices import Macs, fixed
 from calibration.settings import Settings
-from calibration.speedup import FEWER, within
+from calibration.spacing import Spacing
+from calibration.speedup import within
 from calibration.trials import Outcome, Trials
 from ditfastattn.models import adapt
 from ditfastattn.sampling import Denoiser, label_condition, sample_latents
@@ -35,7 +36,8 @@ def full(pipe: Any, steps: int) -> Plan:
 
 
 def trials(pipe: Any, first: int = 0) -> Trials:
-    return Trials(pipe, label_condition(pipe.transformer, [1, 2, 3]), SCALE, STEPS, 0, range(first, first + 3))
+    run = full(pipe, STEPS).sampler
+    return Trials(pipe, label_condition(pipe.transformer, [1, 2, 3]), SCALE, run, 0, range(first, first + 3))
 
 
 def test_outcomes() -> None:
@@ -86,6 +88,22 @@ def test_candidates_are_within_the_budget(pipe: Any, share: float) -> None:
     assert {one.kind for one in found} >= {FEWER, "forecasts of order 1", "reuse"}
     without = list(pool(lambda steps: full(pipe, steps), STEPS, budget, prices, slow=[Method.AST_1, Method.AST_2]))
     assert {one.kind for one in without} == {FEWER, "reuse"}
+
+
+def test_own_timesteps_are_candidates_and_move(pipe: Any) -> None:
+    prices, seen, unseen = Macs(), trials(pipe), trials(pipe, 3)
+    budget = 0.5 * prices.of(full(pipe, STEPS))
+    run, condition = full(pipe, STEPS).sampler, label_condition(pipe.transformer, [1, 2, 3])
+    spacing = Spacing(pipe, condition, SCALE, run, 0)
+    found = list(pool(lambda steps: full(pipe, steps), STEPS, budget, prices, spaced_by=spacing.chosen))
+    own = [one.plan for one in found if one.kind == OWN]
+    assert [plan.sampler.timesteps for plan in own] == spacing.chosen(4) + spacing.chosen(3)
+    assert all(plan.sampler.own_timesteps and prices.of(plan) <= budget for plan in own)
+    front = within(budget, found, prices, seen, unseen, 12)
+    assert {OWN, FEWER} <= {one.kind for one in front.finalists}
+    moved, outcome = improve(own[0], seen, prices, budget, 30, 0)
+    assert moved.steps == 4 and moved.sampler.timesteps[0] == run.timesteps[0] and moved.sampler.own_timesteps
+    assert outcome.beats(seen.of(own[0])) if moved != own[0] else outcome == seen.of(own[0])
 
 
 def test_no_budget_no_candidates(pipe: Any) -> None:

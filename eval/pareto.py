@@ -65,7 +65,12 @@ def parser() -> argparse.ArgumentParser:
     add("--fd-dtype", choices=DTYPES, help="that they are drawn in (default: as --dtype)")
     add("--fd-shares", type=float, nargs="+", default=SHARES, metavar="S", help="of the MACs, near which rows get one "
         f"({SHARES})")  # fmt: skip
-    add("--out", type=Path, default=Path("runs/pareto"), help="folder of pareto.json and its pictures (runs/pareto)")
+    add(
+        "--out",
+        type=Path,
+        default=Path("runs/pareto"),
+        help="folder of pareto.json, its pictures, and plans/ (runs/pareto)",
+    )
     return p
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from calibration.errors import CalibrationError
 from calibration.pool import pool
@@ -11,7 +12,7 @@ from calibration.speedup import Front, compresses_nothing, landed, within
 from ditfastattn.cost import CostTable
 from eval.pareto_bench import Bench, Candidate, full_plan
 from eval.pareto_time import timed_as
-from plans import Plan
+from plans import Plan, save
 
 SPEEDUPS = (1.2, 1.3, 1.5, 1.6, 2.0, 2.5, 3.0)
 
@@ -36,7 +37,7 @@ class Timed(Times):
 
 def ours(bench: Bench, base: int) -> Iterator[Candidate]:
     """The best of each speedup, by measured times where there are some, else by MACs; and the best that compresses
-    attention alone, by the paper's methods."""
+    attention alone, by the paper's methods. The plans are saved beside the rows."""
     prices, full = _prices(bench, base)
     bench.prices = prices
 
@@ -52,7 +53,11 @@ def ours(bench: Bench, base: int) -> Iterator[Candidate]:
             print(f"nothing of ours at {speedup:g} x: {error}", flush=True)
             continue
         best, attention = front.best, front.best_of("attention")
-        yield "ours", f"{speedup:g} x: {best.name}", best.plan, best.plan.steps
+        note = f"least drift found at {speedup:g} x from {base} steps by python -m eval pareto: {best.name}"
+        model = Path(bench.args.model).name
+        plan = best.plan.model_copy(update={"note": note})
+        save(plan, bench.args.out / "plans" / f"{model}-{base}-{speedup:g}x.json")
+        yield "ours", f"{speedup:g} x: {best.name}", plan, plan.steps
         if attention is not None and attention is not best:
             yield "ours, attention only", f"{speedup:g} x", attention.plan, attention.plan.steps
 

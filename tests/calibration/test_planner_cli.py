@@ -5,15 +5,15 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from small_models import random_plan, small_pipeline
+from small_models import full_plan, random_plan, small_pipeline
 
 from calibration import planner, planner_cli
 from calibration.cli import main
 from calibration.errors import CalibrationError
 from calibration.prices import Times
-from calibration.speedup import FEWER, Front, Tried, landed
+from calibration.speedup import Front, Tried, compresses_nothing, landed
 from calibration.trials import Outcome
-from plans import Method, load
+from plans import Method, Plan, load
 
 
 @pytest.fixture(scope="module")
@@ -128,12 +128,13 @@ def test_without_a_method_that_is_faster_than_full(
 ) -> None:
     monkeypatch.setattr(Times, "slow", lambda self: tuple(m for m in Method if m is not Method.FULL))
     assert main(given(folder, tmp_path, "--speedup", "1.6")) == 0
-    assert "least drift found, fewer steps" in load(tmp_path / "small-dpm5-speedup-1.6.json").note
+    plan = load(tmp_path / "small-dpm5-speedup-1.6.json")
+    assert compresses_nothing(plan) and plan.steps < 5
 
 
-def front_of(budget: float, kind: str = "cells") -> Front:
-    plan = random_plan(small_pipeline(layers=1), steps=3)
-    tried = Tried(kind, plan, budget, Outcome((0.1,), 0.1), Outcome((0.1,), 0.1))
+def front_of(budget: float, plan: Plan | None = None) -> Front:
+    plan = plan or random_plan(small_pipeline(layers=1), steps=3)
+    tried = Tried("cells", plan, budget, Outcome((0.1,), 0.1), Outcome((0.1,), 0.1))
     return Front(budget, (tried,), (tried,))
 
 
@@ -167,5 +168,6 @@ def test_a_search_that_misses_by_the_clock_is_done_again() -> None:
 
     assert landed(once, 200.0, 0.5, lambda plan: 0.55)[1] == 0.55  # what was found before stands
     asked.clear()
-    landed(lambda budget: (asked.append(budget), front_of(budget, FEWER))[1], 200.0, 0.5, lambda plan: 0.4)
+    nothing = full_plan(small_pipeline(layers=1), steps=3)
+    landed(lambda budget: (asked.append(budget), front_of(budget, nothing))[1], 200.0, 0.5, lambda plan: 0.4)
     assert len(asked) == 1  # no count of steps lies nearer

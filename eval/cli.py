@@ -22,6 +22,7 @@ COMMANDS = {
     "agreement": "PSNR between the demo's images by every kernel that fits and by the reference kernel",
     "calibration-time": "time a calibration's work, with the trials of a synthetic plan",
     "pareto": "quality against MACs: fewer steps, others' schedules, the paper's search, plans priced cell by cell",
+    "pareto-speed": "speed alone, of the same ways, on DiT-XL/2 and PixArt-Sigma geometry with random weights (GPU)",
     "drift": "what weighting by sensitivity is worth, and how well a drift budget holds, on labels and noise unseen",
     "resampled": "what plans lose that are resampled for other steps and guidance, beside plans calibrated there",
     "demo": "Frechet distances of a bundled demo's samples (EfficientNet-Lite0 features)",

@@ -15,12 +15,15 @@ from diffusers import (
     PixArtTransformer2DModel,
 )
 
+from ditfastattn.condition import Condition
 from ditfastattn.demo import TRANSFORMERS as DEMOS
 from ditfastattn.models import adapt
 from ditfastattn.models.opensora import OpenSora
+from ditfastattn.models.pixart import PixArt
 from ditfastattn.opensora import OpenSoraPipeline, STDiT2
 from ditfastattn.pipelines import load_pipeline
 from ditfastattn.samplers import make_sampler, sampler_spec
+from ditfastattn.sampling import label_condition
 from plans import GuidanceSpec, Plan
 
 TRAINING = {"num_train_timesteps": 1000, "beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02}
@@ -84,6 +87,23 @@ def sample(pipe: Any, images: int, steps: int, **size: int) -> None:
         num_inference_steps=steps,
         output_type="latent" if isinstance(pipe, LattePipeline | OpenSoraPipeline) else "pt",
     )
+
+
+def condition(pipe: Any, images: int) -> Condition:
+    """What :func:`sample` tells the transformer of images, for a sampling loop of one's own."""
+    adapter = adapt(pipe.transformer)
+    if not isinstance(adapter, PixArt):
+        return label_condition(pipe.transformer, _labels(pipe, images)["class_labels"])
+    given = _prompts(pipe, images)
+    cond, uncond = (
+        {
+            "encoder_hidden_states": given[f"{prefix}prompt_embeds"],
+            "encoder_attention_mask": given[f"{prefix}prompt_attention_mask"],
+            "added_cond_kwargs": {"resolution": None, "aspect_ratio": None},
+        }
+        for prefix in ("", "negative_")
+    )
+    return Condition(cond, uncond, adapter.latent_shape)
 
 
 def _labels(pipe: Any, images: int) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from ditfastattn.errors import DitFastAttnError
+from ditfastattn.sampling import label_condition
 from eval import pareto_file, pareto_grid, pareto_options, pareto_plot, pareto_time
 from eval.drift_runs import mean_psnr
 from eval.pareto_bench import Bench, Candidate, Way
@@ -92,7 +93,8 @@ class Comparison:
         self.stopwatch: Stopwatch | None = None
         if "timed" in record:
             labels = [bench.unseen[index % args.n] for index in range(args.time_batch)]
-            self.stopwatch = Stopwatch(bench.pipe, getattr(torch, args.time_dtype), labels, args.guidance, base)
+            condition = label_condition(bench.pipe.transformer, labels)
+            self.stopwatch = Stopwatch(bench.pipe, getattr(torch, args.time_dtype), condition, args.guidance, base)
         bench.stopwatch = self.stopwatch
         self.table = pareto_file.Table(args.out / pareto_file.NAME, {**record, "base_steps": base})
         self.tried: list[Tried] = []
@@ -183,7 +185,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         "guidance": args.guidance,
     }
     if on_gpu and not args.no_time:
-        told["timed"] = f"{pareto_time.WHAT}; batch {args.time_batch}, {args.time_dtype}"
+        told["timed"] = (
+            f"{pareto_time.what()}; cache-dit with compiled blocks; batch {args.time_batch}, {args.time_dtype}"
+        )
     if args.fd:
         drawn = f"{args.fd} images in {args.fd_dtype or args.dtype}"
         told["fd"] = f"{drawn}, EfficientNet-Lite0 features (not FID), to {args.fd_reference.name}"

@@ -11,6 +11,7 @@ from plans.files import write_text
 NAME = "pareto.json"
 KEYS = ("model", "method", "setting", "base_steps", "steps", "total_macs", "attention_macs", "speedup", "psnr", "ssim",
         "latent_rel_l2", "fd")  # fmt: skip
+SPEED_ALONE = "random weights, speed alone"  # at the end of a setting: there are no images to compare
 
 
 def read(file: Path) -> dict[str, Any]:
@@ -62,6 +63,11 @@ def _text(runs: list[dict[str, Any]], rows: list[dict[str, Any]]) -> str:
         for name, entries in (("runs", runs), ("rows", rows))
     ]
     return "{\n" + ",\n".join(parts) + "\n}\n"
+
+
+def speed_alone(row: dict[str, Any]) -> bool:
+    """Whether a row is of random weights."""
+    return str(row["setting"]).endswith(SPEED_ALONE)
 
 
 def nearest(rows: list[dict[str, Any]], share: float) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from eval.pareto_file import speed_alone
 from plans.files import write_whole
 
 STYLES = {  # method -> colour, marker
@@ -36,8 +37,9 @@ def curve_of(row: dict[str, Any]) -> str:
 def plot(rows: Sequence[dict[str, Any]], file: Path) -> None:
     """PSNR to the uncompressed images of the base's steps; what equals them has none and is left out.
 
-    Against speed-ups only if some were measured.
+    Against speed-ups only if some were measured. Models that have only speed are not shown.
     """
+    rows = [row for row in rows if not speed_alone(row)]
     import matplotlib
 
     matplotlib.use("Agg", force=False)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from calibration.smoothcache import smoothcache_errors
 from eval import pareto_cache_dit
 from eval.pareto_bench import Bench, Candidate, full_plan
-from plans import make
+from plans import Plan, make
 from plans.macs import total_macs
 
 SHARES = (0.8, 0.6, 0.5, 0.4, 0.3)  # of the base's steps, or MACs
@@ -17,10 +17,15 @@ SHARES = (0.8, 0.6, 0.5, 0.4, 0.3)  # of the base's steps, or MACs
 
 def rivals(bench: Bench, base: int) -> Iterator[Candidate]:
     """Fewer steps, and schedules by rule."""
+    return schedules(full_plan(bench, base))
+
+
+def schedules(full: Plan) -> Iterator[Candidate]:
+    """The same for an all-FULL plan of the base's steps."""
+    base = full.steps
     fewer = {max(1, round(share * base)) for share in SHARES} - {base}
     for steps in sorted(fewer, reverse=True):
         yield "fewer steps", f"{steps}", None, steps
-    full = full_plan(bench, base)
     for interval in (2, 3, 4):
         yield "FORA", f"interval {interval}", make.fora(full, interval), base
         for order in (1, 2):

@@ -1,17 +1,49 @@
-"""The table of pareto.json: at a few speedups, the plan found for it and the best other methods."""
+"""The tables of pareto.json: at a few speedups, the plan found for it and the best other methods; and speed alone."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from eval.pareto_file import SPEED_ALONE, speed_alone
+from eval.record import source_line
 
 SPEEDUPS = {50: (1.3, 1.6, 2.0), 20: (1.2, 1.5)}  # by base steps
 CLOSE = 0.97  # of a speedup, that counts as it
 
 
+def images(result: Mapping[str, Any], file: str) -> list[str]:
+    """The table of models with images, and where it comes from."""
+    runs = [run for run in result["runs"] if run.get("weights") != "random"]
+    devices = " and ".join(dict.fromkeys(run["device"] for run in runs))
+    versions = ", ".join(f"{name} {version}" for name, version in runs[0]["versions"].items())
+    dates = ", ".join(sorted({run["date"] for run in runs}))
+    note = (
+        "PSNR to the uncompressed images of as many steps, the mean over images; x: times as fast as the uncompressed "
+        "model compiled as a whole and captured, 32 images at once in float16, the sampling loop alone. By "
+        f"`python -m eval pareto` on one {devices}; {versions}; {dates}; {len(runs)} runs, whose commands are in "
+        f"[{file}]({file})."
+    )
+    return [*at_speedups(result["rows"]), "", note]
+
+
+def speed(result: Mapping[str, Any], file: str) -> list[str]:
+    """The table of models of random weights, and where it comes from."""
+    runs = [run for run in result["runs"] if run.get("weights") == "random"]
+    if not runs:
+        return ["Not measured yet: `python -m eval pareto-speed`."]
+    timed = [f"{model}: {how}." for model, how in dict.fromkeys((run["model"], run["timed"]) for run in runs)]
+    note = (
+        f"{SPEED_ALONE.capitalize()}: MACs of attention and MLPs in percent of the uncompressed run's, and times as "
+        f"fast as that run. {' '.join(timed)}"
+    )
+    return [*speeds(result["rows"]), "", note, "", *dict.fromkeys(source_line(run, file) for run in runs)]
+
+
 def at_speedups(rows: Sequence[dict[str, Any]]) -> list[str]:
     """Lines of Markdown: what ours gave at each speedup, beside the best two other methods that are as fast."""
     lines = ["| model, steps | faster | ours | best other | next |", "|---" * 5 + "|"]
+    rows = [row for row in rows if not speed_alone(row)]
     for model, base in dict.fromkeys((row["model"], row["base_steps"]) for row in rows):
         here = [row for row in rows if (row["model"], row["base_steps"]) == (model, base) and row["psnr"] is not None]
         for speedup in SPEEDUPS.get(base, ()):
@@ -34,3 +66,26 @@ def _at(row: dict[str, Any] | None) -> str:
     name, _, what = row["setting"].partition(": ") if row["method"] == "ours" else (row["method"], "", row["setting"])
     how = what if row["method"] == "ours" else f"{name} {what}"
     return f"{row['psnr']:.1f} dB, {row['speedup']:.2f} x ({how})"
+
+
+def speeds(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Lines of Markdown: MACs and speed-up of every way on models of random weights, a column for each and its steps.
+
+    A number of steps is named by its share of the base's.
+    """
+    rows = [row for row in rows if speed_alone(row)]
+    columns = sorted({(row["model"], -row["base_steps"]) for row in rows})
+    names = [f"{model}, {-base} steps" for model, base in columns]
+    cells: dict[tuple[str, str], dict[tuple[str, int], str]] = {}
+    for row in rows:
+        how = row["setting"].removesuffix(f"; {SPEED_ALONE}")
+        if row["method"] == "fewer steps":
+            how = f"{row['total_macs']:.0f} %"
+        here = cells.setdefault((row["method"], how), {})
+        here[row["model"], -row["base_steps"]] = f"{row['total_macs']:.0f} %, {row['speedup']:.2f} x"
+    order = list(dict.fromkeys(row["method"] for row in rows))
+    lines = [f"| way | {' | '.join(names)} |", "|---" * (1 + len(names)) + "|"]
+    for method, how in sorted(cells, key=lambda way: (order.index(way[0]), way[1])):
+        found = [cells[method, how].get(column, "") for column in columns]
+        lines.append(f"| {method}, {how} | {' | '.join(found)} |")
+    return lines

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,17 +18,22 @@ from ditfastattn.cost.steps import seconds
 from ditfastattn.models import adapt
 from ditfastattn.models.base import PreparedModel
 from ditfastattn.samplers import inference_steps
-from ditfastattn.sampling import Denoiser, label_condition, sample_latents
+from ditfastattn.sampling import Denoiser, sample_latents
 from eval.baselines import Captured
 from eval.latency import on_device
 from eval.pareto_bench import Way, copied
 from plans import Plan
 
 REPEATS = 5
-WHAT = (
-    "sampling loop without VAE; medians of 5 runs, interleaved with the uncompressed model's, which is compiled "
-    "as a whole and captured as a CUDA graph; plans by prepared steps; cache-dit with compiled blocks"
-)
+
+
+def what(repeats: int = REPEATS) -> str:
+    """How speed-ups are measured, for a record."""
+    runs = f"medians of {repeats} runs" if repeats > 1 else "a single run"
+    return (
+        f"sampling loop without VAE; {runs}, interleaved with the uncompressed model's, which is compiled "
+        "as a whole and captured as a CUDA graph; plans by prepared steps"
+    )
 
 
 def timed_as(way: Way) -> Way:
@@ -44,20 +50,34 @@ class Stopwatch:
 
     Args:
         pipe: left alone; copies are in ``dtype``.
-        labels: of the batch.
+        condition: of the batch, on the pipeline's device; embeddings in ``dtype``.
         base: model calls of the uncompressed run that the others are compared with.
+        repeats: timed runs of each way, and as many of the uncompressed model between them.
     """
 
-    def __init__(self, pipe: Any, dtype: torch.dtype, labels: Sequence[int], scale: float, base: int) -> None:
+    def __init__(
+        self,
+        pipe: Any,
+        dtype: torch.dtype,
+        condition: Condition,
+        scale: float,
+        base: int,
+        repeats: int = REPEATS,
+    ) -> None:
         self._planned, self._full = copied(pipe, dtype), copied(pipe, dtype)
         on_device(self._planned)
         on_device(self._full)
         # Replayed, the graph is not touched by what else is compiled or installed later.
         self._captured = captured(self._full.transformer)
-        self._condition = label_condition(self._full.transformer, labels)
-        self._scale, self._base = scale, base
+        self._condition, self._scale, self._base, self._repeats = condition, scale, base, repeats
         self._device = self._planned.device
         self._run(self._captured, self._full.scheduler, base)
+
+    def at(self, base: int) -> Stopwatch:
+        """The same compiled model; others are compared with another number of its steps."""
+        other = copy.copy(self)
+        other._base = base
+        return other
 
     def speedup(self, how: Way, steps: int) -> float:
         """Time of the uncompressed run of the base's steps by that of a run of ``steps`` model calls by ``how``."""
@@ -66,7 +86,7 @@ class Stopwatch:
             return self._compared(lambda: self._run(self._captured, self._full.scheduler, steps))
         if isinstance(how, Plan):
             with ditfastattn.apply(planned, how, compile=True, graphs=True):
-                return self._compared(lambda: self._run(planned.transformer, planned.scheduler, steps))
+                return self._first(lambda: self._run(planned.transformer, planned.scheduler, steps))
         running = how.on(planned.transformer, steps)
         for block in running.blocks:
             block.compile(fullgraph=True, dynamic=False)
@@ -75,7 +95,7 @@ class Stopwatch:
             running.begin()
             self._run(running.transformer, planned.scheduler, steps)
 
-        return self._compared(run)
+        return self._first(run)
 
     def table(self) -> CostTable:
         """What the cells of plans cost here, followed as they are when they are timed."""
@@ -86,7 +106,7 @@ class Stopwatch:
 
     def full_ms(self) -> float:
         """Milliseconds of the uncompressed run of the base's steps."""
-        times = [self._full_run() for _ in range(REPEATS)]
+        times = [self._full_run() for _ in range(self._repeats)]
         return 1000 * statistics.median(times)
 
     def _run(self, transformer: Any, scheduler: Any, steps: int) -> None:
@@ -99,14 +119,16 @@ class Stopwatch:
         """Seconds."""
         return seconds(lambda: self._run(self._captured, self._full.scheduler, self._base), self._device)
 
+    def _first(self, run: Callable[[], None]) -> float:
+        """Compiles and captures in a run of its own; the uncompressed model is past that."""
+        run()
+        return self._compared(run)
+
     def _compared(self, run: Callable[[], None]) -> float:
         full, own = [], []
-        for repeat in range(REPEATS + 1):
-            a = self._full_run()
-            b = seconds(run, self._device)
-            if repeat:  # the first round compiles and captures
-                full.append(a)
-                own.append(b)
+        for _ in range(self._repeats):
+            full.append(self._full_run())
+            own.append(seconds(run, self._device))
         return round(statistics.median(full) / statistics.median(own), 3)
 
 

@@ -15,16 +15,11 @@ from ditfastattn.layout import Layout
 from ditfastattn.models import REGISTRY, DescribedModel
 from ditfastattn.models.base import ModelAdapter, PreparedModel
 from eval import pareto_table
+from eval.record import source_line
 from plans.files import write_text
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "eval" / "results"
-
-
-def source_line(result: dict[str, Any], file: str) -> str:
-    """Where a table comes from: command, device, versions, date, file."""
-    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
-    return f"`{result['command']}` on one {result['device']}; {versions}; {result['date']}; [{file}]({file})."
 
 
 def demo_thresholds() -> str:
@@ -230,18 +225,13 @@ def drift() -> str:
 def pareto() -> str:
     """The best of ours at a few speedups, beside the best others that are as fast."""
     file = "eval/results/pareto.json"
-    result = json.loads((ROOT / file).read_text())
-    runs = result["runs"]
-    devices = " and ".join(dict.fromkeys(run["device"] for run in runs))
-    versions = ", ".join(f"{name} {version}" for name, version in runs[0]["versions"].items())
-    dates = ", ".join(sorted({run["date"] for run in runs}))
-    note = (
-        "PSNR to the uncompressed images of as many steps, the mean over images; x: times as fast as the uncompressed "
-        "model compiled as a whole and captured, 32 images at once in float16, the sampling loop alone. By "
-        f"`python -m eval pareto` on one {devices}; {versions}; {dates}; {len(runs)} runs, whose commands are in "
-        f"[{file}]({file})."
-    )
-    return "\n".join([*pareto_table.at_speedups(result["rows"]), "", note])
+    return "\n".join(pareto_table.images(json.loads((ROOT / file).read_text()), file))
+
+
+def pareto_speed() -> str:
+    """MACs and speed-ups of all ways on geometries with random weights."""
+    file = "eval/results/pareto.json"
+    return "\n".join(pareto_table.speed(json.loads((ROOT / file).read_text()), file))
 
 
 def models() -> str:
@@ -273,6 +263,7 @@ TABLES = {
     "token_order": token_order,
     "drift": drift,
     "pareto": pareto,
+    "pareto_speed": pareto_speed,
     "demo_thresholds": demo_thresholds,
     "demo_clips": demo_clips,
     "demo_quality": demo_quality,

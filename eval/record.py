@@ -44,3 +44,9 @@ def record(command: str, device: str, dtype: str) -> dict[str, Any]:
         "versions": package_versions(),
         "date": datetime.now(UTC).date().isoformat(),
     }
+
+
+def source_line(result: dict[str, Any], file: str) -> str:
+    """Where a table comes from: command, device, versions, date, file."""
+    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
+    return f"`{result['command']}` on one {result['device']}; {versions}; {result['date']}; [{file}]({file})."

@@ -18,6 +18,7 @@ from small_models import full_plan as small_plan
 from small_models import random_plan, small_pipeline
 
 from ditfastattn.errors import DitFastAttnError, MetricError
+from ditfastattn.sampling import label_condition
 from eval import (
     pareto,
     pareto_cache_dit,
@@ -274,8 +275,10 @@ def test_stopwatch(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(pareto_time, "captured", counted)
     monkeypatch.setattr(pareto_time, "seconds", lambda work, _: (before := calls[0], work(), calls[0] - before)[-1])
-    watch = pareto_time.Stopwatch(pipe, torch.float32, [1, 2], 4.0, base=6)
+    condition = label_condition(pipe.transformer, [1, 2])
+    watch = pareto_time.Stopwatch(pipe, torch.float32, condition, 4.0, base=6)
     assert watch.speedup(None, 3) == 2.0
+    assert watch.at(12).speedup(None, 3) == 4.0 and watch.speedup(None, 6) == 1.0
     applied: dict[str, Any] = {}
 
     def apply(given: Any, plan: Plan, **how: Any) -> Any:

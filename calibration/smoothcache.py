@@ -38,7 +38,7 @@ def smoothcache_errors(
     work = Work(pipe, adapter, plan, settings, condition, images, None, ALONE, Watch())
     mlps = adapter.mlp is not None
     with bench(adapter, plan, work.call, settings, ALONE) as probe:
-        parts = Parts(probe, mlps)
+        parts = Parts(probe, ("mlp",) if mlps else ())
         change = _Change(len(parts), plan.steps, longest)
         run = work.run.fork()
         for step in range(plan.steps):
@@ -62,9 +62,9 @@ class _Change:
         self._past: list[list[Tensor]] = [[] for _ in range(parts)]  # the last step first
 
     def attention(self, part: int, output: Tensor, q: Tensor, k: Tensor, v: Tensor, core: Tensor) -> Tensor:
-        return self.mlp(part, output)
+        return self.follower(part, output)
 
-    def mlp(self, part: int, output: Tensor) -> Tensor:
+    def follower(self, part: int, output: Tensor) -> Tensor:
         now = output.float()
         for age, past in enumerate(self._past[part], start=1):
             self.errors[part, age - 1, self.step - age] = float((past - now).abs().sum() / now.abs().sum())

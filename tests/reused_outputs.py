@@ -1,6 +1,6 @@
 """What a plan of reused, shared and forecast outputs means, without any of its code: the model's own modules wrapped.
 
-Attentions, cross-attentions and MLPs are modules whose outputs are remembered in plain lists, and extrapolated by Newton's formula.
+Attentions and MLPs are modules whose outputs are remembered in plain lists, and extrapolated by Newton's formula.
 """
 
 import random

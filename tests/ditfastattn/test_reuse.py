@@ -19,8 +19,9 @@ from ditfastattn.forecast import extrapolate, reused_output
 from ditfastattn.layout import Layout
 from ditfastattn.models import adapt
 from ditfastattn.skip import form_of
-from plans import CrossShape, Method, MlpShape, Plan, PlanMismatch, SiteName
+from plans import Method, MlpShape, Plan, PlanMismatch, SiteName
 from plans.forecast import feasible, forecast_weights
+from plans.macs import besides
 
 F, C, A, A1, A2 = Method.FULL, Method.ASC, Method.AST, Method.AST_1, Method.AST_2
 
@@ -83,7 +84,7 @@ def test_eager_steps_are_what_the_plan_says(name: str, seed: int) -> None:
         method: 2 * sum(row.count(method) for site in plan.sites.values() for row in site.methods)
         for method in summary.methods
     }
-    assert "with MLPs" in str(summary)
+    assert f"with {besides(plan)} " in str(summary) and "MLPs" in besides(plan)
 
 
 @pytest.mark.parametrize("left_out", ["cross", "mlp"])

@@ -142,6 +142,8 @@ def smoothcache(source: Plan, errors: Mapping[SiteName, Sequence[Sequence[float]
         "until then, as in SmoothCache (arXiv 2411.10510)"
     )
     plan = _empty(source, note, mlp="mlp" in errors)
+    if "cross" in errors:
+        plan = plan.with_cross(source.model.cross)
     for site in plan.sites:
         plan = _filled(plan, site, _at(_smooth_steps(errors[site], threshold, plan.steps), 0))
     return plan

@@ -48,7 +48,7 @@ def opensora() -> tuple[Any, Callable[[float], Tensor]]:
     model = small_stdit2().double()
     latents = torch.randn(2, 4, 4, 6, 8, generator=generator).double().repeat(2, 1, 1, 1, 1)
     text = torch.randn(4, 1, WORDS, WIDTH, generator=generator).double()
-    mask = (torch.arange(WORDS) < torch.tensor([[2], [4]])).long()
+    mask = (torch.arange(WORDS) < torch.tensor([[2], [4], [5], [1]])).long()
     told = {name: value.double() for name, value in sizes().items()}
     return model, lambda t: model(latents * (1 + t / 1000), torch.full((4,), t), text, mask, **told)
 

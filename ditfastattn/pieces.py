@@ -60,7 +60,7 @@ def finish_parts(
     attention: Source,
     modulation: Tensor,
     context: tuple[Tensor, ...],
-    parts: Sequence[Source | Span],
+    parts: Sequence[Source | Span | None],
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """:func:`finish` with every part of the block computed for some rows alone, or made of what is stored.
 
@@ -68,24 +68,25 @@ def finish_parts(
 
     Args:
         attention: its output, as in :func:`finish`, or what it is made of.
-        parts: of ``block.parts``.
+        parts: of ``block.parts``; None is computed for all rows, and its output not needed afterwards.
 
     Returns:
-        The block's end (B, N, C), and the outputs of the parts that are computed, before they are gated and added.
+        The block's end (B, N, C), and the outputs of the parts that are a `Span`, before they are gated and added.
     """
     state = block.state(hidden, modulation, context, ())  # type: ignore[attr-defined]
     batch, output, computed = hidden.shape[0], _made(attention), []
     hidden = block.stream(state)
     for site, part in zip(block.parts, parts, strict=True):
-        if isinstance(part, Span):
-            rows = slice(None) if part == (0, batch) else slice(*part)
-            hidden, x = block.enter(site, state, hidden, output, rows)
-            assert x is not None
-            output = block.compute(site, state, x, rows)
-            computed.append(output)
-        else:
+        if isinstance(part, Source):
             hidden, _ = block.enter(site, state, hidden, output, None)
             output = _made(part)
+            continue
+        rows = slice(None) if part is None or part == (0, batch) else slice(*part)
+        hidden, x = block.enter(site, state, hidden, output, rows)
+        assert x is not None
+        output = block.compute(site, state, x, rows)
+        if part is not None:
+            computed.append(output)
     return block.leave(state, hidden, output), tuple(computed)
 
 

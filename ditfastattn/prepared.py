@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ditfastattn.cache import Cell, LayerCache
-from ditfastattn.execute import COMPUTED, Context, computed_rows, core_of
+from ditfastattn.execute import Context, computed_rows, core_of
 from ditfastattn.forecast import fitted
 from ditfastattn.layout import Layout
 from ditfastattn.models.base import PreparedBlock
@@ -112,13 +112,15 @@ def run_prepared_parts(
         output = source(attention)
     else:
         output = Source((prepared_attention(inputs, attention, context, pieces, hidden),))
-        if not any(stored.cell.store_output or stored.cell.method is not Method.FULL for stored in parts.values()):
+        if all(map(_is_plain, parts.values())):
             return pieces.finish(block, hidden, *output.outputs, inputs.modulation, inputs.shared)
-    told: list[Source | Span] = []
+    told: list[Source | Span | None] = []
     computed = []
     for site in block.parts:
-        stored = parts.get(site, Stored(COMPUTED, LayerCache()))
-        if stored.cell.method.reuses_output:
+        stored = parts.get(site)
+        if stored is None or _is_plain(stored):
+            told.append(None)
+        elif stored.cell.method.reuses_output:
             told.append(source(stored))
         else:
             rows = computed_rows(stored.cell.method, batch, layout)
@@ -129,6 +131,11 @@ def run_prepared_parts(
         if stored.cell.store_output:
             stored.keep(made)
     return finished
+
+
+def _is_plain(stored: Stored) -> bool:
+    """Computed, and read by no later step."""
+    return stored.cell.method is Method.FULL and not stored.cell.store_output
 
 
 def prepared_attention(inputs: BlockInputs, stored: Stored, context: Context, pieces: Pieces, hidden: Tensor) -> Tensor:

@@ -87,7 +87,7 @@ def measure(
         projections: random ones for each response.
         on_step: called after every step with the number of all.
     """
-    steps, parts = len(timesteps), Parts(probe, mlps)
+    steps, parts = len(timesteps), Parts(probe, ("mlp",) if mlps else ())
     table = ErrorTable(steps, parts.parts)
     generator = torch.Generator().manual_seed(seed)
     begun = probe.block_runs
@@ -144,7 +144,7 @@ class _Past:
             self._kept[part].insert(0, context.kernel.residual(q, k, v, core, context.window))
         return output
 
-    def mlp(self, part: int, output: Tensor) -> Tensor:
+    def follower(self, part: int, output: Tensor) -> Tensor:
         self._now.append(output)
         return output
 

@@ -53,8 +53,8 @@ class _Offset:
         self._tap.attention(part, *shown)
         return self._off(output)
 
-    def mlp(self, part: int, output: Tensor) -> Tensor:
-        self._tap.mlp(part, output.detach())
+    def follower(self, part: int, output: Tensor) -> Tensor:
+        self._tap.follower(part, output.detach())
         return self._off(output)
 
     def _off(self, output: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from calibration.subjects import condition_of
 from calibration.work import Share, Watch, Work
 from ditfastattn.models import adapt
 from ditfastattn.ranks import ALONE
-from plans import Plan, SiteName
+from plans import CrossShape, Plan, SiteName
 
 LONGEST = 3  # steps over which anything is reused at most, as in the authors' code
 
@@ -25,7 +25,8 @@ LONGEST = 3  # steps over which anything is reused at most, as in the authors' c
 def smoothcache_errors(
     pipe: Any, settings: Settings, longest: int = LONGEST
 ) -> tuple[Plan, dict[SiteName, list[list[float]]]]:
-    """The all-FULL plan of the settings, and the errors that `plans.make.smoothcache` turns it into another with.
+    """The all-FULL plan of the settings, with every site that can be reached, and the errors that
+    `plans.make.smoothcache` turns it into another with.
 
     One uncompressed run of the settings' images. Errors of every site, longest x steps: at [k - 1][t] the
     relative L1 error |O_t - O_t+k| / |O_t+k| of a layer's output over the whole batch, both guidance branches together,
@@ -36,9 +37,13 @@ def smoothcache_errors(
     plan = empty_plan(adapter, pipe.scheduler, settings, condition.latent_shape)
     images = Share.of(len(condition), ALONE)
     work = Work(pipe, adapter, plan, settings, condition, images, None, ALONE, Watch())
-    mlps = adapter.mlp is not None
+    if adapter.cross_layers:
+        assert work.call.condition is not None
+        plan = plan.with_cross(CrossShape(layers=adapter.cross_layers, words=work.call.condition.shape[-2]))
+    if adapter.mlp is not None:
+        plan = plan.with_mlp(adapter.mlp)
     with bench(adapter, plan, work.call, settings, ALONE) as probe:
-        parts = Parts(probe, mlps)
+        parts = Parts(probe, plan.model.sites)
         change = _Change(len(parts), plan.steps, longest)
         run = work.run.fork()
         for step in range(plan.steps):
@@ -49,7 +54,7 @@ def smoothcache_errors(
         site: change.errors[[index for index, other in enumerate(sites) if other == site]].mean(0).tolist()
         for site in dict.fromkeys(sites)
     }
-    return plan.with_mlp(adapter.mlp) if mlps else plan, means
+    return plan, means
 
 
 class _Change:
@@ -62,9 +67,9 @@ class _Change:
         self._past: list[list[Tensor]] = [[] for _ in range(parts)]  # the last step first
 
     def attention(self, part: int, output: Tensor, q: Tensor, k: Tensor, v: Tensor, core: Tensor) -> Tensor:
-        return self.mlp(part, output)
+        return self.follower(part, output)
 
-    def mlp(self, part: int, output: Tensor) -> Tensor:
+    def follower(self, part: int, output: Tensor) -> Tensor:
         now = output.float()
         for age, past in enumerate(self._past[part], start=1):
             self.errors[part, age - 1, self.step - age] = float((past - now).abs().sum() / now.abs().sum())

@@ -27,9 +27,9 @@ EXAMPLES = """examples:
 def parser() -> argparse.ArgumentParser:
     p = Parser(
         prog="python -m calibration smoothcache",
-        description="Measures, in one uncompressed run, how far the outputs of attention and of MLPs change over a few "
-        "steps, and saves the plan that reuses each kind while its error stays within a threshold (SmoothCache, arXiv "
-        "2411.10510).",
+        description="Measures, in one uncompressed run, how far the outputs of attentions and of MLPs change over a "
+        "few steps, and saves the plan that reuses each kind while its error stays within a threshold (SmoothCache, "
+        "arXiv 2411.10510).",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

@@ -13,6 +13,7 @@ from ditfastattn.kernels import check_name
 from ditfastattn.layout import Layout
 from ditfastattn.models import adapt
 from ditfastattn.models.base import prepared
+from ditfastattn.models.parts import part_obstacles
 from ditfastattn.order import order_for
 from ditfastattn.runner import EagerRunner
 from ditfastattn.samplers import sampler_spec
@@ -76,11 +77,7 @@ def apply(
     runner = ProgramRunner(prepared(adapter), compile, graphs) if compile or graphs else EagerRunner(adapter)
     obstacles = adapter.obstacles() + runner.obstacles()
     obstacles += adapter.order_obstacles(order_for(plan.token_order, chain.from_iterable(plan.methods)))
-    if plan.model.mlp is not None and adapter.mlp is None:
-        obstacles.append(
-            "the plan has the site mlp, and plans cannot reach the MLPs of this model; use one without, as python -m "
-            "plans make --attention-only writes"
-        )
+    obstacles += part_obstacles(adapter, plan.model)
     if getattr(pipeline, "_all_hooks", None):
         obstacles.append("CPU offload is on: call remove_all_hooks(), apply the plan, then enable offload again")
     if any("forward" in block.module.__dict__ for block in adapter.blocks):

@@ -12,7 +12,7 @@ from ditfastattn.forecast import reused_output
 from ditfastattn.kernels.base import Kernel
 from ditfastattn.layout import Layout, both_halves
 from ditfastattn.models.base import BlockAdapter
-from ditfastattn.models.mlp import WithMlp
+from ditfastattn.models.parts import WithParts
 from plans import Method, SiteName, Window
 
 
@@ -26,6 +26,7 @@ class Context:
 
 
 Contexts = Mapping[SiteName, Context]
+COMPUTED = Cell(Method.FULL)  # of a part that the plan does not speak of
 
 
 def run_block(
@@ -36,31 +37,39 @@ def run_block(
     return block.finish(state, attention_output(block, state, cell, cache, context))
 
 
-def run_both_parts(
-    block: WithMlp[Any],
+def run_parts(
+    block: WithParts[Any],
     attention: tuple[Cell, LayerCache],
-    mlp: tuple[Cell, LayerCache],
+    parts: Mapping[SiteName, tuple[Cell, LayerCache]],
     context: Context,
     *args: Any,
     **kwargs: Any,
 ) -> Tensor:
-    """One block whose MLP has a cell and a cache of its own. Returns hidden states (B, N, C)."""
+    """One block whose cross-attention or MLP has a cell and a cache of its own. Returns hidden states (B, N, C).
+
+    ``parts``: of those that the plan has; the others are FULL.
+    """
     state = block.begin(*args, skip_attention=attention[0].method.reuses_output, **kwargs)
     output = attention_output(block, state, *attention, context)
-    cell, cache = mlp
-    hidden, x = block.enter_mlp(state, output, mlp_rows(cell.method, state.hidden.shape[0], context.layout))
+    hidden = block.stream(state)
     batch = hidden.shape[0]
-    if x is None:
-        fed = fit_rows(reused_output(cell, cache, batch, context.layout), batch, batch, context.layout)
-        return block.leave_mlp(state, hidden, fed)
-    fed = block.feed(state, x)  # (rows, N, C)
-    if cell.store_output:
-        cache.keep(fed, cell.older)
-    return block.leave_mlp(state, hidden, both_halves(fed) if cell.method.shares_guidance else fed)
+    for site in block.parts:
+        cell, cache = parts.get(site, (COMPUTED, LayerCache()))
+        rows = part_rows(cell.method, state.hidden.shape[0], context.layout)
+        hidden, x = block.enter(site, state, hidden, output, rows)
+        if x is None or rows is None:
+            output = fit_rows(reused_output(cell, cache, batch, context.layout), batch, batch, context.layout)
+            continue
+        output = block.compute(site, state, x, rows)  # (rows, N, C)
+        if cell.store_output:
+            cache.keep(output, cell.older)
+        if cell.method.shares_guidance:
+            output = both_halves(output)
+    return block.leave(state, hidden, output)
 
 
-def mlp_rows(method: Method, batch: int, layout: Layout) -> slice | None:
-    """The rows that an MLP computes, as the attention before it counts them: none, the conditional half, or all."""
+def part_rows(method: Method, batch: int, layout: Layout) -> slice | None:
+    """The rows that a part computes, as the attention before it counts them: none, the conditional half, or all."""
     if method.reuses_output:
         return None
     return layout.conditional_rows(batch) if method.shares_guidance else slice(None)

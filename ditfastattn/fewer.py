@@ -22,7 +22,7 @@ def fewer_steps(plan: Plan, steps: int) -> Plan:
         raise LoadError(f"{plan.sampler.class_name} cannot take {steps} steps; give 1 to {trained}")
     temporal = plan.sites["temporal"].window if "temporal" in plan.sites else None
     return Plan.full(
-        model=plan.model.model_copy(update={"mlp": None}),
+        model=plan.model.required,
         sampler=sampler_spec(scheduler, steps),
         guidance=plan.guidance,
         window=plan.window,

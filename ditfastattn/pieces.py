@@ -3,20 +3,37 @@
 An attention kernel and the product after it are calls that no compiler fuses with anything, so a block cut there loses
 nothing. One compilation of a piece serves all layers, steps and methods: rows and stored outputs of half a batch are
 other shapes, so a plan that uses all of the paper's methods needs four compilations (two of each piece of a block).
-MLPs that are reused, and forecasts, are pieces of their own, compiled where a plan has them.
+Cross-attentions and MLPs that are reused, and forecasts, are compiled where a plan has them.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import wraps
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ditfastattn.forecast import extrapolate
 from ditfastattn.models.base import PreparedBlock, PreparedModel
-from ditfastattn.models.mlp import WithMlp
+from ditfastattn.models.parts import WithParts
+
+
+class Span(NamedTuple):
+    """Rows of a batch, from the first to before the last."""
+
+    start: int
+    stop: int
+
+
+class Source(NamedTuple):
+    """What an output is made of: the only one, or several extrapolated by weights.
+
+    Each (B, N, C), or all (B/2, N, C) for both halves.
+    """
+
+    outputs: tuple[Tensor, ...]
+    weights: Tensor | None = None
 
 
 def qkv(
@@ -37,55 +54,44 @@ def finish(
     return block.finish(block.state(hidden, modulation, context, ()), output)
 
 
-def finish_keeping(
-    block: WithMlp[Any],
+def finish_parts(
+    block: WithParts[Any],
     hidden: Tensor,
-    output: Tensor,
+    attention: Source,
     modulation: Tensor,
     context: tuple[Tensor, ...],
-    rows: tuple[int, int],
-) -> tuple[Tensor, Tensor]:
-    """:func:`finish` with the MLP of ``rows`` (from, to) alone: the end, and the MLP's output before its gate."""
-    state = _state(block, hidden, modulation, context)
-    whole = rows == (0, hidden.shape[0])
-    hidden, x = block.enter_mlp(state, output, slice(None) if whole else slice(*rows))
-    assert x is not None
-    fed = block.feed(state, x)
-    return block.leave_mlp(state, hidden, fed), fed
+    parts: Sequence[Source | Span | None],
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """:func:`finish` with every part of the block computed for some rows alone, or made of what is stored.
+
+    What is extrapolated here is one pass over what is stored: nothing is written in between.
+
+    Args:
+        attention: its output, as in :func:`finish`, or what it is made of.
+        parts: of ``block.parts``; None is computed for all rows, and its output not needed afterwards.
+
+    Returns:
+        The block's end (B, N, C), and the outputs of the parts that are a `Span`, before they are gated and added.
+    """
+    state = block.state(hidden, modulation, context, ())  # type: ignore[attr-defined]
+    batch, output, computed = hidden.shape[0], _made(attention), []
+    hidden = block.stream(state)
+    for site, part in zip(block.parts, parts, strict=True):
+        if isinstance(part, Source):
+            hidden, _ = block.enter(site, state, hidden, output, None)
+            output = _made(part)
+            continue
+        rows = slice(None) if part is None or part == (0, batch) else slice(*part)
+        hidden, x = block.enter(site, state, hidden, output, rows)
+        assert x is not None
+        output = block.compute(site, state, x, rows)
+        if part is not None:
+            computed.append(output)
+    return block.leave(state, hidden, output), tuple(computed)
 
 
-def finish_reusing(
-    block: WithMlp[Any],
-    hidden: Tensor,
-    output: Tensor,
-    modulation: Tensor,
-    context: tuple[Tensor, ...],
-    fed: Tensor,
-) -> Tensor:
-    """:func:`finish` without the MLP, whose output before its gate is ``fed``: (B, N, C), or (B/2, N, C)."""
-    state = _state(block, hidden, modulation, context)
-    return block.leave_mlp(state, block.enter_mlp(state, output, None)[0], fed)
-
-
-def finish_forecasting(
-    block: WithMlp[Any],
-    hidden: Tensor,
-    outputs: Sequence[Tensor],
-    weights: Tensor | None,
-    modulation: Tensor,
-    context: tuple[Tensor, ...],
-    feds: Sequence[Tensor],
-    fed_weights: Tensor | None,
-) -> Tensor:
-    """:func:`finish_reusing` with attention's ``outputs`` and the MLP's ``feds`` extrapolated by weights, or the only
-    one of them where there are none. One pass over what is stored: nothing extrapolated is written in between."""
-    output = outputs[0] if weights is None else extrapolate(outputs, weights)
-    fed = feds[0] if fed_weights is None else extrapolate(feds, fed_weights)
-    return finish_reusing(block, hidden, output, modulation, context, fed)
-
-
-def _state(block: Any, hidden: Tensor, modulation: Tensor, context: tuple[Tensor, ...]) -> Any:
-    return block.state(hidden, modulation, context, ())
+def _made(source: Source) -> Tensor:
+    return source.outputs[0] if source.weights is None else extrapolate(source.outputs, source.weights)
 
 
 def embed(adapter: PreparedModel, latents: Tensor, order: Tensor | None) -> Tensor:
@@ -112,9 +118,7 @@ class Pieces:
 
     qkv: Callable[..., tuple[Tensor, Tensor, Tensor]] = qkv
     finish: Callable[..., Tensor] = finish
-    finish_keeping: Callable[..., tuple[Tensor, Tensor]] = finish_keeping
-    finish_reusing: Callable[..., Tensor] = finish_reusing
-    finish_forecasting: Callable[..., Tensor] = finish_forecasting
+    finish_parts: Callable[..., tuple[Tensor, tuple[Tensor, ...]]] = finish_parts
     extrapolate: Callable[..., Tensor] = extrapolate
     embed: Callable[..., Tensor] = embed
     head: Callable[..., Tensor] = head

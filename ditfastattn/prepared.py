@@ -1,6 +1,6 @@
 """One block in pieces, with everything at hand that does not depend on the latents."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +12,9 @@ from ditfastattn.execute import Context, computed_rows, core_of
 from ditfastattn.forecast import fitted
 from ditfastattn.layout import Layout
 from ditfastattn.models.base import PreparedBlock
-from ditfastattn.pieces import Pieces
-from plans import Method
+from ditfastattn.models.parts import WithParts
+from ditfastattn.pieces import Pieces, Source, Span
+from plans import Method, SiteName
 
 ROW = 4  # numbers kept for a forecast, which has 3 at most: every row begins at a multiple of 16 bytes
 
@@ -81,7 +82,7 @@ def weights_tensor(rows: Sequence[tuple[float, ...]], like: Tensor) -> Tensor:
 def run_prepared_block(
     inputs: BlockInputs, attention: Stored, context: Context, pieces: Pieces, hidden: Tensor
 ) -> Tensor:
-    """One block whose MLP has no cell of its own: :func:`ditfastattn.execute.run_block`, in pieces.
+    """One block of which attention alone has a cell: :func:`ditfastattn.execute.run_block`, in pieces.
 
     ``hidden`` and what it returns are (B, N, C).
     """
@@ -89,26 +90,52 @@ def run_prepared_block(
     return pieces.finish(inputs.block, hidden, output, inputs.modulation, inputs.shared)
 
 
-def run_both_prepared_parts(
-    inputs: BlockInputs, attention: Stored, mlp: Stored, context: Context, pieces: Pieces, hidden: Tensor
+def run_prepared_parts(
+    inputs: BlockInputs,
+    attention: Stored,
+    parts: Mapping[SiteName, Stored],
+    context: Context,
+    pieces: Pieces,
+    hidden: Tensor,
 ) -> Tensor:
-    """One block whose MLP has a cell of its own: :func:`ditfastattn.execute.run_both_parts`, in pieces."""
-    methods = (attention.cell.method, mlp.cell.method)
-    if all(method.reuses_output for method in methods) and any(method.forecasts for method in methods):
-        outputs, feds = (stored.read(hidden.shape[0], context.layout) for stored in (attention, mlp))
-        return pieces.finish_forecasting(inputs.block, hidden, *outputs, inputs.modulation, inputs.shared, *feds)
-    output = prepared_attention(inputs, attention, context, pieces, hidden)
-    given = (inputs.block, hidden, output, inputs.modulation, inputs.shared)
-    batch, cell = hidden.shape[0], mlp.cell
-    if cell.method.reuses_output:
-        return pieces.finish_reusing(*given, mlp.reused(pieces, batch, context.layout))
-    if cell.method is Method.FULL and not cell.store_output:
-        return pieces.finish(*given)
-    rows = computed_rows(cell.method, batch, context.layout)
-    finished, fed = pieces.finish_keeping(*given, (rows.start, rows.stop))
-    if cell.store_output:
-        mlp.keep(fed)
+    """One block whose cross-attention or MLP has a cell of its own: :func:`ditfastattn.execute.run_parts`."""
+    block, batch, layout = inputs.block, hidden.shape[0], context.layout
+    assert isinstance(block, WithParts)
+    methods = [stored.cell.method for stored in (attention, *parts.values())]
+    # Where attention is not computed, what is stored can be read and extrapolated in the one piece that is left.
+    at_once = all(method.reuses_output for method in methods) and any(method.forecasts for method in methods)
+
+    def source(stored: Stored) -> Source:
+        return Source(*stored.read(batch, layout)) if at_once else Source((stored.reused(pieces, batch, layout),))
+
+    if at_once:
+        output = source(attention)
+    else:
+        output = Source((prepared_attention(inputs, attention, context, pieces, hidden),))
+        if all(map(_is_plain, parts.values())):
+            return pieces.finish(block, hidden, *output.outputs, inputs.modulation, inputs.shared)
+    told: list[Source | Span | None] = []
+    computed = []
+    for site in block.parts:
+        stored = parts.get(site)
+        if stored is None or _is_plain(stored):
+            told.append(None)
+        elif stored.cell.method.reuses_output:
+            told.append(source(stored))
+        else:
+            rows = computed_rows(stored.cell.method, batch, layout)
+            told.append(Span(rows.start, rows.stop))
+            computed.append(stored)
+    finished, outputs = pieces.finish_parts(block, hidden, output, inputs.modulation, inputs.shared, tuple(told))
+    for stored, made in zip(computed, outputs, strict=True):
+        if stored.cell.store_output:
+            stored.keep(made)
     return finished
+
+
+def _is_plain(stored: Stored) -> bool:
+    """Computed, and read by no later step."""
+    return stored.cell.method is Method.FULL and not stored.cell.store_output
 
 
 def prepared_attention(inputs: BlockInputs, stored: Stored, context: Context, pieces: Pieces, hidden: Tensor) -> Tensor:

@@ -15,8 +15,8 @@ from ditfastattn.prepared import (
     BlockInputs,
     JointWeights,
     Stored,
-    run_both_prepared_parts,
     run_prepared_block,
+    run_prepared_parts,
     weights_tensor,
 )
 from ditfastattn.runner import Run
@@ -60,7 +60,7 @@ class Program:
             shape = (self.arenas[site].nbytes(self._batch, 1), model.tokens, model.heads, model.head_dim)
             self._stores[site] = torch.zeros(shape, dtype=self._modulation.dtype, device=latents.device)
         self._forecasts = {site: self._weights(columns) for site, columns in run.cells.items() if _forecasts(columns)}
-        self._mlp_layers = adapter.mlp_layers
+        self._part_layers = adapter.part_layers
         order = run.ordering.indices
         self._enter: Tensor | None = order[0] if order else None
         self._leave: Tensor | None = order[1] if order else None
@@ -220,11 +220,12 @@ class Program:
         block, joint = self._adapter.blocks[layer], self._joint[layer].tensors
         inputs = BlockInputs(block, self._modulation[layer], self._context, joint)
         attention = self._stored("attn", layer, *work["attn"][layer])
-        mlp_layer, context = self._mlp_layers[layer], self._run.contexts["attn"]
-        if mlp_layer is None or "mlp" not in work:
-            return run_prepared_block(inputs, attention, context, self._pieces, hidden)
-        mlp = self._stored("mlp", mlp_layer, *work["mlp"][mlp_layer])
-        return run_both_prepared_parts(inputs, attention, mlp, context, self._pieces, hidden)
+        layers = self._part_layers[layer].items()
+        parts = {site: self._stored(site, index, *work[site][index]) for site, index in layers if site in work}
+        run = (self._run.contexts["attn"], self._pieces, hidden)
+        if not parts:
+            return run_prepared_block(inputs, attention, *run)
+        return run_prepared_parts(inputs, attention, parts, *run)
 
     def _stored(self, site: SiteName, layer: int, cell: Cell, places: StepPlaces) -> Stored:
         """What a layer reads in a step, or writes to."""

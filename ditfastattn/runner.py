@@ -10,12 +10,12 @@ from torch import Tensor
 
 from ditfastattn.cache import Cell, LayerCache, predicted_bytes
 from ditfastattn.errors import StepError
-from ditfastattn.execute import Contexts, run_block, run_both_parts
+from ditfastattn.execute import Contexts, run_block, run_parts
 from ditfastattn.forecast import reused_output
 from ditfastattn.install import Overrides
 from ditfastattn.layout import Layout
 from ditfastattn.models.base import Call, ModelAdapter
-from ditfastattn.models.mlp import WithMlp
+from ditfastattn.models.parts import WithParts
 from ditfastattn.order import Ordering
 from ditfastattn.skip import Form, form_of
 from plans import Plan, SiteName
@@ -32,7 +32,7 @@ class Run:
     contexts: Contexts
     layout: Layout
     ordering: Ordering
-    itemsize: int  # bytes of an element of an attention's or an MLP's output
+    itemsize: int  # bytes of an element of the output of any site but the model
 
     def cell(self, site: SiteName, layer: int, step: int) -> Cell:
         """What one layer of a site does at a step."""
@@ -47,7 +47,7 @@ class Run:
         return self.call.latents.shape[0] * self.plan.model.shape(site).rows
 
     def row_bytes(self, site: SiteName) -> int:
-        """Bytes of one row of an attention's or an MLP's output: N * C * itemsize."""
+        """Bytes of one row of a module's output: N * C * itemsize."""
         return self.plan.model.shape(site).tokens * self.plan.model.width * self.itemsize
 
 
@@ -117,7 +117,7 @@ class EagerRunner(Runner):
 
     def __init__(self, adapter: ModelAdapter) -> None:
         super().__init__(adapter)
-        self._blocks, self._places, self._mlp_layers = list(adapter.blocks), adapter.places, adapter.mlp_layers
+        self._blocks, self._places, self._part_layers = list(adapter.blocks), adapter.places, adapter.part_layers
         self._caches: dict[SiteName, list[LayerCache]] = {}
         spatial = [index for index, place in enumerate(self._places) if place.site == "attn"]
         self._first, self._last = spatial[0], spatial[-1]  # between them the tokens stand in the plan's order
@@ -216,17 +216,18 @@ class EagerRunner(Runner):
         """One block. The tokens stand in the plan's order from the first spatial block's input to the last's output;
         attention between frames does not mind, as it sees one place of a frame at a time."""
         assert self._step is not None
-        block, place, mlp_layer = self._blocks[index], self._places[index], self._mlp_layers[index]
+        block, place = self._blocks[index], self._places[index]
         attention = self._work(run, place.site, place.layer)
         context = run.contexts[place.site]
         if index == self._first:
             hidden = run.ordering.enter(hidden, *others, **kwargs)
-        if mlp_layer is None or "mlp" not in run.cells:
-            hidden = run_block(block, *attention, context, hidden, *others, **kwargs)
+        layers = self._part_layers[index].items()
+        parts = {site: self._work(run, site, layer) for site, layer in layers if site in run.cells}
+        if parts:
+            assert isinstance(block, WithParts)
+            hidden = run_parts(block, attention, parts, context, hidden, *others, **kwargs)
         else:
-            assert isinstance(block, WithMlp)
-            mlp = self._work(run, "mlp", mlp_layer)
-            hidden = run_both_parts(block, attention, mlp, context, hidden, *others, **kwargs)
+            hidden = run_block(block, *attention, context, hidden, *others, **kwargs)
         return run.ordering.leave(hidden) if index == self._last else hidden
 
     def _work(self, run: Run, site: SiteName, layer: int) -> tuple[Cell, LayerCache]:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from plans import Method, Plan, SiteName
-from plans.macs import counts_mlps, plan_macs, site_macs, total_macs
+from plans.macs import besides, plan_macs, shown_macs, site_macs
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,7 @@ class SessionSummary:
         return plan_macs(self.plan).percent
 
     def __str__(self) -> str:
+        more = besides(self.plan)
         several = self.sites.items() if len(self.sites) > 1 else ()
         attentions = self.plan.attention_sites if len(self.plan.attention_sites) > 1 else ()
         return "\n".join(
@@ -62,7 +63,7 @@ class SessionSummary:
                 *(f"  {name:<14} {_shares(site.methods)}" for name, site in several),
                 f"attention MACs   {self.attention_macs_percent:.1f} % of full (planned, projections counted)",
                 *(f"  {name:<14} {site_macs(self.plan, name).percent:.1f} %" for name in attentions),
-                *([f"with MLPs        {total_macs(self.plan).percent:.1f} %"] if counts_mlps(self.plan) else []),
+                *([f"{f'with {more}':<16} {shown_macs(self.plan).percent:.1f} %"] if more else []),
                 f"cache            {self.cache_bytes / 2**20:.2f} MiB now, {self.peak_cache_bytes / 2**20:.2f} MiB at "
                 f"most ({self.predicted_peak_cache_bytes / 2**20:.2f} MiB predicted)",
                 *(

@@ -103,9 +103,7 @@ def full_plan(pipe: Any, wanted: Schedule, latent_shape: Sequence[int]) -> Plan:
 def check_plan(pipe: Any, plan: Plan, wanted: Schedule, latent_shape: Sequence[int]) -> None:
     """Raises PlanMismatch, with every difference between the plan and the run, before a file is written."""
     actual = full_plan(pipe, wanted, latent_shape)
-    model = actual.model
-    if plan.model.mlp is not None:  # plans without that site do not speak of them
-        model = model.model_copy(update={"mlp": adapt(pipe.transformer).mlp})
+    model = adapt(pipe.transformer).with_parts_of(plan.model, actual.model)
     own = plan.sampler.own_timesteps and plan.steps == wanted.steps
     run = plan.sampler if own else wanted.steps
     sampler = sampler_spec(pipe.scheduler, run, known_settings=plan.sampler.settings)

@@ -16,7 +16,7 @@ from typing import Any, TextIO
 
 from plans.compare import plan_differences, setting_differences
 from plans.errors import PlanError
-from plans.macs import CONVENTIONS, PlanMacs, knows_mlps, mlp_macs, plan_macs, shares, site_macs, total_macs
+from plans.macs import CONVENTIONS, PlanMacs, knows_mlps, part_macs, plan_macs, shares, site_macs, total_macs
 from plans.make_cli import add_make, run_make
 from plans.method import Method
 from plans.model import SiteName
@@ -144,11 +144,13 @@ def _stats(arguments: argparse.Namespace) -> int:
     }
     if knows_mlps(plan):
         total = total_macs(plan)
-        print("\nattention, projections counted, and MLPs")
+        print(f"\nattention, projections counted{', cross-attention' * ('cross' in plan.sites)}, and MLPs")
         print(f"{'all FULL, G':<26}{total.full / 1e9:>12.2f}")
         print(f"{'this plan, G':<26}{total.total / 1e9:>12.2f}")
         print(f"{'this plan, % of all FULL':<26}{total.percent:>12.2f}")
         columns["with MLPs"] = total.step_percents
+    elif "cross" in plan.sites:
+        columns["cross"] = part_macs(plan, "cross").step_percents
     print("\nstep  timestep" + "".join(f"{name + ' %':>12}" for name in columns))
     for step, timestep in enumerate(plan.sampler.timesteps):
         percents = [column[step] for column in columns.values()]
@@ -183,8 +185,13 @@ def _diff(arguments: argparse.Namespace) -> int:
         old, new = plan_macs(before, convention).percent, plan_macs(after, convention).percent
         print(f"attention MACs ({convention}): {old:.2f} % -> {new:.2f} % of full ({new - old:+.2f})")
     if knows_mlps(before) and knows_mlps(after):
+        if before.model.cross is None and after.model.cross is not None:  # a plan without the site computes it
+            before = before.with_cross(after.model.cross)
+        elif before.model.cross is not None and after.model.cross is None:
+            after = after.with_cross(before.model.cross)
         old, new = total_macs(before).percent, total_macs(after).percent
-        print(f"attention and MLP MACs: {old:.2f} % -> {new:.2f} % of full ({new - old:+.2f})")
+        cross = ", cross-attention" * ("cross" in before.sites)
+        print(f"attention{cross} and MLP MACs: {old:.2f} % -> {new:.2f} % of full ({new - old:+.2f})")
     return 1
 
 
@@ -228,8 +235,8 @@ def _site_statistics(plan: Plan, site: SiteName) -> dict[str, Any]:
     result["shares_percent"] = {str(method): share for method, share in shares(plan, (site,)).items()}
     if site in plan.attention_sites:
         result |= {convention: _costs(site_macs(plan, site, convention)) for convention in CONVENTIONS}
-    elif site == "mlp":
-        result["module"] = _costs(mlp_macs(plan))
+    elif site != "model":
+        result["module"] = _costs(part_macs(plan, site))
     return result
 
 

@@ -25,6 +25,12 @@ _PARTS = {
         "{0.layers} layers of {0.frames} frames",
         {"layers": "temporal layers", "frames": "frames"},
     ),
+    "cross": (
+        "cross-attention",
+        "no site cross",
+        "{0.layers} layers over {0.words} words",
+        {"layers": "cross-attention layers", "words": "words of a prompt"},
+    ),
     "mlp": (
         "MLPs",
         "no site mlp",

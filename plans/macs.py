@@ -17,13 +17,15 @@ A plan is counted by *items*: an image is one row, a video of T frames of N toke
 attention and N rows of T tokens in its temporal attention.
 
 `total_macs` adds the MLPs, 2 N C H for a row through H hidden channels, so that plans that reuse MLPs or skip steps
-compare. Cross-attention, modulation, embeddings and the last projection are in no count: a plan does not say how large
-they are, and but for cross-attention they are small.
+compare. Cross-attention over W words, as wide as the model, is counted in plans that have the site ``cross``: of an
+item of N tokens in all, queries and out-projection 2 N C^2, keys and values 2 W C^2 (Latte makes them anew for every
+frame, which is not counted), the core 2 N W C. Modulation, embeddings and the last projection are in no count: they
+are small.
 """
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -126,13 +128,7 @@ class PlanMacs:
 
 def plan_macs(plan: Plan, convention: Convention = "module") -> PlanMacs:
     """Attention MACs of a plan, all attention sites together, against the same run with every layer FULL."""
-    parts = [site_macs(plan, site, convention) for site in plan.attention_sites]
-    return PlanMacs(
-        convention=convention,
-        full_step=sum(part.full_step for part in parts),
-        steps=tuple(sum(macs) for macs in zip(*(part.steps for part in parts), strict=True)),
-        stores=tuple(sum(macs) for macs in zip(*(part.stores for part in parts), strict=True)),
-    )
+    return _sum([site_macs(plan, site, convention) for site in plan.attention_sites], convention)
 
 
 def site_macs(plan: Plan, site: SiteName, convention: Convention = "module") -> PlanMacs:
@@ -166,26 +162,70 @@ def mlp_macs(plan: Plan) -> PlanMacs:
         raise ValueError(f"the plan does not say how many MLPs {model.class_name} has; a plan with the site mlp does")
     mlp = model.mlp or MlpShape(layers=model.layers, hidden=MLP_RATIO * model.width)
     frames = 1 if model.temporal is None else model.temporal.frames
-    one = 2 * frames * model.tokens * model.width * mlp.hidden
+    return _module_macs(plan, "mlp", mlp.layers, 2 * frames * model.tokens * model.width * mlp.hidden)
+
+
+def cross_macs(plan: Plan) -> PlanMacs:
+    """MACs of a plan's cross-attentions, projections counted, per item.
+
+    Raises:
+        ValueError: a plan without the site ``cross``, which does not say how large they are.
+    """
+    model, cross = plan.model, plan.model.cross
+    if cross is None:
+        raise ValueError("the plan does not say how large cross-attention is; a plan with the site cross does")
+    tokens, width = model.tokens * (1 if model.temporal is None else model.temporal.frames), model.width
+    projections = 2 * (tokens + cross.words) * width**2
+    return _module_macs(plan, "cross", cross.layers, projections + 2 * tokens * cross.words * width)
+
+
+def part_macs(plan: Plan, site: SiteName) -> PlanMacs:
+    """MACs of one site of a plan, projections counted; of the site ``model``, `shown_macs`.
+
+    Raises:
+        ValueError: the plan has no such site.
+    """
+    if site == "cross":
+        return cross_macs(plan)
+    if site == "mlp":
+        return mlp_macs(plan)
+    return shown_macs(plan) if site == "model" else site_macs(plan, site)
+
+
+def _module_macs(plan: Plan, site: SiteName, layers: int, one: int) -> PlanMacs:
+    """``layers`` modules of ``one`` MACs (even) by the site's cells; without the site, in every step that is not
+    skipped."""
 
     def cost(method: Method) -> int:
         return 0 if method.reuses_output else one // 2 if method.shares_guidance else one
 
-    if "mlp" in plan.sites:
-        steps = [sum(map(cost, row)) for row in plan.sites["mlp"].methods]
+    if site in plan.sites:
+        steps = [sum(map(cost, row)) for row in plan.sites[site].methods]
     else:
-        steps = [0 if step in plan.skipped else mlp.layers * one for step in range(plan.steps)]
+        steps = [0 if step in plan.skipped else layers * one for step in range(plan.steps)]
+    return PlanMacs(convention="module", full_step=layers * one, steps=tuple(steps), stores=(0,) * plan.steps)
+
+
+def _sum(parts: Sequence[PlanMacs], convention: Convention = "module") -> PlanMacs:
     return PlanMacs(
-        convention="module",
-        full_step=mlp.layers * one,
-        steps=tuple(steps),
-        stores=(0,) * plan.steps,
+        convention=convention,
+        full_step=sum(part.full_step for part in parts),
+        steps=tuple(sum(macs) for macs in zip(*(part.steps for part in parts), strict=True)),
+        stores=tuple(sum(macs) for macs in zip(*(part.stores for part in parts), strict=True)),
     )
 
 
 def shown_macs(plan: Plan) -> PlanMacs:
-    """The MACs that a picture of a plan shows: `total_macs` where more than attention is planned, else `plan_macs`."""
-    return total_macs(plan) if counts_mlps(plan) else plan_macs(plan)
+    """The MACs that a picture of a plan shows: of attention, and of what `besides` says."""
+    if counts_mlps(plan):
+        return total_macs(plan)
+    return _sum([plan_macs(plan), *([cross_macs(plan)] if "cross" in plan.sites else [])])
+
+
+def besides(plan: Plan) -> str:
+    """What `shown_macs` counts besides self-attention, in words; empty if nothing."""
+    names = ["cross-attention"] * ("cross" in plan.sites) + ["MLPs"] * counts_mlps(plan)
+    return " and ".join(names)
 
 
 def counts_mlps(plan: Plan) -> bool:
@@ -201,16 +241,13 @@ def knows_mlps(plan: Plan) -> bool:
 def total_macs(plan: Plan) -> PlanMacs:
     """MACs of self-attention, projections counted, and MLPs, per item: nothing in a step that is skipped.
 
+    Those of cross-attention are among them in plans that have the site ``cross``.
+
     Raises:
         ValueError: as :func:`mlp_macs`.
     """
-    attention, mlp = plan_macs(plan), mlp_macs(plan)
-    return PlanMacs(
-        convention="module",
-        full_step=attention.full_step + mlp.full_step,
-        steps=tuple(a + b for a, b in zip(attention.steps, mlp.steps, strict=True)),
-        stores=attention.stores,
-    )
+    cross = [cross_macs(plan)] if "cross" in plan.sites else []
+    return _sum([plan_macs(plan), *cross, mlp_macs(plan)])
 
 
 def full_macs(model: ModelSpec, convention: Convention = "module") -> int:

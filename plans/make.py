@@ -68,15 +68,16 @@ def spaced(source: Plan, computed: int, order: int) -> Plan:
     return _everywhere(_empty(source, note, mlp=True), _at(full, order))
 
 
-def pab(source: Plan, interval: int, temporal_interval: int | None = None) -> Plan:
+def pab(source: Plan, interval: int, temporal_interval: int | None = None, cross_interval: int | None = None) -> Plan:
     """Pyramid attention broadcast (PAB, arXiv 2408.12588): attention alone, in the middle of the trajectory.
 
     In the first and the last 15 % of the steps all is computed; between, attention between the tokens of a frame every
-    ``interval``-th step, attention between frames every ``temporal_interval``-th. PAB also broadcasts cross-attention,
-    which plans leave alone.
+    ``interval``-th step, attention between frames every ``temporal_interval``-th, cross-attention every
+    ``cross_interval``-th. PAB's own intervals grow in this order; without the last, cross-attention is left alone.
 
     Raises:
-        ValueError: an interval of either kind below 1, or a temporal one for a model of images.
+        ValueError: an interval of any kind below 1, a temporal one for a model of images, or one of cross-attention for
+            a model that is not known to have it and whose plan does not say how large it is.
     """
     if temporal_interval is not None and source.model.temporal is None:
         raise ValueError(f"{source.model.class_name} has no temporal attention; leave the temporal interval out")
@@ -84,6 +85,8 @@ def pab(source: Plan, interval: int, temporal_interval: int | None = None) -> Pl
         "attn": interval,
         "temporal": interval if temporal_interval is None else temporal_interval,
     }
+    if cross_interval is not None:
+        intervals["cross"] = cross_interval
     steps, first = source.steps, round(PAB_EDGE * source.steps)
 
     def rule_of(each: int) -> Callable[[int], Method]:
@@ -93,12 +96,16 @@ def pab(source: Plan, interval: int, temporal_interval: int | None = None) -> Pl
     rates = f"{_th(interval)} step"
     if temporal_interval is not None:
         rates += f" (between frames every {_th(temporal_interval)})"
+    if cross_interval is not None:
+        rates += f", cross-attention every {_th(cross_interval)},"
     note = (
         f"attention computed every {rates} in the middle {1 - 2 * PAB_EDGE:.0%} of the steps, as in pyramid attention "
         "broadcast (arXiv 2408.12588)"
     )
     plan = _empty(source, note, mlp=False)
-    for site in plan.attention_sites:
+    if cross_interval is not None:
+        plan = plan.with_cross(source.model.cross)
+    for site in plan.sites:
         plan = _filled(plan, site, rule_of(intervals[site]))
     return plan
 
@@ -135,6 +142,8 @@ def smoothcache(source: Plan, errors: Mapping[SiteName, Sequence[Sequence[float]
         "until then, as in SmoothCache (arXiv 2411.10510)"
     )
     plan = _empty(source, note, mlp="mlp" in errors)
+    if "cross" in errors:
+        plan = plan.with_cross(source.model.cross)
     for site in plan.sites:
         plan = _filled(plan, site, _at(_smooth_steps(errors[site], threshold, plan.steps), 0))
     return plan
@@ -154,11 +163,11 @@ def _smooth_steps(errors: Sequence[Sequence[float]], threshold: float, steps: in
 
 
 def _empty(source: Plan, note: str, mlp: bool, shape: MlpShape | None = None) -> Plan:
-    """The all-FULL plan for what ``source`` was made for, with the site ``mlp`` or without."""
+    """The all-FULL plan for what ``source`` was made for, with the site ``mlp`` or without, and without ``cross``."""
     given = source.model.mlp if shape is None else shape
     temporal = source.sites["temporal"].window if "temporal" in source.sites else None
     plan = Plan.full(
-        model=source.model.model_copy(update={"mlp": None}),
+        model=source.model.required,
         sampler=source.sampler,
         guidance=source.guidance,
         window=source.window,

@@ -17,7 +17,7 @@ LAYERS, HIDDEN = 10_000, 10_000_000  # the most MLPs, and channels in them, that
 EXAMPLES = """examples:
   python -m plans make fora --from plan.json --interval 3 --out fora.json
   python -m plans make taylorseer --from plan.json --interval 4 --order 2 --out forecast.json
-  python -m plans make pab --from plan.json --interval 2 --out pab.json
+  python -m plans make pab --from plan.json --interval 2 --cross-interval 6 --out pab.json
   python -m plans make skip --from plan.json --interval 2 --order 1 --out half.json
 
 The plan after --from says for which model, sampler, guidance and window; its cells do not matter.
@@ -47,6 +47,7 @@ def add_make(command: argparse.ArgumentParser) -> None:
     add_mlp(forecast)
     pab = add("pab", "attention reused in the middle of the trajectory (pyramid attention broadcast)")
     pab.add_argument("--temporal-interval", type=int, help="of attention between frames (default: as --interval)")
+    pab.add_argument("--cross-interval", type=int, help="of cross-attention, in models that have it (default: compute)")
     skip = add("skip", "the whole model left out between computed steps")
     skip.add_argument("--order", type=int, default=0, help="of the forecast of its output; 0 reuses it (default: 0)")
 
@@ -69,7 +70,7 @@ def run_make(options: argparse.Namespace) -> int:
 
 def _made(options: argparse.Namespace, source: Plan) -> Plan:
     if options.schedule == "pab":
-        return make.pab(source, options.interval, options.temporal_interval)
+        return make.pab(source, options.interval, options.temporal_interval, options.cross_interval)
     if options.schedule == "skip":
         return make.skip(source, options.interval, options.order)
     mlp: dict[str, Any] = {"mlp": not options.attention_only, "shape": _shape(options.mlps)}

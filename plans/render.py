@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from itertools import groupby
 from textwrap import wrap
 
-from plans.macs import PlanMacs, counts_mlps, mlp_macs, plan_macs, shares, shown_macs, site_macs
+from plans.macs import PlanMacs, besides, cross_macs, mlp_macs, part_macs, plan_macs, shares, shown_macs, site_macs
 from plans.method import Method
 from plans.model import SiteName
 from plans.schema import Plan
@@ -68,7 +68,7 @@ def noteline(plan: Plan) -> str:
 
 
 def costline(plan: Plan) -> str:
-    """Loss and threshold, and attention MACs in both conventions, in one line; MLPs and skipped steps if planned."""
+    """Loss and threshold, and attention MACs in both conventions, in one line; what else is planned if any."""
     if plan.calibration is None:
         origin = "not calibrated"
     else:
@@ -80,8 +80,8 @@ def costline(plan: Plan) -> str:
     text = f"{origin}; attention MACs {module.percent:.1f} % of full (softmax core alone {core.percent:.1f} %)"
     if module.residual_store:
         text += f", and {module.store_percent:.1f} % to store residuals"
-    if counts_mlps(plan):
-        text += f"; with MLPs {shown_macs(plan).percent:.1f} %"
+    if more := besides(plan):
+        text += f"; with {more} {shown_macs(plan).percent:.1f} %"
     return text
 
 
@@ -90,6 +90,10 @@ def siteline(plan: Plan, site: SiteName) -> str:
     shape = plan.model.shape(site)
     if site == "model":
         return f"model, its output: {len(plan.skipped)} of {plan.steps} steps are skipped"
+    if site == "cross":
+        assert plan.model.cross is not None
+        words, percent = plan.model.cross.words, cross_macs(plan).percent
+        return f"cross, outputs before they are added: {words} words; MACs {percent:.1f} % of full"
     if site == "mlp":
         assert plan.model.mlp is not None
         hidden, percent = plan.model.mlp.hidden, mlp_macs(plan).percent
@@ -107,9 +111,7 @@ def siteline(plan: Plan, site: SiteName) -> str:
 
 def bars_of(plan: Plan, site: SiteName) -> PlanMacs:
     """The MACs that stand under one site's grid."""
-    if site in plan.attention_sites:
-        return site_macs(plan, site)
-    return mlp_macs(plan) if site == "mlp" else shown_macs(plan)
+    return part_macs(plan, site)
 
 
 def curve(values: Sequence[float]) -> str:

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 from plans.compare import model_differences
 from plans.forecast import feasible
 from plans.method import Method, Window
-from plans.model import MlpShape, ModelSpec, SiteName, TemporalShape
+from plans.model import OPTIONAL_SITES, ModelSpec, SiteName, TemporalShape
 from plans.run import GuidanceSpec, SamplerSpec
 from plans.schema import Plan
 from plans.site import Site, new_site
@@ -46,8 +47,8 @@ def resampled(
 
     Args:
         sampler: with a timestep for every model call of the new run.
-        model: the same architecture with other tokens or frames; None keeps the plan's. Whether it has MLPs may be left
-            open: the site ``mlp`` stays as it is in the plan.
+        model: the same architecture with other tokens or frames; None keeps the plan's. What it has besides may be left
+            open: the sites ``cross`` and ``mlp`` stay as they are in the plan.
         guidance: None keeps the plan's.
 
     Returns:
@@ -108,18 +109,21 @@ def rescaled(window: Window, old: int, new: int) -> Window:
 
 
 def _fitting(old: ModelSpec, new: ModelSpec) -> ModelSpec:
-    """The new model with the plan's site ``mlp`` or without; raises ValueError if more than the size is another."""
-    mlp: MlpShape | None = old.mlp and (new.mlp or old.mlp)
+    """The new model with those of `OPTIONAL_SITES` that the plan has; raises ValueError if more than the size is
+    another."""
+    optional: dict[str, Any] = {
+        site: getattr(old, site) and (getattr(new, site) or getattr(old, site)) for site in OPTIONAL_SITES
+    }
     temporal: TemporalShape | None = new.temporal
     if temporal is not None and old.temporal is not None:
         temporal = temporal.model_copy(update={"frames": old.temporal.frames})
-    same_size = new.model_copy(update={"tokens": old.tokens, "temporal": temporal, "mlp": mlp})
+    same_size = new.model_copy(update={"tokens": old.tokens, "temporal": temporal, **optional})
     if differences := model_differences(old, same_size, theirs="the other model"):
         raise ValueError(
             "a plan can be resampled for another size of its own model only; calibrate one for this model: "
             + "; ".join(differences)
         )
-    return new.model_copy(update={"mlp": mlp})
+    return new.model_copy(update=optional)
 
 
 def _check_timesteps(old: SamplerSpec, new: SamplerSpec) -> None:

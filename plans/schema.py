@@ -15,7 +15,7 @@ from plans.budget import Budget
 from plans.compare import guidance_differences, model_differences, sampler_differences
 from plans.fields import Count, Frozen, Integer, Loss, Name, Time
 from plans.method import Method, TokenOrder, Window
-from plans.model import ATTENTION_SITES, MLP_RATIO, SITES, MlpShape, ModelSpec, SiteName
+from plans.model import ATTENTION_SITES, SITES, CrossShape, MlpShape, ModelSpec, SiteName
 from plans.run import GuidanceSpec, SamplerSpec
 from plans.site import (
     Grid,
@@ -80,8 +80,8 @@ class Plan(Frozen):
 
     window: of the site ``attn``. token_order: how the tokens of an image or frame stand while the blocks run, and so
     what that window covers; `raster` is the paper's. sites: one for each of ``model.sites``, and ``model`` where steps
-    are skipped; without ``mlp`` every MLP is computed in every step that is not skipped. calibration is None for a plan
-    made by hand or for a test.
+    are skipped; without ``cross`` or ``mlp`` all cross-attentions or MLPs are computed in every step that is not
+    skipped. calibration is None for a plan made by hand or for a test.
     """
 
     model: ModelSpec
@@ -198,18 +198,29 @@ class Plan(Frozen):
         Raises:
             ValueError: the plan has the site, or, without a shape, it is of video, whose models differ in it.
         """
-        if self.model.mlp is not None:
-            raise ValueError("the plan has the site mlp already; change its cells with with_methods(site='mlp')")
-        if shape is None and self.model.temporal is not None:
-            raise ValueError(
-                f"how many MLPs {self.model.class_name} has cannot be guessed; give MlpShape(layers, hidden), on the "
-                "command line --mlps LAYERS,HIDDEN"
-            )
-        shape = shape or MlpShape(layers=self.model.layers, hidden=MLP_RATIO * self.model.width)
+        return self._with_site("mlp", shape)
+
+    def with_cross(self, shape: CrossShape | None = None) -> Plan:
+        """The same plan with the site ``cross``, everything FULL in it but in skipped steps.
+
+        Args:
+            shape: None is one cross-attention a layer, over as many words as the model's own pipeline gives it
+                (PixArt-Sigma's, for PixArt). `apply` compares how many there are; words only count MACs.
+
+        Raises:
+            ValueError: the plan has the site, or, without a shape, nothing is known of the model's cross-attention.
+        """
+        return self._with_site("cross", shape)
+
+    def _with_site(self, site: SiteName, shape: CrossShape | MlpShape | None) -> Plan:
+        """The same plan with a site that it may leave out, its shape as usual if none is given."""
+        if site in self.sites:
+            raise ValueError(f"the plan has the site {site} already; change its cells with with_methods(site='{site}')")
+        shape = shape or self.model.usual(site)
         everywhere = new_site([[Method.FULL] * shape.layers for _ in range(self.steps)], None, None)
         return self._with(
-            model=self.model.model_copy(update={"mlp": shape}),
-            sites=self.sites | {"mlp": without_steps(everywhere, self.skipped)},
+            model=self.model.model_copy(update={site: shape}),
+            sites=self.sites | {site: without_steps(everywhere, self.skipped)},
         )
 
     def skipping(self, methods: Sequence[Method]) -> Plan:
@@ -279,8 +290,8 @@ class Plan(Frozen):
         if tuple(name for name in self.sites if name != "model") != self.model.sites:
             raise ValueError(
                 f"sites are {', '.join(self.sites)}, but those of the model are {', '.join(self.model.sites)}; a plan "
-                "has the site temporal exactly if model.temporal says how many layers and frames it has, and mlp "
-                "exactly if model.mlp says how many and how wide they are"
+                "has the site temporal exactly if model.temporal says how many layers and frames it has, cross and mlp "
+                "exactly if model.cross and model.mlp say how many and how large they are"
             )
         for name, site in self.sites.items():
             if (site.window is None) != (name != "temporal"):

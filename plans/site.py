@@ -46,7 +46,7 @@ def new_site(
 
 
 def layer_name(site: SiteName, layer: int) -> str:
-    """A layer in a sentence: "layer 3" of the images' attention, "temporal layer 3", "mlp layer 3", "the model"."""
+    """A layer in a sentence: "layer 3" of the images' attention, "temporal layer 3", "cross layer 3", "the model"."""
     if site == "model":
         return "the model"
     return f"layer {layer}" if site == "attn" else f"{site} layer {layer}"

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ditfastattn.models import adapt
 from ditfastattn.models.opensora import OpenSora
-from plans import GuidanceSpec, Method, Plan, SamplerSpec, SiteName
+from plans import CrossShape, GuidanceSpec, Method, Plan, SamplerSpec, SiteName
 from plans.forecast import feasible
 
 TIMES = (999.0, 930.0, 780.0, 745.0, 500.0, 410.0, 260.0, 255.0, 90.0)  # not evenly spaced
@@ -64,6 +64,8 @@ def subject(name: str, dtype: torch.dtype = torch.float64) -> Subject:
     if name == "native":
         return Subject(model, {"attn": [b.attn for b in blocks], "mlp": [b.mlp for b in blocks]}, call)
     parts: dict[SiteName, list[nn.Module]] = {"attn": [block.attn1 for block in blocks]}
+    if name in ("pixart", "latte"):
+        parts["cross"] = [block.attn2 for block in blocks]
     if name == "latte":
         temporal = model.temporal_transformer_blocks
         parts["temporal"] = [block.attn1 for block in temporal]
@@ -87,21 +89,32 @@ def _opensora(dtype: torch.dtype) -> Subject:
     parts: dict[SiteName, list[nn.Module]] = {
         "attn": [block.attn for block in blocks],
         "temporal": [block.attn_temp for block in blocks],
+        "cross": [block.cross_attn for block in blocks],
         "mlp": [block.mlp for block in blocks],
     }
     return Subject(model, parts, call)
 
 
-def mixed_plan(model: Any, seed: int, *, skips: bool = True, guided: bool = True, paper: bool = False) -> Plan:
+def mixed_plan(
+    model: Any,
+    seed: int,
+    *,
+    skips: bool = True,
+    guided: bool = True,
+    paper: bool = False,
+    without: Sequence[SiteName] = (),
+) -> Plan:
     """A plan that mixes sharing, reuse and forecasts at every site.
 
     Args:
+        without: sites that are left out.
         skips: some steps are skipped.
         paper: attention may also be windowed, which the modules know nothing of.
     """
     adapter, choose = adapt(model), random.Random(seed)
     spec = adapter.spec_of(4, 6, 8) if isinstance(adapter, OpenSora) else adapter.spec()
-    spec = spec.model_copy(update={"mlp": adapter.mlp})
+    cross = CrossShape(layers=adapter.cross_layers, words=WORDS) if adapter.cross_layers else None
+    spec = spec.model_copy(update={"cross": cross, "mlp": adapter.mlp} | dict.fromkeys(without))
     layout = adapter.guided_layout.value if guided else "none"
     plan = Plan.full(
         model=spec,
@@ -114,7 +127,9 @@ def mixed_plan(model: Any, seed: int, *, skips: bool = True, guided: bool = True
         output = list(feasible([Method.FULL, *some], TIMES))
         plan = plan.skipping(output)
     for site in spec.sites:
-        allowed = [*COMPUTED, *ORDERS] + ([Method.WA_RS, Method.WA_RS_ASC] if paper and site != "mlp" else [])
+        allowed = [*COMPUTED, *ORDERS] + (
+            [Method.WA_RS, Method.WA_RS_ASC] if paper and site in ("attn", "temporal") else []
+        )
         allowed = [method for method in allowed if guided or not method.shares_guidance]
         columns = [
             feasible(
@@ -166,7 +181,7 @@ def expected_outputs(subject: Subject, plan: Plan) -> list[Tensor]:
     now = [0]
     first = plan.guidance.layout == "cond_first"
     for site, modules in subject.parts.items():
-        for layer, module in enumerate(modules):
+        for layer, module in enumerate(modules if site in plan.sites else ()):
             remembering = Remembering(module.forward, plan.column(layer, site), first)
             module.forward = lambda *args, _r=remembering, **kwargs: _r(now[0], *args, **kwargs)
     whole = plan.column(0, "model") if "model" in plan.sites else (Method.FULL,) * plan.steps
@@ -175,5 +190,5 @@ def expected_outputs(subject: Subject, plan: Plan) -> list[Tensor]:
         found.append(model(now[0], timestep))
     for modules in subject.parts.values():
         for module in modules:
-            del module.forward
+            module.__dict__.pop("forward", None)
     return found

@@ -10,11 +10,12 @@ from ditfastattn.cost.parts import Parts
 from ditfastattn.cost.rows import FULL, Row
 from ditfastattn.cost.steps import session_rows
 from ditfastattn.cost.timing import Thunk
-from ditfastattn.execute import Context, run_block, run_both_parts
+from ditfastattn.execute import Context, run_block, run_parts
 from ditfastattn.forecast import reused_output
 from ditfastattn.install import Overrides
 from ditfastattn.models.base import PreparedModel
-from ditfastattn.models.mlp import WithMlp
+from ditfastattn.models.parts import WithParts
+from plans import SiteName
 
 
 class EagerParts(Parts):
@@ -34,9 +35,9 @@ class EagerParts(Parts):
                 if row.mlp == FULL:
                     hidden = run_block(block, row.attn, attention, context, hidden, *others, **kwargs)
                 else:
-                    assert isinstance(block, WithMlp)
-                    both = ((row.attn, attention), (row.mlp, mlp))
-                    hidden = run_both_parts(block, *both, context, hidden, *others, **kwargs)
+                    assert isinstance(block, WithParts)
+                    parts: dict[SiteName, tuple[Cell, LayerCache]] = {"mlp": (row.mlp, mlp)}
+                    hidden = run_parts(block, (row.attn, attention), parts, context, hidden, *others, **kwargs)
             return hidden
 
         return run

@@ -57,7 +57,7 @@ def plan_time(plan: Plan, table: CostTable) -> PlanTime:
 
     Raises:
         CostError: the table is of another model, shape, window or guidance layout (lists every difference), or the plan
-            is of video, whose models no table measures.
+            is of video, whose models no table measures, or has the site ``cross``, which none measures.
     """
     _check(plan, table)
     skipped = plan.skipped
@@ -88,6 +88,11 @@ def plan_time(plan: Plan, table: CostTable) -> PlanTime:
 def _check(plan: Plan, table: CostTable) -> None:
     """Raises CostError for a plan that the table does not speak of."""
     key, model = table.key, plan.model
+    if model.cross is not None:
+        raise CostError(
+            "the plan has the site cross, and tables hold no times of cross-attention that is reused or shared; leave "
+            "that site out"
+        )
     if model.temporal is not None:
         raise CostError(
             f"{model.class_name} has attention between frames too, and tables hold the times of models of images"

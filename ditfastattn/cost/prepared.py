@@ -13,7 +13,7 @@ from ditfastattn.cost.timing import Thunk, launched
 from ditfastattn.execute import Context
 from ditfastattn.models.base import PreparedModel
 from ditfastattn.pieces import Pieces, compiled_pieces
-from ditfastattn.prepared import BlockInputs, JointWeights, Stored, run_both_prepared_parts, weights_tensor
+from ditfastattn.prepared import BlockInputs, JointWeights, Stored, run_prepared_parts, weights_tensor
 from ditfastattn.program import steps_ahead
 
 
@@ -55,8 +55,8 @@ class PreparedParts(Parts):
 
         def run() -> Tensor:
             hidden = self._hidden
-            for inputs, both in zip(self._inputs, stored, strict=True):
-                hidden = run_both_prepared_parts(inputs, *both, self.context, self._pieces, hidden)
+            for inputs, (attention, mlp) in zip(self._inputs, stored, strict=True):
+                hidden = run_prepared_parts(inputs, attention, {"mlp": mlp}, self.context, self._pieces, hidden)
             return hidden
 
         return run

@@ -22,9 +22,11 @@ class Plain:
 
     def add_gated(self, hidden: Tensor, update: Tensor, gate: Tensor) -> Tensor:
         """hidden + gate * update; ``update`` (B, N, C), or (B/2, N, C) for both guidance branches."""
-        if update.shape[0] != hidden.shape[0]:
-            update = both_halves(update)
-        return gate * update + hidden
+        return gate * _for_all(update, hidden) + hidden
+
+    def add(self, hidden: Tensor, update: Tensor) -> Tensor:
+        """hidden + update; ``update`` as in :meth:`add_gated`."""
+        return _for_all(update, hidden) + hidden
 
     def add_gated_modulated(
         self, norm: nn.Module, hidden: Tensor, update: Tensor, gate: Tensor, shift: Tensor, scale: Tensor
@@ -81,6 +83,11 @@ HAS_TRITON, INTERPRETED = find_spec("triton") is not None, os.environ.get("TRITO
 def arithmetic_for(x: Tensor) -> Plain:
     """What a prepared block on the device of ``x`` uses."""
     return FUSED if HAS_TRITON and (x.is_cuda or INTERPRETED) else PLAIN
+
+
+def _for_all(update: Tensor, hidden: Tensor) -> Tensor:
+    """An update of one guidance branch, for both."""
+    return update if update.shape[0] == hidden.shape[0] else both_halves(update)
 
 
 def is_plain(linear: nn.Module) -> bool:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ditfastattn.errors import ApplyError
 from ditfastattn.layout import Layout
-from plans import MlpShape, ModelSpec, SiteName, TokenOrder
+from plans import CrossShape, MlpShape, ModelSpec, SiteName, TokenOrder
 
 State = TypeVar("State")
 
@@ -53,8 +53,13 @@ class BlockAdapter(ABC, Generic[State]):
 
     @property
     def mlp_hidden(self) -> int | None:
-        """Channels between the two products of the MLP; None if plans cannot reach it (``models.mlp``)."""
+        """Channels between the two products of the MLP; None if plans cannot reach it (``models.parts``)."""
         return None
+
+    @property
+    def reached(self) -> tuple[SiteName, ...]:
+        """The sites after its attention that plans can reach, in the order in which they run."""
+        return ()
 
 
 class PreparedBlock(BlockAdapter[State]):
@@ -138,14 +143,19 @@ class ModelAdapter(ABC):
         return found
 
     @property
-    def mlp_layers(self) -> list[int | None]:
-        """Of each block, which layer of the site ``mlp`` its MLP is."""
+    def part_layers(self) -> list[dict[SiteName, int]]:
+        """Of each block, which layer of their sites its cross-attention and its MLP are, where plans can reach them."""
         counted = Counter[SiteName]()
-        found: list[int | None] = []
+        found: list[dict[SiteName, int]] = []
         for block in self.blocks:
-            found.append(None if block.mlp_hidden is None else counted["mlp"])
-            counted["mlp"] += block.mlp_hidden is not None
+            found.append({site: counted[site] for site in block.reached})
+            counted.update(block.reached)
         return found
+
+    @property
+    def cross_layers(self) -> int:
+        """How many cross-attentions plans can reach."""
+        return sum("cross" in block.reached for block in self.blocks)
 
     @property
     def mlp(self) -> MlpShape | None:
@@ -180,11 +190,18 @@ class ModelAdapter(ABC):
         return self.spec()
 
     def spec_for(self, planned: ModelSpec) -> ModelSpec:
-        """What a plan's model is compared with: :meth:`spec`, with the plan's sizes where only a call tells them.
+        """What a plan's model is compared with: :meth:`spec`, with the plan's sizes where only a call tells them."""
+        return self.with_parts_of(planned, self.spec())
 
-        It has MLPs if the plan's has: plans without that site do not speak of them.
+    def with_parts_of(self, planned: ModelSpec, own: ModelSpec) -> ModelSpec:
+        """``own`` with cross-attention and MLPs if the plan's model has them: plans without a site do not speak of it.
+
+        Words are the plan's, as every call may have another number of them.
         """
-        return self.spec() if planned.mlp is None else self.spec().model_copy(update={"mlp": self.mlp})
+        cross = None
+        if planned.cross is not None and self.cross_layers:
+            cross = CrossShape(layers=self.cross_layers, words=planned.cross.words)
+        return own.model_copy(update={"cross": cross, "mlp": None if planned.mlp is None else self.mlp})
 
     @abstractmethod
     def grid(self, height: int, width: int) -> tuple[int, int]:

@@ -22,8 +22,8 @@ from ditfastattn.models.base import (
     bypassed,
     common_obstacles,
 )
-from ditfastattn.models.mlp import WithMlp, hidden_width
-from plans import ModelSpec
+from ditfastattn.models.parts import WithParts, hidden_width
+from plans import ModelSpec, SiteName
 
 
 @dataclass
@@ -44,7 +44,7 @@ class AdaLNState:
 State = TypeVar("State", bound=AdaLNState)
 
 
-class AdaLNBlock(WithMlp[State], PreparedBlock[State]):
+class AdaLNBlock(WithParts[State], PreparedBlock[State]):
     """A BasicTransformerBlock whose self-attention reads a modulated layer norm."""
 
     module: Any
@@ -77,11 +77,14 @@ class AdaLNBlock(WithMlp[State], PreparedBlock[State]):
     def mlp_hidden(self) -> int | None:
         return hidden_width(self.module.ff)
 
-    def feed(self, state: State, x: Tensor) -> Tensor:
+    def stream(self, state: State) -> Tensor:
+        return state.hidden
+
+    def compute(self, site: SiteName, state: State, x: Tensor, rows: slice) -> Tensor:
         return state.arithmetic.feed_forward(self.module.ff, x)
 
-    def leave_mlp(self, state: State, hidden: Tensor, fed: Tensor) -> Tensor:
-        return state.arithmetic.add_gated(hidden, fed, state.gate_mlp)
+    def leave(self, state: State, hidden: Tensor, output: Tensor) -> Tensor:
+        return state.arithmetic.add_gated(hidden, output, state.gate_mlp)
 
     def obstacles(self) -> list[str]:
         """Why this block cannot be run piece by piece with the same result as its own forward."""
@@ -106,15 +109,13 @@ class AdaLNBlock(WithMlp[State], PreparedBlock[State]):
 
 
 def enter_plain_mlp(
-    state: AdaLNState, norm: nn.Module, attention_output: Tensor, rows: slice | None
+    state: AdaLNState, norm: nn.Module, hidden: Tensor, attention_output: Tensor, rows: slice | None
 ) -> tuple[Tensor, Tensor | None]:
-    """``WithMlp.enter_mlp`` where nothing stands between attention and the MLP's ``norm``."""
+    """``WithParts.enter`` where nothing stands between attention and the MLP's ``norm``."""
     do = state.arithmetic
     if rows == slice(None):
-        return do.add_gated_modulated(
-            norm, state.hidden, attention_output, state.gate_attn, state.shift_mlp, state.scale_mlp
-        )
-    hidden = do.add_gated(state.hidden, attention_output, state.gate_attn)
+        return do.add_gated_modulated(norm, hidden, attention_output, state.gate_attn, state.shift_mlp, state.scale_mlp)
+    hidden = do.add_gated(hidden, attention_output, state.gate_attn)
     if rows is None:
         return hidden, None
     return hidden, do.modulated(norm, hidden[rows], state.shift_mlp[rows], state.scale_mlp[rows])

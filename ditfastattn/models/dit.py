@@ -14,6 +14,7 @@ from ditfastattn.models.arithmetic import arithmetic_for, is_plain
 from ditfastattn.models.base import Call, Conditioning
 from ditfastattn.models.basic_block import AdaLNBlock, AdaLNModel, AdaLNState, enter_plain_mlp, refuse_mask
 from ditfastattn.models.labelled import Labelled, square
+from plans import SiteName
 
 
 class DiTBlock(AdaLNBlock[AdaLNState]):
@@ -47,10 +48,10 @@ class DiTBlock(AdaLNBlock[AdaLNState]):
         condition = norm.silu(norm.emb(timesteps, labels, hidden_dtype=dtype))
         return norm.linear(condition).unflatten(1, (6, -1))
 
-    def enter_mlp(
-        self, state: AdaLNState, attention_output: Tensor, rows: slice | None
+    def enter(
+        self, site: SiteName, state: AdaLNState, hidden: Tensor, output: Tensor, rows: slice | None
     ) -> tuple[Tensor, Tensor | None]:
-        return enter_plain_mlp(state, self.module.norm3, attention_output, rows)
+        return enter_plain_mlp(state, self.module.norm3, hidden, output, rows)
 
 
 class DiT(Labelled, FromLabels, AdaLNModel):

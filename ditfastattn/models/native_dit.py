@@ -19,9 +19,9 @@ from ditfastattn.models.arithmetic import arithmetic_for, is_plain, project
 from ditfastattn.models.base import Call, Conditioning, PreparedBlock, PreparedModel, bypassed, common_obstacles
 from ditfastattn.models.basic_block import AdaLNState, enter_plain_mlp
 from ditfastattn.models.labelled import Labelled, square
-from ditfastattn.models.mlp import WithMlp, hidden_width
 from ditfastattn.models.native_check import block_disagreements, end_disagreements
-from plans import ModelSpec
+from ditfastattn.models.parts import WithParts, hidden_width
+from plans import ModelSpec, SiteName
 
 PARTS = (
     *("x_embedder.proj", "pos_embed", "t_embedder", "y_embedder.embedding_table", "y_embedder.num_classes"),
@@ -51,7 +51,7 @@ def missing_parts(model: nn.Module) -> list[str]:
     return found
 
 
-class NativeBlock(WithMlp[AdaLNState], PreparedBlock[AdaLNState]):
+class NativeBlock(WithParts[AdaLNState], PreparedBlock[AdaLNState]):
     """DiTBlock: ``attn`` is timm's Attention (``qkv`` and ``proj``), ``mlp`` timm's Mlp.
 
     FULL is torch's scaled_dot_product_attention, as in timm since 0.9: bit for bit what the block computes by itself.
@@ -95,16 +95,19 @@ class NativeBlock(WithMlp[AdaLNState], PreparedBlock[AdaLNState]):
     def mlp_hidden(self) -> int | None:
         return hidden_width(self.module.mlp)
 
-    def enter_mlp(
-        self, state: AdaLNState, attention_output: Tensor, rows: slice | None
-    ) -> tuple[Tensor, Tensor | None]:
-        return enter_plain_mlp(state, self.module.norm2, attention_output, rows)
+    def stream(self, state: AdaLNState) -> Tensor:
+        return state.hidden
 
-    def feed(self, state: AdaLNState, x: Tensor) -> Tensor:
+    def enter(
+        self, site: SiteName, state: AdaLNState, hidden: Tensor, output: Tensor, rows: slice | None
+    ) -> tuple[Tensor, Tensor | None]:
+        return enter_plain_mlp(state, self.module.norm2, hidden, output, rows)
+
+    def compute(self, site: SiteName, state: AdaLNState, x: Tensor, rows: slice) -> Tensor:
         return state.arithmetic.feed_forward(self.module.mlp, x)
 
-    def leave_mlp(self, state: AdaLNState, hidden: Tensor, fed: Tensor) -> Tensor:
-        return state.arithmetic.add_gated(hidden, fed, state.gate_mlp)
+    def leave(self, state: AdaLNState, hidden: Tensor, output: Tensor) -> Tensor:
+        return state.arithmetic.add_gated(hidden, output, state.gate_mlp)
 
 
 class NativeDiT(Labelled, PreparedModel):

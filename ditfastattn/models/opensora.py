@@ -12,12 +12,12 @@ from ditfastattn.condition import Condition, FromPrompts, VideoSize
 from ditfastattn.errors import ApplyError, StepError
 from ditfastattn.layout import Layout
 from ditfastattn.models.base import BlockAdapter, Call, bypassed, common_obstacles
-from ditfastattn.models.mlp import WithMlp, hidden_width
+from ditfastattn.models.parts import WithParts, hidden_width
 from ditfastattn.models.prompted import Prompted
 from ditfastattn.opensora.blocks import SelfAttention, STDiT2Block
 from ditfastattn.opensora.pipeline import GUIDED_CHANNELS, usual_fps
 from ditfastattn.opensora.stdit2 import STDiT2
-from plans import ModelSpec, TemporalShape, TokenOrder
+from plans import ModelSpec, SiteName, TemporalShape, TokenOrder
 
 PUBLISHED_SIZE = (16, 30, 53)  # frames, height and width of latents: 16 frames of 240 x 426 pixels
 SIZES = ("num_frames", "height", "width", "ar", "fps")
@@ -91,10 +91,14 @@ class SpatialPart(_Part):
         return self.module.add_spatial(state.block_hidden, attention_output, state.modulation)
 
 
-class TemporalPart(WithMlp[STDiT2State], _Part):
+class TemporalPart(WithParts[STDiT2State], _Part):
     """Temporal attention, rows (B * S, T, C), and what follows it: cross-attention and the MLP, on (B, T * S, C)."""
 
     site = "temporal"
+
+    @property
+    def parts(self) -> tuple[SiteName, ...]:
+        return ("cross", "mlp")
 
     @property
     def mlp_hidden(self) -> int | None:
@@ -105,22 +109,30 @@ class TemporalPart(WithMlp[STDiT2State], _Part):
         x = self.module.temporal_input(state.block_hidden[videos], state.modulation[videos], state.frames)
         return self.attention.queries_keys_values(x, state.rotation)
 
-    def enter_mlp(
-        self, state: STDiT2State, attention_output: Tensor, rows: slice | None
+    def stream(self, state: STDiT2State) -> Tensor:
+        return state.block_hidden
+
+    def enter(
+        self, site: SiteName, state: STDiT2State, hidden: Tensor, output: Tensor, rows: slice | None
     ) -> tuple[Tensor, Tensor | None]:
-        hidden = self.module.add_temporal(state.block_hidden, attention_output, state.modulation)
-        hidden = self.module.add_text(hidden, state.text, state.mask)
+        hidden = self.module.add_temporal(hidden, output, state.modulation) if site == "cross" else hidden + output
         if rows is None:
             return hidden, None
         videos = state.videos(rows)
-        return hidden, self.module.feed_forward_input(hidden[videos], state.modulation[videos])
+        x = hidden[videos]
+        return hidden, x if site == "cross" else self.module.feed_forward_input(x, state.modulation[videos])
 
-    def feed(self, state: STDiT2State, x: Tensor) -> Tensor:
-        fed: Tensor = self.module.mlp(x)
-        return fed
+    def compute(self, site: SiteName, state: STDiT2State, x: Tensor, rows: slice) -> Tensor:
+        if site == "mlp":
+            fed: Tensor = self.module.mlp(x)
+            return fed
+        videos = state.videos(rows)
+        mask = None if state.mask is None else state.mask[videos]
+        attended: Tensor = self.module.cross_attn(x, state.text[videos], mask)
+        return attended
 
-    def leave_mlp(self, state: STDiT2State, hidden: Tensor, fed: Tensor) -> Tensor:
-        return self.module.add_fed(hidden, fed, state.modulation)
+    def leave(self, state: STDiT2State, hidden: Tensor, output: Tensor) -> Tensor:
+        return self.module.add_fed(hidden, output, state.modulation)
 
 
 class OpenSora(Prompted, FromPrompts):

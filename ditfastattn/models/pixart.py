@@ -15,6 +15,7 @@ from ditfastattn.models.arithmetic import arithmetic_for
 from ditfastattn.models.base import Call, Conditioning
 from ditfastattn.models.basic_block import AdaLNBlock, AdaLNModel, AdaLNState, refuse_mask
 from ditfastattn.models.prompted import Prompted
+from plans import SiteName
 
 WORDS = 300  # of a prompt, in PixArt-Sigma's pipeline
 
@@ -31,8 +32,12 @@ class PixArtBlock(AdaLNBlock[PixArtState]):
     """BasicTransformerBlock with norm_type "ada_norm_single".
 
     Modulation is the block's own table plus six vectors that the model computes once for all blocks (PixArt-alpha,
-    Sec. 2.3). Between self-attention and MLP stands a masked cross-attention without a norm; it is left alone.
+    Sec. 2.3). Between self-attention and MLP stands a masked cross-attention without norm and gate.
     """
+
+    @property
+    def parts(self) -> tuple[SiteName, ...]:
+        return ("mlp",) if self.module.attn2 is None else ("cross", "mlp")
 
     @property
     def input_norm(self) -> nn.Module:
@@ -69,17 +74,25 @@ class PixArtBlock(AdaLNBlock[PixArtState]):
         do = arithmetic_for(hidden)
         return PixArtState(hidden, *modulation.split(1, dim=1), *context, arithmetic=do, joint=joint)
 
-    def enter_mlp(
-        self, state: PixArtState, attention_output: Tensor, rows: slice | None
+    def enter(
+        self, site: SiteName, state: PixArtState, hidden: Tensor, output: Tensor, rows: slice | None
     ) -> tuple[Tensor, Tensor | None]:
-        module, do = self.module, state.arithmetic
-        hidden = do.add_gated(state.hidden, attention_output, state.gate_attn)
-        if module.attn2 is not None:
-            cross = module.attn2(hidden, encoder_hidden_states=state.text, attention_mask=state.text_mask)
-            hidden = cross + hidden
+        do = state.arithmetic
+        hidden = do.add_gated(hidden, output, state.gate_attn) if site == self.parts[0] else do.add(hidden, output)
         if rows is None:
             return hidden, None
-        return hidden, do.modulated(module.norm2, hidden[rows], state.shift_mlp[rows], state.scale_mlp[rows])
+        x = hidden[rows]
+        if site == "mlp":
+            x = do.modulated(self.module.norm2, x, state.shift_mlp[rows], state.scale_mlp[rows])
+        return hidden, x
+
+    def compute(self, site: SiteName, state: PixArtState, x: Tensor, rows: slice) -> Tensor:
+        if site == "mlp":
+            return super().compute(site, state, x, rows)
+        assert state.text is not None
+        mask = None if state.text_mask is None else state.text_mask[rows]
+        attended: Tensor = self.module.attn2(x, encoder_hidden_states=state.text[rows], attention_mask=mask)
+        return attended
 
 
 class PixArt(Prompted, FromPrompts, AdaLNModel):

@@ -46,7 +46,7 @@ class Nothing:
     def attention(self, part: int, output: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
         return output
 
-    def mlp(self, part: int, output: torch.Tensor) -> torch.Tensor:
+    def follower(self, part: int, output: torch.Tensor) -> torch.Tensor:
         return output
 
 
@@ -57,9 +57,9 @@ class Moved(Nothing):
         self.which, self.off = which, off
 
     def attention(self, part: int, output: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
-        return self.mlp(part, output)
+        return self.follower(part, output)
 
-    def mlp(self, part: int, output: torch.Tensor) -> torch.Tensor:
+    def follower(self, part: int, output: torch.Tensor) -> torch.Tensor:
         return output + self.off if part == self.which else output
 
 
@@ -67,7 +67,7 @@ class Moved(Nothing):
 def test_response_is_what_a_small_move_does(pipe: Any) -> None:
     run, opened = begun(pipe)
     with opened() as probe:
-        parts = Parts(probe, mlps=True)
+        parts = Parts(probe, ("mlp",))
         assert len(parts) == 2 * probe.layers and {part.site for part in parts.parts} == {"attn", "mlp"}
         output, response = respond(
             parts, lambda: run.predict(0), run.guided, Nothing(), 400, torch.Generator().manual_seed(0)

@@ -11,13 +11,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from small_models import label_denoiser, small_pipeline
+from small_pixart import small_text_to_image
 
 import plans
 from calibration.cli import main
 from calibration.settings import Settings
 from calibration.smoothcache import smoothcache_errors
-from ditfastattn.sampling import sample_latents
-from plans import Plan
+from calibration.subjects import condition_of
+from ditfastattn.sampling import Denoiser, sample_latents
+from plans import CrossShape, Plan
 from plans.make import smoothcache
 from plans.method import Method
 
@@ -50,6 +52,27 @@ def test_errors_are_those_of_the_layers_own_outputs(measured: Any) -> None:
                 each = [float((o[t] - o[t + k]).abs().sum() / o[t + k].abs().sum()) for o in layers]
                 assert errors[site][k - 1][t] == pytest.approx(sum(each) / len(each), rel=1e-3)
             assert all(math.isnan(value) for value in errors[site][k - 1][STEPS - k :])
+
+
+def test_cross_attention_is_a_kind_of_its_own() -> None:
+    pipe = small_text_to_image(layers=2)
+    given = Settings(threshold=1.0, prompts=("a red fox", "two boats"), steps=STEPS, guidance_scale=3.0)
+    plan, errors = smoothcache_errors(pipe, given, longest=2)
+    assert tuple(errors) == tuple(plan.sites) == ("attn", "cross", "mlp")
+    outputs: list[list[torch.Tensor]] = []
+    for block in pipe.transformer.transformer_blocks:
+        outputs.append([])
+        keep = outputs[-1]
+        block.attn2.register_forward_hook(lambda *args, keep=keep: keep.append(args[-1].double()))
+    condition = condition_of(pipe, given)
+    assert plan.model.cross == CrossShape(layers=2, words=condition.conditional["encoder_hidden_states"].shape[1])
+    sample_latents(Denoiser(pipe.transformer, condition, 3.0), pipe.scheduler, STEPS, 0, range(2))
+    for k in (1, 2):
+        for t in range(STEPS - k):
+            each = [float((o[t] - o[t + k]).abs().sum() / o[t + k].abs().sum()) for o in outputs]
+            assert errors["cross"][k - 1][t] == pytest.approx(sum(each) / len(each), rel=1e-3)
+    made = smoothcache(plan, errors, 1000)
+    assert column(made, "cross") == "F..FF" and made.model == plan.model
 
 
 def column(plan: Plan, site: str) -> str:

@@ -30,7 +30,7 @@ from ditfastattn.cost.parts import Parts
 from ditfastattn.cost.rows import BEGIN, CALL, HOST_BLOCK, HOST_CALL, HOST_STEP, STEP, Row, row_of, rows_of
 from ditfastattn.cost.store import cache_file
 from ditfastattn.errors import CostError, KernelError
-from ditfastattn.execute import Context, run_both_parts
+from ditfastattn.execute import Context, run_parts
 from ditfastattn.kernels.sdpa import SDPA
 from ditfastattn.layout import Layout
 from ditfastattn.models import adapt
@@ -133,15 +133,16 @@ def test_a_full_block_is_the_models_own(adapter: Any) -> None:
 def test_what_a_row_stores_is_what_its_cell_says(adapter: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     caches: list[tuple[LayerCache, LayerCache]] = []
 
-    def spy(block: Any, attention: Any, mlp: Any, *args: Any, **kwargs: Any) -> Any:
+    def spy(block: Any, attention: Any, parts: Any, *args: Any, **kwargs: Any) -> Any:
+        mlp = parts["mlp"]
         before = mlp[1].output
-        result = run_both_parts(block, attention, mlp, *args, **kwargs)
+        result = run_parts(block, attention, parts, *args, **kwargs)
         if mlp[0].store_output:
             assert mlp[1].output is not before
             caches.append((attention[1], mlp[1]))
         return result
 
-    monkeypatch.setattr("ditfastattn.cost.eager.run_both_parts", spy)
+    monkeypatch.setattr("ditfastattn.cost.eager.run_parts", spy)
     eager = parts_of(adapter, EagerParts)
     for store, name in ((Rows.WHOLE_BATCH, "FULL"), (Rows.CONDITIONAL_HALF, "ASC")):
         eager.prepare(Row(name, mlp=Cell(Method[name], store_output=store)))()

@@ -19,8 +19,9 @@ from ditfastattn.forecast import extrapolate, reused_output
 from ditfastattn.layout import Layout
 from ditfastattn.models import adapt
 from ditfastattn.skip import form_of
-from plans import Method, MlpShape, Plan, PlanMismatch
+from plans import Method, MlpShape, Plan, PlanMismatch, SiteName
 from plans.forecast import feasible, forecast_weights
+from plans.macs import besides
 
 F, C, A, A1, A2 = Method.FULL, Method.ASC, Method.AST, Method.AST_1, Method.AST_2
 
@@ -83,7 +84,22 @@ def test_eager_steps_are_what_the_plan_says(name: str, seed: int) -> None:
         method: 2 * sum(row.count(method) for site in plan.sites.values() for row in site.methods)
         for method in summary.methods
     }
-    assert "with MLPs" in str(summary)
+    assert f"with {besides(plan)} " in str(summary) and "MLPs" in besides(plan)
+
+
+@pytest.mark.parametrize("left_out", ["cross", "mlp"])
+@pytest.mark.parametrize("name", ["pixart", "latte", "opensora"])
+def test_a_site_that_a_plan_leaves_out_is_computed(name: str, left_out: SiteName) -> None:
+    tested = subject(name)
+    plan = mixed_plan(tested.model, 4, without=(left_out,))
+    assert left_out not in plan.sites and len(plan.sites) == len(tested.parts)  # the model's own takes its place
+    expected = expected_outputs(tested, plan)
+    with apply(tested.model, plan):
+        eager = run(tested.call)
+    assert close(eager, expected, 1e-5 if name == "opensora" else 1e-10)
+    if name == "pixart":
+        with apply(tested.model, plan, graphs=True):
+            assert close(run(tested.call), eager)
 
 
 @pytest.mark.parametrize("guided", [True, False])

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from plans import (
     Budget,
     Calibration,
+    CrossShape,
     GuidanceSpec,
     Method,
     MlpShape,
@@ -43,7 +44,8 @@ def models(draw: st.DrawFn) -> ModelSpec:
     temporal = draw(st.none() | st.builds(TemporalShape, layers=st.integers(1, 3), frames=st.integers(1, 9)))
     channels = {"in_channels": draw(st.integers(1, 9)), "out_channels": 4}
     mlp = draw(st.none() | st.builds(MlpShape, layers=st.integers(1, 3), hidden=st.integers(1, 9)))
-    return ModelSpec(class_name=draw(printable), temporal=temporal, mlp=mlp, **channels, **counts)
+    cross = draw(st.none() | st.builds(CrossShape, layers=st.integers(1, 3), words=st.integers(1, 9)))
+    return ModelSpec(class_name=draw(printable), temporal=temporal, cross=cross, mlp=mlp, **channels, **counts)
 
 
 @st.composite

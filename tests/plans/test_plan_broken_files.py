@@ -116,7 +116,7 @@ BROKEN: dict[str, tuple[bytes, str]] = {
     "unknown layout": (_edited(_put("guidance", "layout", value="both")), "guidance.layout is 'both'"),
     "token order": (_edited(_put("token_order", value="spiral")), "token_order is 'spiral'"),
     "no attn": (_edited(_put("sites", value={})), "sites has no 'attn'"),
-    "other site": (_edited(lambda d: d["sites"].update(cross=d["sites"]["attn"])), "sites.cross is 'cross'"),
+    "other site": (_edited(lambda d: d["sites"].update(words=d["sites"]["attn"])), "sites.words is 'words'"),
     "bad time": (_edited(_put("calibration", "created", value="now")), "'now' is not an ISO 8601 time"),
     "lone surrogate": (_edited(_put("note", value="\ud800")), "contains \\ud800, half of a character"),
 }

@@ -8,7 +8,7 @@ import pytest
 from plan_examples import COND_FIRST, DIT_12, LATTE_28, UNCOND_FIRST, dpm_solver, heun
 
 import plans
-from plans import MlpShape, Plan
+from plans import CrossShape, MlpShape, Plan
 from plans.cli import main
 from plans.macs import plan_macs, total_macs
 from plans.make import fora, pab, skip, spaced, taylorseer
@@ -74,6 +74,24 @@ def test_pab_leaves_the_ends_alone() -> None:
             pab(video, *intervals)
 
 
+def test_pab_broadcasts_cross_attention_where_there_is_one() -> None:
+    video = Plan.full(model=LATTE_28, sampler=dpm_solver(20), guidance=UNCOND_FIRST)
+    plan = pab(video, 2, 4, 6)
+    assert letters(plan, "cross") == "FFF" + "F.....F.....F." + "FFF"
+    assert letters(plan) == "FFF" + "F." * 7 + "FFF" and "mlp" not in plan.sites
+    assert (
+        plan.model.cross == CrossShape(layers=28, words=120) and "cross-attention every 6th, in the middle" in plan.note
+    )
+    assert pab(plan, 2, 4) == pab(video, 2, 4)
+    assert pab(plan, 2, 4, 1).sites["cross"] == video.with_cross().sites["cross"]
+    own = full().with_cross(CrossShape(layers=5, words=9))
+    assert pab(own, 2, None, 3).model.cross == own.model.cross
+    with pytest.raises(ValueError, match="DiTTransformer2DModel is not known to have cross-attention"):
+        pab(full(), 2, None, 3)
+    with pytest.raises(ValueError, match="the interval is 0"):
+        pab(video, 2, 2, 0)
+
+
 def test_skip() -> None:
     plan = skip(full(), 3, 1)
     assert letters(plan, "model") == "F..F11F11F" and letters(plan) == "F..F..F..F"
@@ -91,6 +109,7 @@ def test_skip() -> None:
         (["fora", "--from", DIT, "--interval", "5", "--attention-only"], fora(plans.load(DIT), 5, mlp=False)),
         (["taylorseer", "--from", DIT, "--interval", "4", "--order", "1"], taylorseer(plans.load(DIT), 4, 1)),
         (["pab", "--from", LATTE, "--interval", "2", "--temporal-interval", "3"], pab(plans.load(LATTE), 2, 3)),
+        (["pab", "--from", LATTE, "--interval", "2", "--cross-interval", "5"], pab(plans.load(LATTE), 2, None, 5)),
         (["skip", "--from", DIT, "--interval", "2", "--order", "2"], skip(plans.load(DIT), 2, 2)),
         (
             ["fora", "--from", LATTE, "--interval", "2", "--mlps", "56,4608"],
@@ -121,6 +140,7 @@ def test_the_command(arguments: list[str], expected: Plan, tmp_path: Path, capsy
             (["fora", "--from", DIT, "--interval", "2", "--mlps", f"{layers},{hidden}"], "from 1 to 10,000")
             for layers, hidden in (("9" * 26, 1), ("9" * 5000, 1), (10_001, 1), (12, 10_000_001), (0, 7), (12, -1))
         ),
+        (["pab", "--from", DIT, "--interval", "2", "--cross-interval", "3"], "not known to have cross-attention"),
         (["skip", "--from", DIT, "--interval", "2", "--order", "3"], "no forecast of order 3; use 0 to 2"),
     ],
 )

@@ -151,7 +151,7 @@ def test_plans_cannot_be_changed() -> None:
         (lambda: calibration(threshold=float("nan")), "finite number"),
         (lambda: Calibration(**calibration().model_dump() | {"seed": "0"}), "valid integer"),
         (lambda: Plan(**dict(full()) | {"sites": {}}), "sites has no 'attn'"),
-        (lambda: Plan(**dict(full()) | {"sites": {"cross": full().sites["attn"]}}), "Input should be 'attn'"),
+        (lambda: Plan(**dict(full()) | {"sites": {"words": full().sites["attn"]}}), "Input should be 'attn'"),
         (lambda: Plan(**dict(full()) | {"token_order": "spiral"}), "Input should be 'raster', 'tile' or 'hilbert'"),
     ],
 )

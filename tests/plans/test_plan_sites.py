@@ -118,9 +118,9 @@ def test_an_unknown_site_in_a_file_is_named(tmp_path: Path) -> None:
     text = (
         (GOLDEN / "latte-28x20.json")
         .read_text()
-        .replace('"temporal": {\n      "methods"', '"cross": {\n      "methods"')
+        .replace('"temporal": {\n      "methods"', '"words": {\n      "methods"')
     )
-    with pytest.raises(PlanError, match=r"sites\.cross is 'cross', which is wrong: input should be 'attn', 'temp"):
+    with pytest.raises(PlanError, match=r"sites\.words is 'words', which is wrong: input should be 'attn', 'temp"):
         plans.loads(text)
 
 

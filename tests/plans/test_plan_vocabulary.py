@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from plan_examples import COND_FIRST, DIT_12, LATTE_28, NO_GUIDANCE, UNCOND_FIRST, dpm_solver, golden, heun
 
 import plans
-from plans import Method, MlpShape, Plan
+from plans import CrossShape, Method, MlpShape, Plan
 from plans.cli import main
 from plans.forecast import feasible, forecast_weights
-from plans.macs import full_macs, mlp_macs, plan_macs, shares, total_macs
+from plans.macs import cross_macs, full_macs, mlp_macs, plan_macs, shares, shown_macs, total_macs
 from plans.render import costline, siteline, terminal
 
 F, C, A, A1, A2, W = Method.FULL, Method.ASC, Method.AST, Method.AST_1, Method.AST_2, Method.WA_RS
@@ -137,6 +137,71 @@ def test_macs_with_mlps_by_hand() -> None:
     assert plan_macs(skipping).percent == 50
     with pytest.raises(ValueError, match="does not say how many MLPs"):
         total_macs(golden()["latte-28x20"])
+
+
+def pixart(steps: int = 6) -> Plan:
+    """256 tokens, 12 layers of 384 channels, under the name of a model that has cross-attention."""
+    model = DIT_12.model_copy(update={"class_name": "PixArtTransformer2DModel"})
+    return full(steps, model=model, guidance=UNCOND_FIRST)
+
+
+def test_cross_attention_is_a_site_of_a_plan_that_says_so() -> None:
+    plan = pixart().with_cross()
+    assert plan.model.cross == CrossShape(layers=12, words=300) and tuple(plan.sites) == ("attn", "cross")
+    assert plan.sites["cross"].methods == tuple(map(tuple, grid(F, F, F, F, F, F)))
+    changed = plan.with_methods(grid(F, C, A, F, A1, A2), site="cross")
+    assert plans.loads(plans.dumps(changed)) == changed
+    assert pixart().with_mlp().with_cross() == plan.with_mlp() and tuple(plan.with_mlp().sites) == (*plan.sites, "mlp")
+    assert pixart().skipping((F, A, F, F, F, F)).with_cross().column(0, "cross") == (F, A, F, F, F, F)
+    assert "cross" not in plans.dumps(pixart().with_mlp())
+    for method in (W, Method.WA_RS_ASC):
+        with pytest.raises(
+            ValueError, match=f"step 1 has {method} in cross layer 0; the site cross has only AST, AST_1"
+        ):
+            plan.with_methods(grid(F, method, F, F, F, F), site="cross")
+    with pytest.raises(ValueError, match="has the site cross already"):
+        plan.with_cross()
+    with pytest.raises(ValueError, match="not known to have cross-attention"):
+        full().with_cross()
+    with pytest.raises(ValueError, match="cross and mlp exactly if model"):
+        Plan(**dict(plan) | {"model": pixart().model})
+    fewer = plan.model.model_copy(update={"cross": CrossShape(layers=6, words=300)})
+    assert plan.differences(model=fewer) == ["cross-attention layers: the plan has 12, this model 6"]
+    absent = "cross-attention: the plan has 12 layers over 300 words, this model no site cross"
+    assert plan.differences(model=pixart().model) == [absent]
+
+
+def test_macs_of_cross_attention_by_hand(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """256 tokens and 300 words of 384 channels: q and the out-projection, k and v, scores and sums."""
+    one = 2 * 256 * 384**2 + 2 * 300 * 384**2 + 2 * 256 * 300 * 384
+    attention, mlp = 4 * 256 * 384**2 + 2 * 256**2 * 384, 8 * 256 * 384**2
+    plan = pixart().with_cross().with_methods(grid(F, A, C, F, A1, F), site="cross")
+    assert [steps // 12 for steps in cross_macs(plan).steps] == [one, 0, one // 2, one, 0, one]
+    assert cross_macs(plan).full_step == 12 * one
+    total = total_macs(plan)
+    assert total.full_step == 12 * (attention + one + mlp) and total.steps[1] == 12 * (attention + mlp)
+    assert plan_macs(plan) == plan_macs(pixart()) and total_macs(pixart()).full_step == 12 * (attention + mlp)
+    assert f"with cross-attention and MLPs {total.percent:.1f} %" in costline(plan)
+    assert "cross, outputs before they are added: 300 words; MACs 58.3 % of full" in siteline(plan, "cross")
+    assert siteline(plan, "cross") in terminal(plan)
+    with pytest.raises(ValueError, match="does not say how large cross-attention is"):
+        cross_macs(pixart())
+    video = Plan.full(model=LATTE_28, sampler=dpm_solver(4), guidance=UNCOND_FIRST).with_cross()
+    tokens, width = 16 * 1024, 1152
+    by_hand = 28 * (2 * (tokens + 120) * width**2 + 2 * tokens * 120 * width)
+    assert cross_macs(video).full_step == by_hand
+    assert shown_macs(video).full_step == plan_macs(video).full_step + by_hand and "with cross-attention 1" in costline(
+        video
+    )
+    plans.save(plan, tmp_path / "plan.json")
+    plans.save(pixart(), tmp_path / "without.json")
+    assert main(["stats", str(tmp_path / "plan.json"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["sites"]["cross"]["module"]["plan_macs"] == cross_macs(plan).total
+    assert main(["stats", str(tmp_path / "plan.json")]) == 0
+    assert "attention, projections counted, cross-attention, and MLPs" in capsys.readouterr().out
+    for files, change in (("plan without", f"{total.percent:.2f} % -> 100.00 %"), ("without plan", "100.00 % -> ")):
+        assert main(["diff", *(str(tmp_path / f"{name}.json") for name in files.split())]) == 1
+        assert f"attention, cross-attention and MLP MACs: {change}" in capsys.readouterr().out
 
 
 def test_every_site_and_forecast_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

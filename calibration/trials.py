@@ -73,7 +73,6 @@ class Trials:
         if len(indices) % len(condition):
             raise ValueError(f"{len(indices)} images are no multiple of the condition's {len(condition)}")
         self._seed, self._indices = seed, indices
-        self.model_calls = 0
         self._known: dict[str, Outcome] = {}
         self.reference = self._sample(steps)
 
@@ -90,7 +89,6 @@ class Trials:
         return self._known[key]
 
     def _sample(self, steps: int) -> Tensor:
-        self.model_calls += steps
         calls = inference_steps(self._pipe.scheduler, steps)
         scheduler, batch = self._pipe.scheduler, len(self._denoiser.condition)
         parts = [self._indices[start : start + batch] for start in range(0, len(self._indices), batch)]

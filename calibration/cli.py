@@ -5,6 +5,7 @@ import math
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +114,7 @@ def _calibrate(options: argparse.Namespace, arguments: list[str], ranks: Ranks) 
     timed = bool(options.speedup or options.latency_ms)
     if timed:
         _check_timed(options, ranks)
-        asked = [("", 1.0)]
+        asked: list[tuple[str, float]] = []
     elif options.drift:
         asked = [(text, parse_budget(text)) for text in options.drift]
     else:
@@ -145,32 +146,30 @@ def _calibrate(options: argparse.Namespace, arguments: list[str], ranks: Ranks) 
     )
     subjects = choose_subjects(pipe, options, device)
     guidance = sampled_by(pipe.transformer).usual_guidance if options.guidance is None else options.guidance
+    common = Settings(
+        steps=steps,
+        guidance_scale=guidance,
+        loss=loss_of(options),
+        methods=methods,
+        window=window,
+        temporal_window=temporal_window,
+        token_order=options.token_order,
+        search=options.search,
+        kernel=options.kernel,
+        compile=options.compile,
+        seed=options.seed,
+        **subjects.settings,
+    )
     all_settings = [
-        Settings(
-            steps=steps,
-            guidance_scale=guidance,
-            loss=loss_of(options),
-            methods=methods,
-            window=window,
-            temporal_window=temporal_window,
-            token_order=options.token_order,
-            search=options.search,
-            kernel=options.kernel,
-            compile=options.compile,
-            seed=options.seed,
-            threshold=None if options.drift else value,
-            budget=value if options.drift else None,
-            **subjects.settings,
-        )
-        for _, value in asked
+        replace(common, budget=value) if options.drift else replace(common, threshold=value) for _, value in asked
     ]
-    condition = condition_of(pipe, all_settings[0])
+    condition = condition_of(pipe, common)
     release_encoders(pipe)
     shares = f", over {ranks.world} processes" if ranks.world > 1 else ""
     print(f"{options.model} on {device} in {options.dtype}: {steps} {options.sampler} steps{shares}")
     print(f"guidance {guidance:g}, calibrated on {subjects}")
     if timed:
-        return plan_speedups(options, pipe, all_settings[0], condition, subjects)
+        return plan_speedups(options, pipe, common, condition, subjects)
 
     references: list[Images] = []
     rows = []

@@ -79,9 +79,7 @@ def main(argv: Sequence[str]) -> int:
     )
     subjects = choose_subjects(pipe, options, device)
     guidance = sampled_by(pipe.transformer).usual_guidance if options.guidance is None else options.guidance
-    settings = Settings(
-        steps=steps, guidance_scale=guidance, seed=options.seed, threshold=1.0, **subjects.settings
-    )  # no search is made with that threshold
+    settings = Settings(steps=steps, guidance_scale=guidance, seed=options.seed, **subjects.settings)
     plan, errors = smoothcache_errors(pipe, settings, options.longest)
     for site, rows in errors.items():
         adjacent = [error for error in rows[0] if error == error]

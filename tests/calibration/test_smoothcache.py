@@ -27,7 +27,7 @@ STEPS, LABELS = 5, (1, 2)
 @pytest.fixture(scope="module")
 def measured() -> tuple[Any, Plan, dict[str, list[list[float]]]]:
     pipe = small_pipeline(layers=2)
-    settings = Settings(threshold=1.0, labels=LABELS, steps=STEPS, guidance_scale=3.0)
+    settings = Settings(labels=LABELS, steps=STEPS, guidance_scale=3.0)
     return pipe, *smoothcache_errors(pipe, settings, longest=2)
 
 

@@ -30,7 +30,7 @@ def pipe() -> Any:
 def full(pipe: Any, steps: int) -> Plan:
     adapter = adapt(pipe.transformer)
     shape = label_condition(pipe.transformer, [0]).latent_shape
-    settings = Settings(labels=(0,), steps=steps, guidance_scale=SCALE, threshold=1.0)
+    settings = Settings(labels=(0,), steps=steps, guidance_scale=SCALE)
     return empty_plan(adapter, pipe.scheduler, settings, shape).with_mlp(adapter.mlp)
 
 

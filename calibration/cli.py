@@ -65,13 +65,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         if first == "smoothcache":
             return smoothcache_cli.main(rest)
         with start() as ranks:
-            if first == "advise":
-                return _calibrate(advise_parser().parse_args(rest), arguments, ranks)
-            return _calibrate(calibrate_parser().parse_args(arguments), arguments, ranks)
+            advised = first == "advise"
+            options = advise_parser().parse_args(rest) if advised else calibrate_parser().parse_args(arguments)
+            try:
+                return _calibrate(options, arguments, ranks)
+            except KeyboardInterrupt:
+                timed = options.speedup or options.latency_ms
+                again = "a search by time begins anew" if timed else "the same command with --resume goes on from here"
+                raise KeyboardInterrupt(f"interrupted; {again}") from None
 
-    timed = arguments[:1] == ["advise"] or any(word in ("--speedup", "--latency-ms") for word in arguments)
-    again = "a search by time begins anew" if timed else "the same command with --resume goes on from here"
-    return run(command, interrupted=f"interrupted; {again}")
+    return run(command)
 
 
 def _explain(options: argparse.Namespace) -> int:

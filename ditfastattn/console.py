@@ -10,7 +10,11 @@ from plans import PlanError
 
 
 def run(command: Callable[[], int], interrupted: str = "interrupted") -> int:
-    """The exit status of ``command()``: its own, 2 after a sentence on stderr, 130 after Ctrl-C."""
+    """The exit status of ``command()``: its own, 2 after a sentence on stderr, 130 after Ctrl-C.
+
+    Args:
+        interrupted: what is said after Ctrl-C, where the ``KeyboardInterrupt`` itself says nothing.
+    """
     try:
         return command()
     except (DitFastAttnError, PlanError) as error:
@@ -22,8 +26,8 @@ def run(command: Callable[[], int], interrupted: str = "interrupted") -> int:
         return _fail(f"cannot read or write{where}: {error.strerror or error}")
     except torch.cuda.OutOfMemoryError:
         return _fail("the GPU ran out of memory: use smaller batches (fewer labels) or --dtype float16")
-    except KeyboardInterrupt:
-        print(f"\n{interrupted}", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(f"\n{str(stop) or interrupted}", file=sys.stderr)
         return 130
 
 

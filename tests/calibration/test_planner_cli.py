@@ -88,6 +88,19 @@ def test_what_cannot_be_asked_for(
     assert not list(tmp_path.rglob("*.json"))
 
 
+@pytest.mark.parametrize("more", [["--speedup", "1.6"], ["--speedup=1.6"], ["--latency-ms=3"], ["advise"]])
+def test_an_interrupted_search_by_time_begins_anew(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, more: list[str]
+) -> None:
+    def stopped(*args: object) -> float:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(planner_cli, "_table", stopped)
+    assert main([*more, *given(folder, tmp_path)]) == 130
+    error = capsys.readouterr().err
+    assert "interrupted; a search by time begins anew" in error and "--resume" not in error
+
+
 def test_other_files_are_left_alone(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     foreign = tmp_path / "mine.json"
     foreign.write_text('{"mine": 1}')

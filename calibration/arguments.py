@@ -70,7 +70,8 @@ def calibrate_parser() -> argparse.ArgumentParser:
         "times; steps, attention, MLPs and forecasts are chosen together",
     )
     how_much.add_argument("--latency-ms", nargs="+", default=[], metavar="MS", help="the same, for a run of so long")
-    _add_run(parser)
+    add_run(parser)
+    _add_search(parser)
     parser.set_defaults(advise=False)
     return parser
 
@@ -84,13 +85,14 @@ def advise_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--speedup", nargs="+", default=ADVISED, metavar="X", help="default: " + " ".join(ADVISED))
-    _add_run(parser)
+    add_run(parser)
+    _add_search(parser)
     parser.set_defaults(advise=True, threshold=None, drift=None, latency_ms=[])
     return parser
 
 
-def _add_run(parser: argparse.ArgumentParser) -> None:
-    """What is sampled and how, and what plans may be made of."""
+def add_run(parser: argparse.ArgumentParser) -> None:
+    """What is sampled and how, and where plans of it go."""
     add = parser.add_argument
     add_parts(parser)
     add("--steps", type=int, help="sampler steps (default: 50; ddpm and iddpm 250, Open-Sora's iddpm 200, heun 25)")
@@ -113,6 +115,15 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         help="what guidance leads away from (default: the empty prompt)",
     )
     add_video(parser)
+    add("--seed", type=parse_seed, default=0, help="of the noise, and of the choice of labels (default: 0)")
+    add("--device", help="cpu, cuda, ... (default: cuda if there is one)")
+    add("--dtype", default="float32", choices=["float32", "float16", "bfloat16"], help="default: float32")
+    add("--output", default="calibrated", help="folder, or FILE.json for a single threshold (default: calibrated)")
+
+
+def _add_search(parser: argparse.ArgumentParser) -> None:
+    """What plans may be made of, and how they are searched for."""
+    add = parser.add_argument
     add("--window", help="keys seen on each side: 32, or 32,16 for left,right (default: tokens // 8)")
     add("--temporal-window", help="the same in frames, for attention between those of a video (default: frames // 8)")
     add(
@@ -126,12 +137,8 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     add("--methods", default=",".join(CANDIDATES), help=f"candidates, with commas (default: {','.join(CANDIDATES)})")
     add("--search", default="replay", choices=SEARCHES, help="plain runs the whole model for every candidate; fast, "
         "with --drift, tries none and chooses by the errors of all cells, which one run tells")  # fmt: skip
-    add("--seed", type=parse_seed, default=0, help="of the noise, and of the choice of labels (default: 0)")
-    add("--device", help="cpu, cuda, ... (default: cuda if there is one)")
-    add("--dtype", default="float32", choices=["float32", "float16", "bfloat16"], help="default: float32")
     add("--kernel", default="auto", choices=NAMES, help="attention by (default: auto, the fastest that fits, measured)")
     add("--compile", action="store_true", help="run the blocks in compiled pieces, as apply(compile=True) does")
-    add("--output", default="calibrated", help="folder, or FILE.json for a single threshold (default: calibrated)")
     add("--batch", type=int, metavar="N", help="images at once that a speedup is measured for (default: as many as are "
         "calibrated on)")  # fmt: skip
     add("--evaluations", type=int, default=40, metavar="N", help="runs spent on improving the best plans of a speedup "

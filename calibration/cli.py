@@ -24,13 +24,14 @@ from calibration.arguments import (
     parse_window,
 )
 from calibration.calibrate import Result, calibrate, package_versions
+from calibration.command import opened, plan_paths, settle_schedule
 from calibration.drift import Drift, Images, drift, sample
 from calibration.errors import CalibrationError
 from calibration.journal import Journal, read_trace, trace_path
 from calibration.loss import DRIFT
 from calibration.memory import keep_freed_memory
 from calibration.picture import save_grid
-from calibration.planner_cli import check_paths, plan_path, plan_speedups
+from calibration.planner_cli import check_paths, plan_speedups
 from calibration.planner_cli import names as plan_names
 from calibration.progress import bars
 from calibration.prompts import choose_prompts
@@ -39,7 +40,7 @@ from calibration.saving import refuse_foreign, write
 from calibration.search import filled_in
 from calibration.sensitivity import Sensitivity
 from calibration.settings import CANDIDATES, Settings, parse_threshold
-from calibration.subjects import choose_subjects, condition_of, release_encoders, sampled_by
+from calibration.subjects import condition_of, release_encoders
 from ditfastattn.condition import Condition
 from ditfastattn.console import run
 from ditfastattn.cost import PlanTime, predict
@@ -47,7 +48,6 @@ from ditfastattn.decode import decode
 from ditfastattn.layout import Layout
 from ditfastattn.models import adapt
 from ditfastattn.models.base import PreparedModel
-from ditfastattn.pipelines import load_pipeline, usual_schedule
 from ditfastattn.ranks import Ranks, start
 from plans import Plan, SiteName, load
 from plans.macs import plan_macs
@@ -78,12 +78,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _explain(options: argparse.Namespace) -> int:
-    plan_path = Path(options.plan)
-    plan = load(plan_path)
-    header, decisions = read_trace(trace_path(plan_path))
+    path = Path(options.plan)
+    plan = load(path)
+    header, decisions = read_trace(trace_path(path))
     order = header.get("sites", ["attn"] * plan.layers)
     if not _is_trace_of(plan, order, decisions):
-        raise CalibrationError(f"{trace_path(plan_path)} is not the trace of {plan_path}: their methods differ")
+        raise CalibrationError(f"{trace_path(path)} is not the trace of {path}: their methods differ")
     layers = len(order)
     if not 0 <= options.step < plan.steps or not 0 <= options.layer < layers:
         raise CalibrationError(f"the plan has steps 0..{plan.steps - 1} and layers 0..{layers - 1}")
@@ -117,41 +117,27 @@ def _calibrate(options: argparse.Namespace, arguments: list[str], ranks: Ranks) 
     timed = bool(options.speedup or options.latency_ms)
     if timed:
         _check_timed(options, ranks)
-        asked: list[tuple[str, float]] = []
+        asked, names = [], plan_names(options)
     elif options.drift:
         asked = [(text, parse_budget(text)) for text in options.drift]
+        names = [f"within-{value:g}" for _, value in asked]
     else:
         asked = [(text, parse_threshold(text)) for text in options.threshold]
-    options.sampler, usual_steps = usual_schedule(options.model, options.sampler)
-    steps = usual_steps if options.steps is None else options.steps
+        names = [f"{loss_of(options)}-{value:g}" for _, value in asked]
+    settle_schedule(options)
     window, temporal_window = parse_window(options.window), parse_window(options.temporal_window)
     methods = parse_methods(options.methods)
     device = ranks.device(options.device)
+    paths = plan_paths(options, names, others=options.advise)
     if timed:
-        options.steps = steps
-        paths = []
-        check_paths([plan_path(options, text) for text in plan_names(options)])
-    else:
-        paths = [_plan_path(options, steps, value, len(asked)) for _, value in asked]
-    if len(set(paths)) < len(paths):
-        raise CalibrationError(f"a value stands twice: {' '.join(text for text, _ in asked)}")
+        check_paths(paths)
     if options.prompts is not None:
         choose_prompts(options.prompts, options.n_calib)  # whatever is wrong there is told before a model is loaded
-    for path in paths if ranks.first else ():
+    for path in paths if ranks.first and not timed else ():
         refuse_foreign(path)
-    pipe = load_pipeline(
-        options.model,
-        sampler=options.sampler,
-        dtype=getattr(torch, options.dtype),
-        device=device,
-        vae=options.vae,
-        text_encoder=options.text_encoder,
-    )
-    subjects = choose_subjects(pipe, options, device)
-    guidance = sampled_by(pipe.transformer).usual_guidance if options.guidance is None else options.guidance
-    common = Settings(
-        steps=steps,
-        guidance_scale=guidance,
+    pipe, subjects, common = opened(
+        options,
+        device,
         loss=loss_of(options),
         methods=methods,
         window=window,
@@ -160,8 +146,6 @@ def _calibrate(options: argparse.Namespace, arguments: list[str], ranks: Ranks) 
         search=options.search,
         kernel=options.kernel,
         compile=options.compile,
-        seed=options.seed,
-        **subjects.settings,
     )
     all_settings = [
         replace(common, budget=value) if options.drift else replace(common, threshold=value) for _, value in asked
@@ -169,10 +153,10 @@ def _calibrate(options: argparse.Namespace, arguments: list[str], ranks: Ranks) 
     condition = condition_of(pipe, common)
     release_encoders(pipe)
     shares = f", over {ranks.world} processes" if ranks.world > 1 else ""
-    print(f"{options.model} on {device} in {options.dtype}: {steps} {options.sampler} steps{shares}")
-    print(f"guidance {guidance:g}, calibrated on {subjects}")
+    print(f"{options.model} on {device} in {options.dtype}: {options.steps} {options.sampler} steps{shares}")
+    print(f"guidance {common.guidance_scale:g}, calibrated on {subjects}")
     if timed:
-        return plan_speedups(options, pipe, common, condition, subjects)
+        return plan_speedups(options, paths, pipe, common, condition, subjects)
 
     references: list[Images] = []
     rows = []
@@ -228,8 +212,6 @@ def _check_timed(options: argparse.Namespace, ranks: Ranks) -> None:
         raise CalibrationError(f"a batch has at least one image, got --batch {options.batch}")
     if options.evaluations < 0:
         raise CalibrationError(f"--evaluations is a number of runs, got {options.evaluations}")
-    if Path(options.output).suffix == ".json" and (options.advise or len(options.speedup + options.latency_ms) > 1):
-        raise CalibrationError(f"--output {options.output} is one file, but several will be written: name a folder")
 
 
 def _sample(pipe: Any, plan: Plan, settings: Settings, condition: Condition, unseen: bool, compressed: bool) -> Images:
@@ -254,17 +236,6 @@ def _write(
     distance = f"{seen.psnr:.1f} dB to" if math.isfinite(seen.psnr) else "equal to"
     title = f"{percent:.0f} % of attention MACs, {distance} the uncompressed images"
     save_grid(_grid_path(path), [("full", full), ("compressed", compressed)], names, title)
-
-
-def _plan_path(options: argparse.Namespace, steps: int, value: float, count: int) -> Path:
-    output, what = Path(options.output), "drifts" if options.drift else "thresholds"
-    if output.suffix == ".json":
-        if count > 1:
-            raise CalibrationError(f"--output {output} is one file, but {count} {what} were given: name a folder")
-        return output
-    model = Path(options.model).name.removesuffix(".pt") or "model"
-    how = "within" if options.drift else loss_of(options)
-    return output / f"{model}-{options.sampler}{steps}-{how}-{value:g}.json"
 
 
 def _grid_path(path: Path) -> Path:

@@ -34,7 +34,12 @@ NOTE = "least drift found"  # how the notes of its plans begin
 
 
 def plan_speedups(
-    options: argparse.Namespace, pipe: Any, settings: Settings, condition: Condition, subjects: Subjects
+    options: argparse.Namespace,
+    paths: Sequence[Path],
+    pipe: Any,
+    settings: Settings,
+    condition: Condition,
+    subjects: Subjects,
 ) -> int:
     """Plans, pictures and images for every speedup or latency asked for; with ``options.advise`` a page about them."""
     images = settings.images if options.batch is None else options.batch
@@ -58,12 +63,12 @@ def plan_speedups(
     with bars("errors of cells") as watch:
         planner.errors(watch)
     fronts: list[tuple[float, Front, float]] = []
-    for text, share in zip(names(options), shares, strict=True):
+    for path, text, share in zip(paths, names(options), shares, strict=True):
         with _bar(text) as on_trial:
             front, taken = landed(lambda budget: planner.within(budget, on_trial), by_table, share, measured)
         fronts.append((1 / share, front, 1 / taken))
         print(_described(text, front, by_table))
-        _write(plan_path(options, text), planner, front, full, taken * full, how, subjects.names)
+        _write(path, planner, front, full, taken * full, how, subjects.names)
         if taken > share * (1 + NEAR):
             print(
                 f"slower than asked for: {1 / taken:.2f} x by the clock in the place of {1 / share:.2f} x; ask for more"
@@ -152,8 +157,6 @@ def names(options: argparse.Namespace) -> list[str]:
 def check_paths(paths: Sequence[Path]) -> None:
     """Raises CalibrationError, before anything is measured, where a plan could not be written or would go over another
     file."""
-    if len(set(paths)) < len(paths):
-        raise CalibrationError(f"two plans would be written to one file: {', '.join(path.name for path in paths)}")
     for path in paths:
         if path.exists() and not _is_ours(path):
             raise CalibrationError(f"{path} was not written by this command: name another --output")
@@ -170,14 +173,6 @@ def _is_ours(path: Path) -> bool:
         return load(path).note.startswith(NOTE)
     except PlanError:
         return False
-
-
-def plan_path(options: argparse.Namespace, text: str) -> Path:
-    output = Path(options.output)
-    if output.suffix == ".json":
-        return output
-    model = Path(options.model).name.removesuffix(".pt") or "model"
-    return output / f"{model}-{options.sampler}{options.steps}-{text}.json"
 
 
 @contextmanager

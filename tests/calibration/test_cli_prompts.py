@@ -11,7 +11,7 @@ from small_models import small_pipeline
 from small_pixart import small_pixart_pipeline, small_text_to_image
 
 import ditfastattn
-from calibration import cli
+from calibration import cli, command
 from calibration.errors import CalibrationError
 from calibration.prompts import OURS, choose_prompts, read_prompts
 from ditfastattn import load_pipeline
@@ -53,7 +53,7 @@ def test_a_plan_from_prompts_end_to_end(
         assert encoders[0]() is None  # freed before the search begins
         return calibrate(*args, **kwargs)
 
-    monkeypatch.setattr(cli, "load_pipeline", loading)
+    monkeypatch.setattr(command, "load_pipeline", loading)
     monkeypatch.setattr(cli, "calibrate", calibrating)
     output = tmp_path / "plan.json"
     more = ["--prompts", str(prompts), "--n-calib", "2", "--negative-prompt", "grey  and blurred"]

@@ -10,7 +10,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from calibration.advice import advise
+from calibration.advice import advise, name_of
 from calibration.drift import drift, sample
 from calibration.errors import CalibrationError
 from calibration.picture import save_grid
@@ -67,7 +67,7 @@ def plan_speedups(
         with _bar(text) as on_trial:
             front, taken = landed(lambda budget: planner.within(budget, on_trial), by_table, share, measured)
         fronts.append((1 / share, front, 1 / taken))
-        print(_described(text, front, by_table))
+        print(_described(text, front, by_table, pipe.scheduler))
         _write(path, planner, front, full, taken * full, how, subjects.names)
         if taken > share * (1 + NEAR):
             print(
@@ -75,7 +75,7 @@ def plan_speedups(
             )
     if options.advise:
         model = Path(options.model).name
-        page = advise(Path(options.output), model, how, settings.steps, full, by_table, fronts)
+        page = advise(Path(options.output), model, how, settings.steps, full, by_table, fronts, pipe.scheduler)
         print(f"\nadvice   {page}\n")
         print(page.read_text())
     return 0
@@ -106,7 +106,7 @@ def _shares(options: argparse.Namespace, full: float) -> list[float]:
     return [1 / value for value in options.speedup] + [value / full for value in options.latency_ms]
 
 
-def _described(text: str, front: Front, full: float) -> str:
+def _described(text: str, front: Front, full: float, scheduler: Any) -> str:
     lines = [
         "",
         f"{f'{text}, predicted':<36} {'ms':>8}  faster  typical drift  on other noise",
@@ -115,9 +115,8 @@ def _described(text: str, front: Front, full: float) -> str:
     for one in sorted(front.finalists, key=lambda one: one.unseen.typical if one.unseen else 0) + others:
         unseen = "" if one.unseen is None else f"{one.unseen.typical:15.4f}"
         mark = "*" if one is front.best else " "
-        lines.append(
-            f"{mark} {one.name:<34} {one.cost:8.1f} {full / one.cost:5.2f} x  {one.seen.typical:13.4f} {unseen}"
-        )
+        name = name_of(one, scheduler)
+        lines.append(f"{mark} {name:<34} {one.cost:8.1f} {full / one.cost:5.2f} x  {one.seen.typical:13.4f} {unseen}")
     return "\n".join(lines)
 
 
@@ -126,8 +125,9 @@ def _write(
 ) -> None:
     best, settings = front.best, planner.settings
     assert best.unseen is not None
+    name = name_of(best, planner.pipe.scheduler)
     note = (
-        f"{NOTE}, {best.name}: {taken:.1f} ms measured, uncompressed {full:.1f} ms ({how}); "
+        f"{NOTE}, {name}: {taken:.1f} ms measured, uncompressed {full:.1f} ms ({how}); "
         f"typical drift {best.unseen.typical:.4f} on other noise"
     )
     plan = best.plan.model_copy(update={"note": note})

@@ -1,5 +1,6 @@
 """Plans by speedup from the command line, the page of advice, and what cannot be asked for."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from PIL import Image
 from small_models import random_plan, small_pipeline
 
 from calibration import planner, planner_cli
+from calibration.advice import sentence
 from calibration.cli import main
 from calibration.errors import CalibrationError
 from calibration.prices import Times
@@ -120,7 +122,20 @@ def test_of_a_sampler_that_calls_the_model_twice_a_step(
     plan = load(tmp_path / "small-heun5-speedup-1.5.json")
     printed = capsys.readouterr().out
     assert f"num_inference_steps={(plan.steps + 1) // 2})" in printed  # 2 n - 1 calls for n steps
+    assert f", {(plan.steps + 1) // 2} steps: " in plan.note
     assert "drift 0.0000" not in plan.note and "inf dB" not in printed
+
+
+def test_advice_counts_steps_as_the_sampler_does() -> None:
+    fewer, other = front_of(1.0, FEWER).best, front_of(1.0).best  # of three model calls
+    front = Front(1.0, (fewer, other), (fewer, other))
+    heun, dpm = (small_pipeline(layers=1, sampler=name).scheduler for name in ("heun", "dpm"))
+    assert "take 2 steps; compression adds nothing" in sentence(2.0, front, heun)
+    assert "take 3 steps; compression adds nothing" in sentence(2.0, front, dpm)
+    near = replace(other, unseen=Outcome((0.01,), 0.01))
+    told = sentence(2.0, Front(1.0, (fewer, near), (fewer, near)), heun)
+    assert "take the plan (cells, 2 steps)" in told and "those of 2 steps" in told
+    assert "cells, 2 steps; the sampler alone" in sentence(2.0, Front(1.0, (near,), (near,)), heun)
 
 
 def test_without_memory_for_a_table_of_errors(

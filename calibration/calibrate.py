@@ -140,6 +140,15 @@ def calibrate(
     )
 
 
+def alone(pipe: Any, settings: Settings, condition: Condition | None = None, watch: Watch | None = None) -> Work:
+    """What one process measures with; arguments as of :func:`calibrate`, which searches."""
+    condition = condition_of(pipe, settings) if condition is None else condition
+    adapter = adapt(pipe.transformer)
+    plan = empty_plan(adapter, pipe.scheduler, settings, condition.latent_shape)
+    images = Share.of(len(condition), ALONE)
+    return Work(pipe, adapter, plan, settings, condition, images, None, ALONE, watch or Watch())
+
+
 def empty_plan(adapter: ModelAdapter, scheduler: Any, settings: Settings, latent_shape: Sequence[int]) -> Plan:
     """The all-FULL plan of these settings; calibration fills in its cells."""
     model = adapter.spec_at(latent_shape)

@@ -8,14 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from calibration.bench import bench
-from calibration.calibrate import empty_plan
+from calibration.calibrate import alone
 from calibration.parts import Parts
 from calibration.settings import Settings
-from calibration.subjects import condition_of
-from calibration.work import Share, Watch, Work
-from ditfastattn.models import adapt
-from ditfastattn.ranks import ALONE
 from plans import Plan, SiteName
 
 LONGEST = 3  # steps over which anything is reused at most, as in the authors' code
@@ -31,14 +26,10 @@ def smoothcache_errors(
     relative L1 error |O_t - O_t+k| / |O_t+k| of a layer's output over the whole batch, both guidance branches together,
     averaged over the site's layers; NaN where step t + k is not there.
     """
-    adapter = adapt(pipe.transformer)
-    condition = condition_of(pipe, settings)
-    plan = empty_plan(adapter, pipe.scheduler, settings, condition.latent_shape)
-    images = Share.of(len(condition), ALONE)
-    work = Work(pipe, adapter, plan, settings, condition, images, None, ALONE, Watch())
-    mlps = adapter.mlp is not None
-    with bench(adapter, plan, work.call, settings, ALONE) as probe:
-        parts = Parts(probe, mlps)
+    work = alone(pipe, settings)
+    plan, mlp = work.plan, work.adapter.mlp
+    with work.bench() as probe:
+        parts = Parts(probe, mlp is not None)
         change = _Change(len(parts), plan.steps, longest)
         run = work.run.fork()
         for step in range(plan.steps):
@@ -49,7 +40,7 @@ def smoothcache_errors(
         site: change.errors[[index for index, other in enumerate(sites) if other == site]].mean(0).tolist()
         for site in dict.fromkeys(sites)
     }
-    return plan.with_mlp(adapter.mlp) if mlps else plan, means
+    return plan if mlp is None else plan.with_mlp(mlp), means
 
 
 class _Change:

@@ -10,7 +10,7 @@ from calibration.prompts import clean
 from calibration.settings import CANDIDATES, SEARCHES, THRESHOLDS
 from ditfastattn.condition import VideoSize
 from ditfastattn.kernels import NAMES
-from ditfastattn.samplers import SAMPLERS
+from ditfastattn.schedules import USUAL_STEPS
 from plans import Method, Window
 from plans.method import PAPER, TOKEN_ORDERS
 
@@ -31,6 +31,10 @@ EXAMPLES = """examples:
   torchrun --nproc-per-node 4 -m calibration --threshold D2   the images shared out over 4 processes, a GPU each
   python -m calibration explain calibrated/demo-dpm50-mrae-0.05.json --layer 3 --step 10
   python -m calibration smoothcache --threshold 0.1           the schedule of SmoothCache, as a plan
+"""
+SMOOTHCACHE_EXAMPLES = """examples:
+  python -m calibration smoothcache --threshold 0.1
+  python -m calibration smoothcache --model demo-long --threshold 0.05 0.1 0.2 --output runs
 """
 
 
@@ -96,7 +100,7 @@ def add_run(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add_parts(parser)
     add("--steps", type=int, help="sampler steps (default: 50; ddpm and iddpm 250, Open-Sora's iddpm 200, heun 25)")
-    add("--sampler", choices=list(SAMPLERS), help="default: dpm (DPM-Solver++ 2M), of Open-Sora iddpm")
+    add("--sampler", choices=list(USUAL_STEPS), help="default: dpm (DPM-Solver++ 2M), of Open-Sora iddpm")
     add("--guidance", type=float, metavar="S", help="guidance scale; 1 is none (default: 4; with prompts 4.5, Latte "
         "7.5, Open-Sora 7)")  # fmt: skip
     add("--n-calib", type=int, metavar="N", help="images to calibrate on (default: 4 labels on a CPU, 8 on a GPU, 6 "
@@ -154,6 +158,23 @@ def explain_parser() -> argparse.ArgumentParser:
     parser.add_argument("plan", help="a plan whose trace lies beside it")
     parser.add_argument("--layer", type=int, required=True)
     parser.add_argument("--step", type=int, required=True)
+    return parser
+
+
+def smoothcache_parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        prog="python -m calibration smoothcache",
+        description="Measures, in one uncompressed run, how far the outputs of attention and of MLPs change over a few "
+        "steps, and saves the plan that reuses each kind while its error stays within a threshold (SmoothCache, arXiv "
+        "2411.10510).",
+        epilog=SMOOTHCACHE_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--threshold", nargs="+", type=float, required=True, metavar="A", help="relative L1 error; one or more")
+    add("--longest", type=int, metavar="K", help="steps over which anything is reused at most (default: 3)")
+    add_run(parser)
     return parser
 
 

@@ -3,8 +3,6 @@
 import sys
 from collections.abc import Callable
 
-import torch
-
 from ditfastattn.errors import DitFastAttnError
 from plans import PlanError
 
@@ -24,7 +22,11 @@ def run(command: Callable[[], int], interrupted: str = "interrupted") -> int:
     except OSError as error:
         where = f" {error.filename}" if error.filename else ""
         return _fail(f"cannot read or write{where}: {error.strerror or error}")
-    except torch.cuda.OutOfMemoryError:
+    except RuntimeError as error:
+        import torch  # not before it is needed: --help is run by this, too
+
+        if not isinstance(error, torch.OutOfMemoryError):
+            raise
         return _fail("the GPU ran out of memory: use smaller batches (fewer labels) or --dtype float16")
     except KeyboardInterrupt as stop:
         print(f"\n{str(stop) or interrupted}", file=sys.stderr)

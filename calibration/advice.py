@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
 
 from calibration.pool import FEWER
 from calibration.speedup import Front, Tried
+from ditfastattn.samplers import inference_steps
 from plans.files import write_text, write_whole
 
 matplotlib.use("Agg", force=False)
@@ -28,6 +30,7 @@ def advise(
     full: float,
     by_table: float,
     fronts: Sequence[tuple[float, Front, float]],
+    scheduler: Any,
 ) -> Path:
     """Writes ``advice.md`` and ``advice.png`` and returns the page.
 
@@ -36,15 +39,16 @@ def advise(
         full: milliseconds of the uncompressed run of ``steps`` steps, by the clock.
         by_table: the same as the costs of plans are predicted.
         fronts: with the speedup that each was asked for, and the one measured of its best plan.
+        scheduler: by whose steps plans are told, as num_inference_steps counts them.
     """
     folder.mkdir(parents=True, exist_ok=True)
     rows = [
         "| asked for | fewer steps | attention compressed | best plan found |",
         "|---|---|---|---|",
         *(
-            f"| {speedup:.2f} x | {_cell(front.best_of(FEWER), by_table)} "
-            f"| {_cell(front.best_of(ATTENTION), by_table)} "
-            f"| {_cell(front.best, by_table)}, measured {measured:.2f} x: {front.best.kind} |"
+            f"| {speedup:.2f} x | {_cell(front.best_of(FEWER), by_table, scheduler)} "
+            f"| {_cell(front.best_of(ATTENTION), by_table, scheduler)} "
+            f"| {_cell(front.best, by_table, scheduler)}, measured {measured:.2f} x: {front.best.kind} |"
             for speedup, front, measured in fronts
         ),
     ]
@@ -56,7 +60,7 @@ def advise(
         "",
         *rows,
         "",
-        *(f"- {sentence(speedup, front)}" for speedup, front, _ in fronts),
+        *(f"- {sentence(speedup, front, scheduler)}" for speedup, front, _ in fronts),
         "",
         "![drift against time](advice.png)",
     ]
@@ -65,24 +69,34 @@ def advise(
     return folder / "advice.md"
 
 
-def sentence(speedup: float, front: Front) -> str:
+def steps_of(tried: Tried, scheduler: Any) -> str:
+    """ "12 steps", as num_inference_steps counts them: some samplers call the model twice in one."""
+    count = inference_steps(scheduler, tried.plan.steps)
+    return f"{count} step" if count == 1 else f"{count} steps"
+
+
+def name_of(tried: Tried, scheduler: Any) -> str:
+    """ "cells, 12 steps"."""
+    return f"{tried.kind}, {steps_of(tried, scheduler)}"
+
+
+def sentence(speedup: float, front: Front, scheduler: Any) -> str:
     """What to do for one speedup, and what the other way would cost."""
     best, fewer = front.best, front.best_of(FEWER)
+    name = name_of(best, scheduler)
     if fewer is None:
-        return f"{speedup:.2f} x: {best.name}; the sampler alone cannot come down so far."
+        return f"{speedup:.2f} x: {name}; the sampler alone cannot come down so far."
     nearer = 20 * math.log10(_unseen(fewer) / _unseen(best))
+    few = steps_of(fewer, scheduler)
     if nearer < LITTLE:
-        return f"{speedup:.2f} x: take {fewer.plan.steps} steps; compression adds nothing here."
-    return (
-        f"{speedup:.2f} x: take the plan ({best.name}); its images are {nearer:.1f} dB nearer than those of "
-        f"{fewer.plan.steps} steps."
-    )
+        return f"{speedup:.2f} x: take {few}; compression adds nothing here."
+    return f"{speedup:.2f} x: take the plan ({name}); its images are {nearer:.1f} dB nearer than those of {few}."
 
 
-def _cell(tried: Tried | None, full: float) -> str:
+def _cell(tried: Tried | None, full: float, scheduler: Any) -> str:
     if tried is None:
         return "not so far down"
-    return f"{tried.plan.steps} steps, {full / tried.cost:.2f} x, {_unseen(tried):.4f}"
+    return f"{steps_of(tried, scheduler)}, {full / tried.cost:.2f} x, {_unseen(tried):.4f}"
 
 
 def _unseen(tried: Tried) -> float:

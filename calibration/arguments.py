@@ -10,7 +10,7 @@ from calibration.prompts import clean
 from calibration.settings import CANDIDATES, SEARCHES, THRESHOLDS
 from ditfastattn.condition import VideoSize
 from ditfastattn.kernels import NAMES
-from ditfastattn.samplers import SAMPLERS
+from ditfastattn.schedules import USUAL_STEPS
 from plans import Method, Window
 from plans.method import PAPER, TOKEN_ORDERS
 
@@ -31,6 +31,10 @@ EXAMPLES = """examples:
   torchrun --nproc-per-node 4 -m calibration --threshold D2   the images shared out over 4 processes, a GPU each
   python -m calibration explain calibrated/demo-dpm50-mrae-0.05.json --layer 3 --step 10
   python -m calibration smoothcache --threshold 0.1           the schedule of SmoothCache, as a plan
+"""
+SMOOTHCACHE_EXAMPLES = """examples:
+  python -m calibration smoothcache --threshold 0.1
+  python -m calibration smoothcache --model demo-long --threshold 0.05 0.1 0.2 --output runs
 """
 
 
@@ -70,7 +74,8 @@ def calibrate_parser() -> argparse.ArgumentParser:
         "times; steps, attention, MLPs and forecasts are chosen together",
     )
     how_much.add_argument("--latency-ms", nargs="+", default=[], metavar="MS", help="the same, for a run of so long")
-    _add_run(parser)
+    add_run(parser)
+    _add_search(parser)
     parser.set_defaults(advise=False)
     return parser
 
@@ -84,17 +89,18 @@ def advise_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--speedup", nargs="+", default=ADVISED, metavar="X", help="default: " + " ".join(ADVISED))
-    _add_run(parser)
+    add_run(parser)
+    _add_search(parser)
     parser.set_defaults(advise=True, threshold=None, drift=None, latency_ms=[])
     return parser
 
 
-def _add_run(parser: argparse.ArgumentParser) -> None:
-    """What is sampled and how, and what plans may be made of."""
+def add_run(parser: argparse.ArgumentParser) -> None:
+    """What is sampled and how, and where plans of it go."""
     add = parser.add_argument
     add_parts(parser)
     add("--steps", type=int, help="sampler steps (default: 50; ddpm and iddpm 250, Open-Sora's iddpm 200, heun 25)")
-    add("--sampler", choices=list(SAMPLERS), help="default: dpm (DPM-Solver++ 2M), of Open-Sora iddpm")
+    add("--sampler", choices=list(USUAL_STEPS), help="default: dpm (DPM-Solver++ 2M), of Open-Sora iddpm")
     add("--guidance", type=float, metavar="S", help="guidance scale; 1 is none (default: 4; with prompts 4.5, Latte "
         "7.5, Open-Sora 7)")  # fmt: skip
     add("--n-calib", type=int, metavar="N", help="images to calibrate on (default: 4 labels on a CPU, 8 on a GPU, 6 "
@@ -113,6 +119,15 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         help="what guidance leads away from (default: the empty prompt)",
     )
     add_video(parser)
+    add("--seed", type=parse_seed, default=0, help="of the noise, and of the choice of labels (default: 0)")
+    add("--device", help="cpu, cuda, ... (default: cuda if there is one)")
+    add("--dtype", default="float32", choices=["float32", "float16", "bfloat16"], help="default: float32")
+    add("--output", default="calibrated", help="folder, or FILE.json for a single threshold (default: calibrated)")
+
+
+def _add_search(parser: argparse.ArgumentParser) -> None:
+    """What plans may be made of, and how they are searched for."""
+    add = parser.add_argument
     add("--window", help="keys seen on each side: 32, or 32,16 for left,right (default: tokens // 8)")
     add("--temporal-window", help="the same in frames, for attention between those of a video (default: frames // 8)")
     add(
@@ -126,12 +141,8 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     add("--methods", default=",".join(CANDIDATES), help=f"candidates, with commas (default: {','.join(CANDIDATES)})")
     add("--search", default="replay", choices=SEARCHES, help="plain runs the whole model for every candidate; fast, "
         "with --drift, tries none and chooses by the errors of all cells, which one run tells")  # fmt: skip
-    add("--seed", type=parse_seed, default=0, help="of the noise, and of the choice of labels (default: 0)")
-    add("--device", help="cpu, cuda, ... (default: cuda if there is one)")
-    add("--dtype", default="float32", choices=["float32", "float16", "bfloat16"], help="default: float32")
     add("--kernel", default="auto", choices=NAMES, help="attention by (default: auto, the fastest that fits, measured)")
     add("--compile", action="store_true", help="run the blocks in compiled pieces, as apply(compile=True) does")
-    add("--output", default="calibrated", help="folder, or FILE.json for a single threshold (default: calibrated)")
     add("--batch", type=int, metavar="N", help="images at once that a speedup is measured for (default: as many as are "
         "calibrated on)")  # fmt: skip
     add("--evaluations", type=int, default=40, metavar="N", help="runs spent on improving the best plans of a speedup "
@@ -147,6 +158,23 @@ def explain_parser() -> argparse.ArgumentParser:
     parser.add_argument("plan", help="a plan whose trace lies beside it")
     parser.add_argument("--layer", type=int, required=True)
     parser.add_argument("--step", type=int, required=True)
+    return parser
+
+
+def smoothcache_parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        prog="python -m calibration smoothcache",
+        description="Measures, in one uncompressed run, how far the outputs of attentions and of MLPs change over a "
+        "few steps, and saves the plan that reuses each kind while its error stays within a threshold (SmoothCache, "
+        "arXiv 2411.10510).",
+        epilog=SMOOTHCACHE_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--threshold", nargs="+", type=float, required=True, metavar="A", help="relative L1 error; one or more")
+    add("--longest", type=int, metavar="K", help="steps over which anything is reused at most (default: 3)")
+    add_run(parser)
     return parser
 
 

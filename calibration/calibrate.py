@@ -79,11 +79,15 @@ def calibrate(
         scheduler: of a bare transformer, any of diffusers whose timesteps a plan can hold; copied.
 
     Raises:
-        CalibrationError: a model conditioned otherwise, labels it does not know, fewer images than ranks, no condition
-            or sampler where none is known, or an output of another shape or that is not finite.
+        CalibrationError: neither threshold nor budget, a model conditioned otherwise, labels it does not know, fewer
+            images than ranks, no condition or sampler where none is known, or an output of another shape or that is not
+            finite.
         StepError, PlanMismatch: a model call that no plan could follow.
         RankError: another rank has ended.
     """
+    threshold, budget = settings.threshold, None
+    if threshold is None and settings.budget is None:
+        raise CalibrationError("calibration needs a threshold, or a budget for the drift: the settings have neither")
     pipe = with_sampler(target, scheduler)
     if condition is None:
         sampled_by(pipe.transformer)
@@ -110,12 +114,11 @@ def calibrate(
     work = Work(pipe, adapter, plan, settings, share, images, journal, ranks, watch or Watch(on_step))
     if settings.loss == DRIFT:
         work.measure(sensitivities)
-    threshold, budget = settings.threshold, None
-    if settings.budget is not None:
-        found, threshold, budget = work.within(settings.budget)
-    else:
-        assert threshold is not None, "settings have one or the other"
+    if threshold is not None:
         found = work.search(threshold, work.done.searches[0] if work.done.searches else Searched())
+    else:
+        assert settings.budget is not None, "settings have one or the other"
+        found, threshold, budget = work.within(settings.budget)
     weights = tuple(sensitivity.value for sensitivity in work.sensitivities)
     record = _record(settings, count, adapter, threshold, weights, budget, found.kernel)
     run = work.run
@@ -135,6 +138,15 @@ def calibrate(
         sensitivities=tuple(work.sensitivities),
         measuring_runs=work.measuring_runs,
     )
+
+
+def alone(pipe: Any, settings: Settings, condition: Condition | None = None, watch: Watch | None = None) -> Work:
+    """What one process measures with; arguments as of :func:`calibrate`, which searches."""
+    condition = condition_of(pipe, settings) if condition is None else condition
+    adapter = adapt(pipe.transformer)
+    plan = empty_plan(adapter, pipe.scheduler, settings, condition.latent_shape)
+    images = Share.of(len(condition), ALONE)
+    return Work(pipe, adapter, plan, settings, condition, images, None, ALONE, watch or Watch())
 
 
 def empty_plan(adapter: ModelAdapter, scheduler: Any, settings: Settings, latent_shape: Sequence[int]) -> Plan:

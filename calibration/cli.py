@@ -1,55 +1,12 @@
-"""Calibrating from the command line, from loading the pipeline to the last picture."""
+"""The command line of ``python -m calibration``: what each command needs is imported when its options are known."""
 
-import argparse
-import math
-import shlex
 import sys
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
-import torch
-
-from calibration import smoothcache_cli
-from calibration.algorithm import Decision
-from calibration.arguments import (
-    advise_parser,
-    calibrate_parser,
-    explain_parser,
-    loss_of,
-    parse_above,
-    parse_budget,
-    parse_methods,
-    parse_window,
-)
-from calibration.calibrate import Result, calibrate, package_versions
-from calibration.drift import Drift, Images, drift, sample
-from calibration.errors import CalibrationError
-from calibration.journal import Journal, read_trace, trace_path
-from calibration.loss import DRIFT
+from calibration.arguments import advise_parser, calibrate_parser, explain_parser, smoothcache_parser
 from calibration.memory import keep_freed_memory
-from calibration.picture import save_grid
-from calibration.planner_cli import check_paths, plan_path, plan_speedups
-from calibration.planner_cli import names as plan_names
-from calibration.progress import bars
-from calibration.prompts import choose_prompts
-from calibration.report import describe, explain_rule, explain_trial, summary_row, write_summary
-from calibration.saving import refuse_foreign, write
-from calibration.search import filled_in
-from calibration.sensitivity import Sensitivity
-from calibration.settings import CANDIDATES, Settings, parse_threshold
-from calibration.subjects import choose_subjects, condition_of, release_encoders, sampled_by
-from ditfastattn.condition import Condition
 from ditfastattn.console import run
-from ditfastattn.cost import PlanTime, predict
-from ditfastattn.decode import decode
-from ditfastattn.layout import Layout
-from ditfastattn.models import adapt
-from ditfastattn.models.base import PreparedModel
-from ditfastattn.pipelines import load_pipeline, usual_schedule
-from ditfastattn.ranks import Ranks, start
-from plans import Plan, SiteName, load
-from plans.macs import plan_macs
+from ditfastattn.ranks import start
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -60,218 +17,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     def command() -> int:
         first, rest = (arguments or [""])[0], arguments[1:]
         if first == "explain":
-            return _explain(explain_parser().parse_args(rest))
+            options = explain_parser().parse_args(rest)
+            from calibration.explain_cli import explain
+
+            return explain(options)
         if first == "smoothcache":
-            return smoothcache_cli.main(rest)
+            options = smoothcache_parser().parse_args(rest)
+            from calibration.smoothcache_cli import write_plans
+
+            return write_plans(options)
         with start() as ranks:
-            if first == "advise":
-                return _calibrate(advise_parser().parse_args(rest), arguments, ranks)
-            return _calibrate(calibrate_parser().parse_args(arguments), arguments, ranks)
+            advised = first == "advise"
+            options = advise_parser().parse_args(rest) if advised else calibrate_parser().parse_args(arguments)
+            from calibration.calibrate_cli import write_calibrated
 
-    timed = arguments[:1] == ["advise"] or any(word in ("--speedup", "--latency-ms") for word in arguments)
-    again = "a search by time begins anew" if timed else "the same command with --resume goes on from here"
-    return run(command, interrupted=f"interrupted; {again}")
+            try:
+                return write_calibrated(options, arguments, ranks)
+            except KeyboardInterrupt:
+                timed = options.speedup or options.latency_ms
+                again = "a search by time begins anew" if timed else "the same command with --resume goes on from here"
+                raise KeyboardInterrupt(f"interrupted; {again}") from None
 
-
-def _explain(options: argparse.Namespace) -> int:
-    plan_path = Path(options.plan)
-    plan = load(plan_path)
-    header, decisions = read_trace(trace_path(plan_path))
-    order = header.get("sites", ["attn"] * plan.layers)
-    if not _is_trace_of(plan, order, decisions):
-        raise CalibrationError(f"{trace_path(plan_path)} is not the trace of {plan_path}: their methods differ")
-    layers = len(order)
-    if not 0 <= options.step < plan.steps or not 0 <= options.layer < layers:
-        raise CalibrationError(f"the plan has steps 0..{plan.steps - 1} and layers 0..{layers - 1}")
-    decision = decisions[options.step]
-    method, site = decision.methods[options.layer], order[options.layer]
-    where = f" ({site} {order[: options.layer].count(site)})" if len(plan.sites) > 1 else ""
-    time = f"{plan.sampler.timesteps[options.step]:g}"
-    print(f"step {options.step} (timestep {time}), layer {options.layer}{where}: {method}")
-    if options.step == 0:
-        print("  step 0 is FULL in every layer, by rule: nothing is stored before it")
-        return 0
-    threshold = plan.calibration.threshold if plan.calibration else header["threshold"]
-    for line in explain_rule(plan, header["loss"], threshold, layers, options.step):
-        print(f"  {line}")
-    for trial in decision.trials:
-        if trial.layer == options.layer:
-            print(f"  {explain_trial(trial, method)}")
-    if decision.losses[options.layer] is None:
-        print("  FULL       no candidate stayed under the limit")
-    return 0
-
-
-def _is_trace_of(plan: Plan, order: list[SiteName], decisions: list[Decision]) -> bool:
-    try:
-        return filled_in(plan, order, decisions).sites == plan.sites
-    except (IndexError, ValueError):
-        return False
-
-
-def _calibrate(options: argparse.Namespace, arguments: list[str], ranks: Ranks) -> int:
-    timed = bool(options.speedup or options.latency_ms)
-    if timed:
-        _check_timed(options, ranks)
-        asked = [("", 1.0)]
-    elif options.drift:
-        asked = [(text, parse_budget(text)) for text in options.drift]
-    else:
-        asked = [(text, parse_threshold(text)) for text in options.threshold]
-    options.sampler, usual_steps = usual_schedule(options.model, options.sampler)
-    steps = usual_steps if options.steps is None else options.steps
-    window, temporal_window = parse_window(options.window), parse_window(options.temporal_window)
-    methods = parse_methods(options.methods)
-    device = ranks.device(options.device)
-    if timed:
-        options.steps = steps
-        paths = []
-        check_paths([plan_path(options, text) for text in plan_names(options)])
-    else:
-        paths = [_plan_path(options, steps, value, len(asked)) for _, value in asked]
-    if len(set(paths)) < len(paths):
-        raise CalibrationError(f"a value stands twice: {' '.join(text for text, _ in asked)}")
-    if options.prompts is not None:
-        choose_prompts(options.prompts, options.n_calib)  # whatever is wrong there is told before a model is loaded
-    for path in paths if ranks.first else ():
-        refuse_foreign(path)
-    pipe = load_pipeline(
-        options.model,
-        sampler=options.sampler,
-        dtype=getattr(torch, options.dtype),
-        device=device,
-        vae=options.vae,
-        text_encoder=options.text_encoder,
-    )
-    subjects = choose_subjects(pipe, options, device)
-    guidance = sampled_by(pipe.transformer).usual_guidance if options.guidance is None else options.guidance
-    all_settings = [
-        Settings(
-            steps=steps,
-            guidance_scale=guidance,
-            loss=loss_of(options),
-            methods=methods,
-            window=window,
-            temporal_window=temporal_window,
-            token_order=options.token_order,
-            search=options.search,
-            kernel=options.kernel,
-            compile=options.compile,
-            seed=options.seed,
-            threshold=None if options.drift else value,
-            budget=value if options.drift else None,
-            **subjects.settings,
-        )
-        for _, value in asked
-    ]
-    condition = condition_of(pipe, all_settings[0])
-    release_encoders(pipe)
-    shares = f", over {ranks.world} processes" if ranks.world > 1 else ""
-    print(f"{options.model} on {device} in {options.dtype}: {steps} {options.sampler} steps{shares}")
-    print(f"guidance {guidance:g}, calibrated on {subjects}")
-    if timed:
-        return plan_speedups(options, pipe, all_settings[0], condition, subjects)
-
-    references: list[Images] = []
-    rows = []
-    measured: tuple[Sensitivity, ...] = ()  # the same for every threshold and budget
-    for (text, _), settings, path in zip(asked, all_settings, paths, strict=True):
-        if not ranks.first:  # what follows a search is one process's work
-            measured = calibrate(pipe, settings, ranks=ranks, condition=condition, sensitivities=measured).sensitivities
-            continue
-        journal = Journal(trace_path(path), _header(pipe, options, settings, device), options.resume)
-        with bars(f"threshold {text}") as watch:
-            result = calibrate(pipe, settings, journal, None, ranks, condition, watch, measured)
-        measured = result.sensitivities
-        if not references:  # the uncompressed images are the same for every threshold
-            references = [_sample(pipe, result.plan, settings, condition, unseen, False) for unseen in (False, True)]
-        compressed = [
-            Images(result.latents, decode(pipe.vae, result.latents)),
-            _sample(pipe, result.plan, settings, condition, True, True),
-        ]
-        seen, unseen = (drift(a, b) for a, b in zip(references, compressed, strict=True))
-        _write(path, result, journal, references[0], compressed[0], subjects.names, seen)
-        print(describe(result, seen, unseen, _predicted(pipe, result)))
-        print(f"\nplan     {path}\npicture  {path.with_suffix('.png')}\nimages   {_grid_path(path)}\n"
-              f"trace    {trace_path(path)}  (python -m calibration explain {path} --layer L --step S)\n")  # fmt: skip
-        rows.append(summary_row(text, result, seen, unseen))
-    if len(rows) > 1:
-        summary = paths[0].parent / "summary.json"
-        plan_device = result.plan.calibration.device if result.plan.calibration else device
-        command = "python -m calibration " + shlex.join(arguments)
-        write_summary(summary, command, plan_device, options.dtype, rows)
-        print(f"{'drift' if options.drift else 'threshold':>9}  attention MACs  latents rel. L2      PSNR      SSIM")
-        for row in rows:
-            decibels = "equal" if row["psnr"] is None else f"{row['psnr']:.1f} dB"
-            print(f"{row['threshold']:>9}  {row['attention_macs']:12.1f} %  {row['latent_rel_l2']:15.4f}  {decibels:>8}"
-                  f"  {row['ssim']:8.4f}")  # fmt: skip
-        print(f"\nsummary  {summary}")
-    return 0
-
-
-def _check_timed(options: argparse.Namespace, ranks: Ranks) -> None:
-    """What goes with a speedup, and what does not; numbers in the place of texts."""
-    options.speedup = parse_above(options.speedup, "speedup", 1.0)
-    options.latency_ms = parse_above(options.latency_ms, "number of milliseconds", 0.0)
-    for given, name in (
-        (options.loss not in (None, DRIFT), "--loss"),
-        (options.resume, "--resume"),
-        (options.search != "replay", "--search"),
-        (parse_methods(options.methods) != CANDIDATES, "--methods"),
-        (ranks.world > 1, "torchrun"),
-    ):
-        if given:
-            raise CalibrationError(f"{name} does not go with a plan by time: leave it out")
-    if options.batch is not None and options.batch < 1:
-        raise CalibrationError(f"a batch has at least one image, got --batch {options.batch}")
-    if options.evaluations < 0:
-        raise CalibrationError(f"--evaluations is a number of runs, got {options.evaluations}")
-    if Path(options.output).suffix == ".json" and (options.advise or len(options.speedup + options.latency_ms) > 1):
-        raise CalibrationError(f"--output {options.output} is one file, but several will be written: name a folder")
-
-
-def _sample(pipe: Any, plan: Plan, settings: Settings, condition: Condition, unseen: bool, compressed: bool) -> Images:
-    first = settings.images if unseen else 0
-    return sample(pipe, plan, condition, settings.seed, first, settings.kernel, compressed)
-
-
-def _predicted(pipe: Any, result: Result) -> PlanTime | None:
-    """From block times that were measured before (python -m eval cost); a calibration measures none."""
-    record = result.plan.calibration
-    assert record is not None
-    rows = record.images * (1 if result.plan.guidance.layout == Layout.NONE.value else 2)
-    adapter = adapt(pipe.transformer)
-    return predict(adapter, result.plan, record.kernel, rows) if isinstance(adapter, PreparedModel) else None
-
-
-def _write(
-    path: Path, result: Result, journal: Journal, full: Images, compressed: Images, names: Sequence[str], seen: Drift
-) -> None:
-    write(path, result, journal)
-    percent = plan_macs(result.plan).percent
-    distance = f"{seen.psnr:.1f} dB to" if math.isfinite(seen.psnr) else "equal to"
-    title = f"{percent:.0f} % of attention MACs, {distance} the uncompressed images"
-    save_grid(_grid_path(path), [("full", full), ("compressed", compressed)], names, title)
-
-
-def _plan_path(options: argparse.Namespace, steps: int, value: float, count: int) -> Path:
-    output, what = Path(options.output), "drifts" if options.drift else "thresholds"
-    if output.suffix == ".json":
-        if count > 1:
-            raise CalibrationError(f"--output {output} is one file, but {count} {what} were given: name a folder")
-        return output
-    model = Path(options.model).name.removesuffix(".pt") or "model"
-    how = "within" if options.drift else loss_of(options)
-    return output / f"{model}-{options.sampler}{steps}-{how}-{value:g}.json"
-
-
-def _grid_path(path: Path) -> Path:
-    return path.with_suffix(".images.png")
-
-
-def _header(pipe: Any, options: argparse.Namespace, settings: Settings, device: str) -> dict[str, Any]:
-    given: dict[str, Any] = {name: getattr(options, name) for name in ("model", "sampler", "dtype")}
-    order = [place.site for place in adapt(pipe.transformer).places]
-    if len(set(order)) > 1:
-        given["sites"] = order  # of the layers that a decision counts
-    return {**given, "device": torch.device(device).type, "versions": package_versions(), **settings.as_json()}
+    return run(command)

@@ -14,7 +14,6 @@ from functools import partial
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torchmetrics.functional.image import structural_similarity_index_measure
 
 from calibration.errors import CalibrationError
 from ditfastattn.ranks import Ranks
@@ -58,6 +57,8 @@ def ssim(reference: Tensor, candidate: Tensor, extent: tuple[float, float] | Non
 
     ``extent``: least and greatest value of the whole reference, where ``reference`` is a part of it.
     """
+    from torchmetrics.functional.image import structural_similarity_index_measure  # a second, for one loss of five
+
     if min(reference.shape[-2:]) < _SSIM_WINDOW:
         raise CalibrationError(f"ssim needs outputs of {_SSIM_WINDOW} x {_SSIM_WINDOW} or more; choose another --loss")
     low, high = extent or _extent(reference)

@@ -10,7 +10,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from calibration.advice import advise
+from calibration.advice import advise, name_of
 from calibration.drift import drift, sample
 from calibration.errors import CalibrationError
 from calibration.picture import save_grid
@@ -34,7 +34,12 @@ NOTE = "least drift found"  # how the notes of its plans begin
 
 
 def plan_speedups(
-    options: argparse.Namespace, pipe: Any, settings: Settings, condition: Condition, subjects: Subjects
+    options: argparse.Namespace,
+    paths: Sequence[Path],
+    pipe: Any,
+    settings: Settings,
+    condition: Condition,
+    subjects: Subjects,
 ) -> int:
     """Plans, pictures and images for every speedup or latency asked for; with ``options.advise`` a page about them."""
     images = settings.images if options.batch is None else options.batch
@@ -58,19 +63,19 @@ def plan_speedups(
     with bars("errors of cells") as watch:
         planner.errors(watch)
     fronts: list[tuple[float, Front, float]] = []
-    for text, share in zip(names(options), shares, strict=True):
+    for path, text, share in zip(paths, names(options), shares, strict=True):
         with _bar(text) as on_trial:
             front, taken = landed(lambda budget: planner.within(budget, on_trial), by_table, share, measured)
         fronts.append((1 / share, front, 1 / taken))
-        print(_described(text, front, by_table))
-        _write(plan_path(options, text), planner, front, full, taken * full, how, subjects.names)
+        print(_described(text, front, by_table, pipe.scheduler))
+        _write(path, planner, front, full, taken * full, how, subjects.names)
         if taken > share * (1 + NEAR):
             print(
                 f"slower than asked for: {1 / taken:.2f} x by the clock in the place of {1 / share:.2f} x; ask for more"
             )
     if options.advise:
         model = Path(options.model).name
-        page = advise(Path(options.output), model, how, settings.steps, full, by_table, fronts)
+        page = advise(Path(options.output), model, how, settings.steps, full, by_table, fronts, pipe.scheduler)
         print(f"\nadvice   {page}\n")
         print(page.read_text())
     return 0
@@ -101,7 +106,7 @@ def _shares(options: argparse.Namespace, full: float) -> list[float]:
     return [1 / value for value in options.speedup] + [value / full for value in options.latency_ms]
 
 
-def _described(text: str, front: Front, full: float) -> str:
+def _described(text: str, front: Front, full: float, scheduler: Any) -> str:
     lines = [
         "",
         f"{f'{text}, predicted':<36} {'ms':>8}  faster  typical drift  on other noise",
@@ -110,9 +115,8 @@ def _described(text: str, front: Front, full: float) -> str:
     for one in sorted(front.finalists, key=lambda one: one.unseen.typical if one.unseen else 0) + others:
         unseen = "" if one.unseen is None else f"{one.unseen.typical:15.4f}"
         mark = "*" if one is front.best else " "
-        lines.append(
-            f"{mark} {one.name:<34} {one.cost:8.1f} {full / one.cost:5.2f} x  {one.seen.typical:13.4f} {unseen}"
-        )
+        name = name_of(one, scheduler)
+        lines.append(f"{mark} {name:<34} {one.cost:8.1f} {full / one.cost:5.2f} x  {one.seen.typical:13.4f} {unseen}")
     return "\n".join(lines)
 
 
@@ -121,8 +125,9 @@ def _write(
 ) -> None:
     best, settings = front.best, planner.settings
     assert best.unseen is not None
+    name = name_of(best, planner.pipe.scheduler)
     note = (
-        f"{NOTE}, {best.name}: {taken:.1f} ms measured, uncompressed {full:.1f} ms ({how}); "
+        f"{NOTE}, {name}: {taken:.1f} ms measured, uncompressed {full:.1f} ms ({how}); "
         f"typical drift {best.unseen.typical:.4f} on other noise"
     )
     plan = best.plan.model_copy(update={"note": note})
@@ -152,8 +157,6 @@ def names(options: argparse.Namespace) -> list[str]:
 def check_paths(paths: Sequence[Path]) -> None:
     """Raises CalibrationError, before anything is measured, where a plan could not be written or would go over another
     file."""
-    if len(set(paths)) < len(paths):
-        raise CalibrationError(f"two plans would be written to one file: {', '.join(path.name for path in paths)}")
     for path in paths:
         if path.exists() and not _is_ours(path):
             raise CalibrationError(f"{path} was not written by this command: name another --output")
@@ -170,14 +173,6 @@ def _is_ours(path: Path) -> bool:
         return load(path).note.startswith(NOTE)
     except PlanError:
         return False
-
-
-def plan_path(options: argparse.Namespace, text: str) -> Path:
-    output = Path(options.output)
-    if output.suffix == ".json":
-        return output
-    model = Path(options.model).name.removesuffix(".pt") or "model"
-    return output / f"{model}-{options.sampler}{options.steps}-{text}.json"
 
 
 @contextmanager

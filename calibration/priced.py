@@ -9,21 +9,18 @@ from typing import Any
 
 import torch
 
-from calibration.bench import bench
-from calibration.calibrate import empty_plan
-from calibration.error_table import PROJECTIONS, STRIDE, ErrorTable, measure
+from calibration.calibrate import alone
+from calibration.error_table import ErrorTable
 from calibration.errors import CalibrationError
 from calibration.fast import LONGEST, Menu
 from calibration.prices import Macs, Prices
 from calibration.refresh import Rhythms
 from calibration.sensitivity import Sensitivity
 from calibration.settings import Settings
-from calibration.subjects import condition_of
 from calibration.target import with_sampler
-from calibration.work import Share, Watch, Work
+from calibration.work import Watch
 from ditfastattn.condition import Condition
 from ditfastattn.models import adapt
-from ditfastattn.ranks import ALONE
 from plans import Method, Plan
 from plans.method import PAPER
 
@@ -90,23 +87,10 @@ def priced(
     adapter = adapt(pipe.transformer)
     if mlps and adapter.mlp is None:
         raise CalibrationError(f"plans cannot reach the MLPs of {type(adapter.model).__name__}: leave them out")
-    condition = condition_of(pipe, settings) if condition is None else condition
-    plan = empty_plan(adapter, pipe.scheduler, settings, condition.latent_shape)
-    images = Share.of(len(condition), ALONE)
-    work = Work(pipe, adapter, plan, settings, condition, images, None, ALONE, watch or Watch())
+    work = alone(pipe, settings, condition, watch)
     work.measure(known)
     usable = [method for method in candidates if settings.guided or not method.shares_guidance]
-    with bench(adapter, plan, work.call, settings, ALONE) as probe:
-        table = measure(
-            probe,
-            work.run.fork(),
-            plan.sampler.timesteps,
-            usable,
-            longest=LONGEST,
-            stride=STRIDE,
-            mlps=mlps,
-            projections=PROJECTIONS,
-            seed=settings.seed,
-        )
+    table = work.errors(usable, mlps)
+    plan = work.plan
     chosen = plan.with_mlp(adapter.mlp) if mlps else plan
     return Priced(chosen, plan, table, tuple(work.sensitivities), tuple(usable), prices or Macs())

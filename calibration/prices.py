@@ -18,8 +18,6 @@ from plans.site import methods_of
 class Prices(Protocol):
     """In one unit. Cells add up: a plan costs what its cells do, and something more that no cell changes."""
 
-    unit: str
-
     def of(self, plan: Plan) -> float:
         """The whole plan, storing residuals included."""
 
@@ -29,8 +27,6 @@ class Prices(Protocol):
 
 class Macs:
     """MACs per item, of attention and MLPs (``plans.macs``)."""
-
-    unit = "MACs"
 
     def of(self, plan: Plan) -> float:
         found = total_macs(plan)
@@ -62,8 +58,6 @@ class Macs:
 
 class Times:
     """Milliseconds of a run, from a measured table (``ditfastattn.cost``)."""
-
-    unit = "ms"
 
     def __init__(self, table: CostTable) -> None:
         self.table = table

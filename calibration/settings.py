@@ -19,7 +19,8 @@ class Settings:
     """One calibration, on labels or on prompts, or, where neither is named, on a condition that is given beside it.
 
     ``methods`` are the candidates besides FULL, tried in cost order whatever order they are in. A ``budget`` for the
-    drift of the final latents (relative L2) stands in place of a threshold, with the loss ``drift``.
+    drift of the final latents (relative L2) stands in place of a threshold, with the loss ``drift``. What only measures
+    needs neither.
     """
 
     threshold: float | None = None
@@ -41,8 +42,8 @@ class Settings:
     budget: float | None = None
 
     def __post_init__(self) -> None:
-        if (self.threshold is None) == (self.budget is None):
-            raise CalibrationError("calibration needs a threshold, or a budget for the drift, and not both")
+        if self.threshold is not None and self.budget is not None:
+            raise CalibrationError("a plan is searched for by a threshold or by a budget for the drift, not both")
         if self.threshold is not None and not 0 < self.threshold < float("inf"):
             raise CalibrationError(f"the threshold must be a positive number or D1..D6, got {self.threshold}")
         if self.budget is not None and not 0 < self.budget < 1:
@@ -67,7 +68,7 @@ class Settings:
             raise CalibrationError(f"there is no loss {self.loss!r}; choose one of {', '.join(LOSS_NAMES)}")
         if self.search not in SEARCHES:
             raise CalibrationError(f"there is no search {self.search!r}; choose one of {', '.join(SEARCHES)}")
-        if self.search == "fast" and self.budget is None:
+        if self.search == "fast" and self.threshold is not None:
             raise CalibrationError("the search fast predicts the drift of whole runs: give --drift, and no threshold")
         if self.token_order not in TOKEN_ORDERS:
             raise CalibrationError(

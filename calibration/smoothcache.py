@@ -8,14 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from calibration.bench import bench
-from calibration.calibrate import empty_plan
+from calibration.calibrate import alone
 from calibration.parts import Parts
 from calibration.settings import Settings
-from calibration.subjects import condition_of
-from calibration.work import Share, Watch, Work
-from ditfastattn.models import adapt
-from ditfastattn.ranks import ALONE
 from plans import CrossShape, Plan, SiteName
 
 LONGEST = 3  # steps over which anything is reused at most, as in the authors' code
@@ -32,17 +27,14 @@ def smoothcache_errors(
     relative L1 error |O_t - O_t+k| / |O_t+k| of a layer's output over the whole batch, both guidance branches together,
     averaged over the site's layers; NaN where step t + k is not there.
     """
-    adapter = adapt(pipe.transformer)
-    condition = condition_of(pipe, settings)
-    plan = empty_plan(adapter, pipe.scheduler, settings, condition.latent_shape)
-    images = Share.of(len(condition), ALONE)
-    work = Work(pipe, adapter, plan, settings, condition, images, None, ALONE, Watch())
+    work = alone(pipe, settings)
+    plan, adapter = work.plan, work.adapter
     if adapter.cross_layers:
         assert work.call.condition is not None
         plan = plan.with_cross(CrossShape(layers=adapter.cross_layers, words=work.call.condition.shape[-2]))
     if adapter.mlp is not None:
         plan = plan.with_mlp(adapter.mlp)
-    with bench(adapter, plan, work.call, settings, ALONE) as probe:
+    with work.bench() as probe:
         parts = Parts(probe, plan.model.sites)
         change = _Change(len(parts), plan.steps, longest)
         run = work.run.fork()

@@ -72,7 +72,6 @@ class Trials:
         if len(indices) % len(condition):
             raise ValueError(f"{len(indices)} images are no multiple of the condition's {len(condition)}")
         self._seed, self._indices = seed, indices
-        self.model_calls = 0
         self._known: dict[str, Outcome] = {}
         self.reference = self._sample(run)
 
@@ -89,7 +88,6 @@ class Trials:
         return self._known[key]
 
     def _sample(self, run: SamplerSpec) -> Tensor:
-        self.model_calls += len(run.timesteps)
         scheduler, batch = self._pipe.scheduler, len(self._denoiser.condition)
         parts = [self._indices[start : start + batch] for start in range(0, len(self._indices), batch)]
         return torch.cat([sample_latents(self._denoiser, scheduler, run, self._seed, part) for part in parts])

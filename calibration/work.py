@@ -1,6 +1,7 @@
 """One calibration at work: sensitivities, searches and verification on one pipeline, by the ranks together."""
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -12,11 +13,12 @@ import ditfastattn
 from calibration.algorithm import Decision, Step, all_full, choose_by_price, choose_methods
 from calibration.bench import bench
 from calibration.budget import BATCHES, Tried, first_price, predicted_drift, spend, upper_drift
-from calibration.error_table import PROJECTIONS, STRIDE
+from calibration.error_table import PROJECTIONS, STRIDE, ErrorTable
 from calibration.error_table import measure as measure_errors
 from calibration.fast import LONGEST, Menu, decisions_of
 from calibration.journal import Journal
 from calibration.loss import Loss, relative_l2
+from calibration.probe import Probe
 from calibration.rehearsal import rehearse
 from calibration.search import Found, cell_macs, filled_in, search
 from calibration.sensitivity import Sensitivity, measure
@@ -93,12 +95,31 @@ class Work:
         settings = self.settings
         return Trajectory(self.denoiser, self.pipe.scheduler, settings.steps, settings.seed, self.images.mine)
 
+    def bench(self) -> AbstractContextManager[Probe]:
+        """``with work.bench() as probe``: the model's blocks, for trials."""
+        return bench(self.adapter, self.plan, self.call, self.settings, self.ranks)
+
+    def errors(self, candidates: Sequence[Method], mlps: bool = False) -> ErrorTable:
+        """Of all cells that these methods make, from one run; of MLPs too, where they are asked for."""
+        with self.bench() as probe:
+            return measure_errors(
+                probe,
+                self._begin(),
+                self.plan.sampler.timesteps,
+                candidates,
+                longest=LONGEST,
+                stride=STRIDE,
+                mlps=mlps,
+                projections=PROJECTIONS,
+                seed=self.settings.seed,
+            )
+
     def measure(self, known: Sequence[Sensitivity] = ()) -> None:
         """Sensitivities of all steps; ``known`` are those of another calibration that began alike."""
         done, steps = list(known or self.done.sensitivities), self.plan.steps
         for index, sensitivity in enumerate(done):
             self._measured(sensitivity, new=index >= len(self.done.sensitivities))
-        with bench(self.adapter, self.plan, self.call, self.settings, self.ranks) as probe:
+        with self.bench() as probe:
             self.sensitivities = measure(
                 probe,
                 self.run,
@@ -169,17 +190,7 @@ class Work:
     def _menu(self) -> Menu:
         """Schedules by the errors of single cells, measured in one run."""
         candidates = self.settings.candidates()
-        with bench(self.adapter, self.plan, self.call, self.settings, self.ranks) as probe:
-            table = measure_errors(
-                probe,
-                self._begin(),
-                self.plan.sampler.timesteps,
-                candidates,
-                longest=LONGEST,
-                stride=STRIDE,
-                projections=PROJECTIONS,
-                seed=self.settings.seed,
-            )
+        table = self.errors(candidates)
         self._table_runs = table.block_runs
         return Menu(self.plan, table, [sensitivity.value for sensitivity in self.sensitivities], candidates)
 

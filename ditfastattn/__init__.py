@@ -8,23 +8,20 @@ with ditfastattn.apply(pipe, "plan.json") as session:
 print(session.summary())
 """
 
-from ditfastattn.api import apply
-from ditfastattn.condition import Condition
-from ditfastattn.models import model_spec, register
-from ditfastattn.models.base import Call
-from ditfastattn.pipelines import load_pipeline
-from ditfastattn.session import Session
-from ditfastattn.swap import use_kernel
-from ditfastattn.version import VERSION as __version__
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-__all__ = [
-    "Call",
-    "Condition",
-    "Session",
-    "__version__",
-    "apply",
-    "load_pipeline",
-    "model_spec",
-    "register",
-    "use_kernel",
-]
+from ditfastattn.version import VERSION as __version__  # noqa: F401
+
+if TYPE_CHECKING:
+    from ditfastattn.public import *  # noqa: F403
+else:
+
+    def __getattr__(name: str) -> Any:
+        """Loads the package when something of it is first asked for (PEP 562): with torch and diffusers that takes
+        seconds, for which ``--help`` need not wait."""
+        public = import_module("ditfastattn.public")
+        globals().update({known: getattr(public, known) for known in ("__all__", *public.__all__)})
+        if name not in globals():
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return globals()[name]

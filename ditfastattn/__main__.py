@@ -5,9 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from ditfastattn.console import run
-from ditfastattn.fewer import fewer_steps
-from ditfastattn.resample import resample
-from ditfastattn.samplers import SAMPLERS
+from ditfastattn.schedules import USUAL_STEPS
 from plans import Plan, load, save
 from plans.render import costline, headline
 
@@ -43,10 +41,10 @@ def _parser() -> argparse.ArgumentParser:
 
     fewer = add("fewer-steps", "a plan over fewer steps of another plan's sampler, all FULL")
     fewer.add_argument("--steps", type=int, required=True, help="inference steps of the new plan")
-    fewer.set_defaults(make=lambda plan, options: fewer_steps(plan, options.steps))
+    fewer.set_defaults(make=_over_fewer_steps)
     other = add("resample", "a plan's cells for other steps, by nearest timestep, another guidance or size")
     other.add_argument("--steps", type=int, help="inference steps of the new plan (default: the plan's)")
-    other.add_argument("--sampler", help=f"{', '.join(SAMPLERS)} (default: the plan's)")
+    other.add_argument("--sampler", help=f"{', '.join(USUAL_STEPS)} (default: the plan's)")
     other.add_argument("--guidance", type=float, metavar="SCALE", help="1 is none (default: the plan's)")
     other.add_argument("--tokens", type=int, help="of an image or frame: (pixels / (patch x VAE's factor)) squared")
     other.add_argument("--frames", type=int, help="of a video, as the model counts them")
@@ -54,7 +52,15 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _over_fewer_steps(plan: Plan, options: argparse.Namespace) -> Plan:
+    from ditfastattn.fewer import fewer_steps  # diffusers takes seconds, for which --help need not wait
+
+    return fewer_steps(plan, options.steps)
+
+
 def _resampled(plan: Plan, options: argparse.Namespace) -> Plan:
+    from ditfastattn.resample import resample
+
     return resample(
         plan, steps=options.steps, sampler=options.sampler, guidance=options.guidance, tokens=options.tokens,
         frames=options.frames,

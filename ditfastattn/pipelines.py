@@ -25,7 +25,8 @@ from ditfastattn.opensora.checkpoint import PUBLISHED, is_stdit2
 from ditfastattn.opensora.loading import load_opensora_pipeline
 from ditfastattn.opensora.pipeline import OpenSoraPipeline
 from ditfastattn.original_dit import load_original_dit
-from ditfastattn.samplers import DEFAULT_STEPS, make_sampler
+from ditfastattn.samplers import make_sampler
+from ditfastattn.schedules import USUAL_STEPS
 
 # The VAE that the official DiT samples were made with.
 ORIGINAL_VAE = "stabilityai/sd-vae-ft-mse"
@@ -40,7 +41,7 @@ def usual_schedule(source: str | os.PathLike[str], sampler: str | None = None) -
     name = os.fspath(source)
     opensora = name in HUB_IDS or is_stdit2(name) or _is_opensora_folder(name)
     sampler = sampler or ("iddpm" if opensora else "dpm")
-    return sampler, OPENSORA_STEPS if opensora and sampler == "iddpm" else DEFAULT_STEPS[sampler]
+    return sampler, OPENSORA_STEPS if opensora and sampler == "iddpm" else USUAL_STEPS[sampler]
 
 
 def load_pipeline(

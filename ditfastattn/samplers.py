@@ -45,7 +45,6 @@ SAMPLERS: dict[str, tuple[type[SchedulerMixin], dict[str, Any]]] = {
     ),
     "heun": (HeunDiscreteScheduler, {}),
 }
-DEFAULT_STEPS = {"dpm": 50, "ddim": 50, "ddpm": 250, "iddpm": 250, "heun": 25}
 _NO_DEFAULT = object()
 _TRAINING = (
     "num_train_timesteps",

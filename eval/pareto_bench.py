@@ -128,7 +128,7 @@ class Bench:
         if base not in self._priced:
             begun = time.monotonic()
             candidates = tuple(method for method in CANDIDATES if method not in self.slow)
-            settings = self.settings(base, threshold=1.0, loss=DRIFT)
+            settings = self.settings(base, loss=DRIFT)
             found = self._priced[base] = priced(self.pipe, settings, True, candidates, prices=self.prices)
             seconds = time.monotonic() - begun
             print(f"errors of {base} steps: {found.table.block_runs} block runs, {seconds:.0f} s", flush=True)
@@ -150,6 +150,6 @@ def copied(pipe: Any, dtype: torch.dtype) -> Any:
 
 def full_plan(bench: Bench, steps: int) -> Plan:
     """All FULL."""
-    settings = bench.settings(steps, threshold=1.0)
+    settings = bench.settings(steps)
     shape = condition_of(bench.pipe, settings).latent_shape
     return empty_plan(adapt(bench.pipe.transformer), bench.pipe.scheduler, settings, shape)

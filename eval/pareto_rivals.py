@@ -38,7 +38,7 @@ def schedules(full: Plan) -> Iterator[Candidate]:
 
 def smoothcache(bench: Bench, base: int) -> Iterator[Candidate]:
     """SmoothCache by the lowest threshold that comes down to a share of the MACs, as far as any does."""
-    plan, errors = smoothcache_errors(bench.pipe, bench.settings(base, threshold=1.0))
+    plan, errors = smoothcache_errors(bench.pipe, bench.settings(base))
     every = (error for rows in errors.values() for row in rows for error in row if math.isfinite(error))
     thresholds = sorted({math.ceil(1e4 * error) / 1e4 for error in every})  # as they are shown
     for share in (0.9, *SHARES):

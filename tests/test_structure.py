@@ -1,9 +1,14 @@
-"""Imports point one way: eval -> calibration -> ditfastattn -> plans."""
+"""Imports point one way, eval -> calibration -> ditfastattn -> plans, and --help waits for few of them."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+
+import ditfastattn
+from ditfastattn import api
 
 ROOT = Path(__file__).parent.parent
 ORDER = ["plans", "ditfastattn", "calibration", "eval"]
@@ -27,3 +32,20 @@ def test_no_package_imports_one_above_it(package: str) -> None:
     assert files
     for path in files:
         assert not imported(path) & above, f"{path.relative_to(ROOT)} imports {imported(path) & above}"
+
+
+def test_help_waits_for_no_library_of_models() -> None:
+    program = """
+import sys
+import eval.cli, ditfastattn.__main__, plans.cli
+assert not {"torch", "diffusers"} & set(sys.modules)
+import calibration.cli
+assert not {"diffusers", "transformers", "torchmetrics", "matplotlib"} & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT)
+
+
+def test_the_package_hands_on_what_it_loads_when_asked() -> None:
+    assert ditfastattn.apply is api.apply and set(ditfastattn.__all__) <= set(vars(ditfastattn))
+    with pytest.raises(AttributeError, match="no attribute 'aply'"):
+        ditfastattn.aply  # noqa: B018

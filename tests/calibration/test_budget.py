@@ -180,12 +180,17 @@ def test_an_interrupted_budget_goes_on(tmp_path: Path, stop_after: int) -> None:
         ({"budget": 1.5}, "above 0 and below 1"),
         ({"loss": "mrae"}, "not by mrae"),
         ({"threshold": 0.1}, "not both"),
-        ({"budget": None}, "needs a threshold, or a budget"),
     ],
 )
 def test_settings_that_cannot_be(change: dict[str, Any], words: str) -> None:
     with pytest.raises(CalibrationError, match=words):
         Settings(**{"budget": 0.1, "loss": "drift", "labels": LABELS, "steps": 3} | change)
+
+
+def test_a_search_needs_a_threshold_or_a_budget() -> None:
+    settings = Settings(labels=LABELS, steps=3)  # enough to measure by
+    with pytest.raises(CalibrationError, match="needs a threshold, or a budget"):
+        calibrate(small_pipeline(layers=1), settings)
 
 
 def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,7 +12,7 @@ from small_models import small_pipeline
 from small_opensora import small_opensora
 
 import ditfastattn
-from calibration import cli
+from calibration import calibrate_cli, cli
 from calibration.algorithm import Decision
 from calibration.calibrate import Result, calibrate
 from calibration.errors import CalibrationError
@@ -192,7 +192,7 @@ def test_the_command_line(
         released.append((pipe.text_encoder, pipe.tokenizer))
         return calibrate(pipe, *args)
 
-    monkeypatch.setattr(cli, "calibrate", calibrating)
+    monkeypatch.setattr(calibrate_cli, "calibrate", calibrating)
     assert cli.main(command) == 0
     assert released == [(None, None)]  # freed before the search begins
     printed = capsys.readouterr().out

@@ -105,7 +105,7 @@ def test_the_token_order_is_in_the_plan_and_in_the_trace(folder: Path, tmp_path:
         (["--threshold", "0.1", "--guidance", "0"], "guidance scale"),
         (["--threshold", "0.1", "--steps", "0"], "at least one step"),
         (["--threshold", "0.1", "--device", "cuda:7"], "device 'cuda:7'"),
-        (["--threshold", "0.1", "0.2", "--output", "one.json"], "one file, but 2 thresholds"),
+        (["--threshold", "0.1", "0.2", "--output", "one.json"], "one file, but several"),
         (["--threshold", "0.1", "--output", "/proc/nothing/here"], "cannot be written"),
         (["explain", "/nowhere.json"], "required"),
         (["explain", "/nowhere.json", "--layer", "1", "--step", "1"], "nowhere.json"),

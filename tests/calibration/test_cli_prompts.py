@@ -11,7 +11,8 @@ from small_models import small_pipeline
 from small_pixart import small_pixart_pipeline, small_text_to_image
 
 import ditfastattn
-from calibration import cli
+from calibration import calibrate_cli, command
+from calibration.cli import main
 from calibration.errors import CalibrationError
 from calibration.prompts import OURS, choose_prompts, read_prompts
 from ditfastattn import load_pipeline
@@ -47,17 +48,17 @@ def test_a_plan_from_prompts_end_to_end(
         encoders.append(weakref.ref(pipe.text_encoder))
         return pipe
 
-    calibrate = cli.calibrate
+    calibrate = calibrate_cli.calibrate
 
     def calibrating(*args: Any, **kwargs: Any) -> Any:
         assert encoders[0]() is None  # freed before the search begins
         return calibrate(*args, **kwargs)
 
-    monkeypatch.setattr(cli, "load_pipeline", loading)
-    monkeypatch.setattr(cli, "calibrate", calibrating)
+    monkeypatch.setattr(command, "load_pipeline", loading)
+    monkeypatch.setattr(calibrate_cli, "calibrate", calibrating)
     output = tmp_path / "plan.json"
     more = ["--prompts", str(prompts), "--n-calib", "2", "--negative-prompt", "grey  and blurred"]
-    assert cli.main(base(folder, output, *more)) == 0
+    assert main(base(folder, output, *more)) == 0
     printed = capsys.readouterr().out
     assert "guidance 4.5, calibrated on 2 prompts, away from 'grey and blurred':\n  a red fox in the snow\n" in printed
     assert "on other noise, the same prompts" in printed
@@ -83,16 +84,16 @@ def test_a_plan_from_prompts_end_to_end(
     with pytest.raises(PlanMismatch, match="PixArtTransformer2DModel"):
         ditfastattn.apply(small_pipeline(), plan)
 
-    assert cli.main(base(folder, output, *more[:-1], "sharp")) == 2
+    assert main(base(folder, output, *more[:-1], "sharp")) == 2
     assert "other settings (negative_prompt)" in capsys.readouterr().err
-    assert cli.main(base(folder, output, *more, "--resume")) == 0  # all taken over from the trace
+    assert main(base(folder, output, *more, "--resume")) == 0  # all taken over from the trace
     assert load(output).methods == plan.methods
 
 
 def test_six_of_our_own_prompts_are_the_default(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.main(base(folder, tmp_path / "p.json", "--steps", "2", "--guidance", "2")) == 0
+    assert main(base(folder, tmp_path / "p.json", "--steps", "2", "--guidance", "2")) == 0
     record = load(tmp_path / "p.json").calibration
     ours = OURS.read_text().splitlines()
     assert record is not None and record.prompts == tuple(ours[:6]) and record.negative_prompt == ""
@@ -122,7 +123,7 @@ def test_bad_prompts_get_one_sentence(
     path = tmp_path / "given.txt"
     if content is not None:
         path.write_bytes(content)
-    assert cli.main(base(folder, tmp_path / "out", "--prompts", str(path), *more)) == 2
+    assert main(base(folder, tmp_path / "out", "--prompts", str(path), *more)) == 2
     error = capsys.readouterr().err
     assert words in error and "Traceback" not in error
     assert [line for line in error.splitlines() if line.startswith("error: ")] == error.splitlines()[-1:]
@@ -140,12 +141,12 @@ def test_what_does_not_go_with_the_model_gets_one_sentence(
         ("dit", ["--negative-prompt", "grey"], "--negative-prompt goes with text"),
         ("mute", [], "this PixArtSigmaPipeline has no text_encoder and no tokenizer, so it cannot encode prompts"),
     ]:
-        assert cli.main(base(tmp_path / model, output, *more)) == 2
+        assert main(base(tmp_path / model, output, *more)) == 2
         error = capsys.readouterr().err
         assert error.startswith("error: ") and words in error and error.count("\n") == 1
     output.parent.mkdir()
     output.write_text("a plan from elsewhere")
-    assert cli.main(base(tmp_path / "mute", output)) == 2
+    assert main(base(tmp_path / "mute", output)) == 2
     assert "was not written by a calibration" in capsys.readouterr().err and output.read_text().startswith("a plan")
 
 

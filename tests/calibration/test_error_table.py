@@ -137,7 +137,7 @@ def test_what_cannot_be_reused_is_infinite_and_far_is_worse(pipe: Any) -> None:
 @pytest.mark.parametrize("mlps", [False, True])
 def test_heun_has_no_forecast_from_two_outputs_at_one_timestep(mlps: bool) -> None:
     """Heun's timesteps come in pairs: 0, 1 1, 2 2, 3 3."""
-    settings = Settings(threshold=1.0, loss="drift", steps=4, labels=LABELS)
+    settings = Settings(loss="drift", steps=4, labels=LABELS)
     found = priced(small_pipeline(layers=2, sampler="heun"), settings, mlps)
     times = found.plan.sampler.timesteps
     assert len(times) == 7 and times[1] == times[2] != times[3] == times[4]
@@ -150,6 +150,6 @@ def test_heun_has_no_forecast_from_two_outputs_at_one_timestep(mlps: bool) -> No
 
 
 def test_a_single_step_has_one_plan() -> None:
-    found = priced(small_pipeline(layers=2), Settings(threshold=1.0, loss="drift", steps=1, labels=LABELS), True)
+    found = priced(small_pipeline(layers=2), Settings(loss="drift", steps=1, labels=LABELS), True)
     full = Macs().of(found.plan)
     assert found.menu.costing(full) == found.rhythms.costing(full) == found.plan

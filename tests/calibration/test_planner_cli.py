@@ -1,5 +1,6 @@
 """Plans by speedup from the command line, the page of advice, and what cannot be asked for."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,8 +9,10 @@ from PIL import Image
 from small_models import full_plan, random_plan, small_pipeline
 
 from calibration import planner, planner_cli
+from calibration.advice import sentence
 from calibration.cli import main
 from calibration.errors import CalibrationError
+from calibration.pool import FEWER
 from calibration.prices import Times
 from calibration.speedup import Front, Tried, compresses_nothing, landed
 from calibration.trials import Outcome
@@ -88,6 +91,19 @@ def test_what_cannot_be_asked_for(
     assert not list(tmp_path.rglob("*.json"))
 
 
+@pytest.mark.parametrize("more", [["--speedup", "1.6"], ["--speedup=1.6"], ["--latency-ms=3"], ["advise"]])
+def test_an_interrupted_search_by_time_begins_anew(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, more: list[str]
+) -> None:
+    def stopped(*args: object) -> float:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(planner_cli, "_table", stopped)
+    assert main([*more, *given(folder, tmp_path)]) == 130
+    error = capsys.readouterr().err
+    assert "interrupted; a search by time begins anew" in error and "--resume" not in error
+
+
 def test_other_files_are_left_alone(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     foreign = tmp_path / "mine.json"
     foreign.write_text('{"mine": 1}')
@@ -107,7 +123,21 @@ def test_of_a_sampler_that_calls_the_model_twice_a_step(
     plan = load(tmp_path / "small-heun5-speedup-1.5.json")
     printed = capsys.readouterr().out
     assert f"num_inference_steps={(plan.steps + 1) // 2})" in printed  # 2 n - 1 calls for n steps
+    assert f", {(plan.steps + 1) // 2} steps: " in plan.note
     assert "drift 0.0000" not in plan.note and "inf dB" not in printed
+
+
+def test_advice_counts_steps_as_the_sampler_does() -> None:
+    other = front_of(1.0).best  # of three model calls
+    fewer = replace(other, kind=FEWER)
+    front = Front(1.0, (fewer, other), (fewer, other))
+    heun, dpm = (small_pipeline(layers=1, sampler=name).scheduler for name in ("heun", "dpm"))
+    assert "take 2 steps; compression adds nothing" in sentence(2.0, front, heun)
+    assert "take 3 steps; compression adds nothing" in sentence(2.0, front, dpm)
+    near = replace(other, unseen=Outcome((0.01,), 0.01))
+    told = sentence(2.0, Front(1.0, (fewer, near), (fewer, near)), heun)
+    assert "take the plan (cells, 2 steps)" in told and "those of 2 steps" in told
+    assert "cells, 2 steps; the sampler alone" in sentence(2.0, Front(1.0, (near,), (near,)), heun)
 
 
 def test_without_memory_for_a_table_of_errors(

@@ -29,7 +29,7 @@ STEPS, LABELS = 5, (1, 2)
 @pytest.fixture(scope="module")
 def measured() -> tuple[Any, Plan, dict[str, list[list[float]]]]:
     pipe = small_pipeline(layers=2)
-    settings = Settings(threshold=1.0, labels=LABELS, steps=STEPS, guidance_scale=3.0)
+    settings = Settings(labels=LABELS, steps=STEPS, guidance_scale=3.0)
     return pipe, *smoothcache_errors(pipe, settings, longest=2)
 
 
@@ -127,7 +127,12 @@ def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert column(none, "mlp") == "FFFF" and column(all_of_it, "attn") == column(all_of_it, "mlp") == "F..F"
     assert "attn: error over one step" in capsys.readouterr().out
     assert main([*common, "--threshold", "1", "2", "--output", str(out / "one.json")]) == 2
+    assert main([*common, "--threshold", "1", "1.0", "--output", str(out)]) == 2
     assert main([*common, "--threshold", "-1", "--output", str(out)]) == 2
     assert main([*common, "--threshold", "1", "--longest", "0", "--output", str(out)]) == 2
     said = capsys.readouterr().err
-    assert "is one file, but there are several thresholds" in said and "--longest 0 reuses nothing" in said
+    assert (
+        "is one file, but several will be written" in said
+        and "a value stands twice" in said
+        and "--longest 0 reuses nothing" in said
+    )

@@ -27,6 +27,7 @@ from ditfastattn.sampling import Denoiser, Trajectory
 from plans import SamplerSpec
 
 PROBES = 8  # steps from which an error is followed to the end
+STRIDES = 3  # between the steps of the run that are chosen from, at most
 WIDER = 2  # steps by which a leap may be longer than all would be if even
 EXACT = 1e-3  # relative L2, up to which the sampler's formula counts as found again
 
@@ -71,13 +72,19 @@ class Spacing:
             return False
 
     def chosen(self, count: int) -> list[tuple[float, ...]]:
-        """Timesteps for so many model calls: by the errors of leaps, and evenly between the run's first and last."""
+        """Timesteps for so many model calls, to try and to search on from: the sampler's for that number, evenly
+        between the run's first and last, and by the errors of leaps among all of its steps, every second, every third.
+        """
         times = self._run.timesteps
         if not 2 <= count < len(times) or not self.usable:
             return []
-        by_error = tuple(times[step] for step in self._path(count))
-        even = tuple(float(round(time)) for time in np.linspace(times[0], times[-1], count))
-        return [by_error] + ([even] if len(set(even)) == count and even != by_error else [])
+        found = [
+            sampler_spec(self._scheduler, count).timesteps,
+            tuple(float(round(time)) for time in np.linspace(times[0], times[-1], count)),
+        ]
+        for stride in range(1, min(len(times) // count, STRIDES) + 1):
+            found.append(tuple(times[step] for step in self._path(count, stride)))
+        return [own for own in dict.fromkeys(found) if len(set(own)) == count]
 
     def _found_again(self, now: int) -> bool:
         latents = self._recorded.latents[now + 1].double()
@@ -148,15 +155,16 @@ class Spacing:
             found.append(float((moved / off.clamp_min(1e-12)).clamp_min(1e-6).log().mean()))
         return np.exp(np.interp(np.arange(steps + 1), [*at, steps], [*found, 0.0]))
 
-    def _path(self, count: int) -> list[int]:
-        """The steps of the run, ``count`` of them from the first on, whose leaps have the least sum of errors."""
+    def _path(self, count: int, stride: int = 1) -> list[int]:
+        """Of every ``stride``-th step of the run ``count``, the first among them, whose leaps have the least errors."""
         steps = len(self._run.timesteps)
-        longest = math.ceil(steps / count) + WIDER
+        last = (steps - 1) // stride * stride
+        longest = math.ceil(steps / count) + max(WIDER, stride)
         best: dict[tuple[int | None, int], tuple[float, list[int]]] = {(None, 0): (0.0, [0])}
         for _ in range(count - 1):
             reached: dict[tuple[int | None, int], tuple[float, list[int]]] = {}
             for (before, now), (error, path) in best.items():
-                for to in range(now + 1, min(steps - 1, now + longest) + 1):
+                for to in range(now + stride, min(last, now + longest) + 1, stride):
                     total = error + self._error((before, now, to))
                     if (now, to) not in reached or total < reached[now, to][0]:
                         reached[now, to] = total, [*path, to]

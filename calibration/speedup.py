@@ -19,6 +19,7 @@ from plans import Method, Plan
 
 SEARCHED = 2  # candidates that are improved
 COUNTS = 3  # of fewer steps, that are verified: which timesteps suit a sampler shows on many images only
+HOPELESS = 1.5  # times as far as the best candidate, from where no search is begun
 NEAR = 0.03  # of a time
 
 
@@ -48,8 +49,8 @@ class Front:
 
     @property
     def best(self) -> Tried:
-        """The finalist that ended nearest, on unseen noise."""
-        return min(self.finalists, key=lambda tried: _typical(tried.unseen))
+        """The finalist that ended nearest, on unseen noise; of equals fewer steps, which need no plan."""
+        return min(self.finalists, key=lambda tried: (_typical(tried.unseen), tried.kind != FEWER))
 
     def best_of(self, kind: str) -> Tried | None:
         """The finalist of one kind that ended nearest."""
@@ -96,6 +97,7 @@ def within(
     for kind in (FEWER, OWN):
         finalists += [one for one in tried if one.kind == kind][1:COUNTS]
     chosen = sorted((one for one in finalists if one.kind != FEWER), key=lambda one: one.seen.typical)[:SEARCHED]
+    chosen = [one for one in chosen if one.seen.typical <= HOPELESS * chosen[0].seen.typical]
     for one in chosen:
         plan, outcome = improve(
             one.plan,

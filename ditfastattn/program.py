@@ -110,6 +110,7 @@ class Program:
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
+            _ready_again(torch.cuda.default_generators[torch.cuda.current_device()])
             raise CaptureError(f"a step could not be captured ({str(error).splitlines()[0]})") from error
         return graph
 
@@ -248,6 +249,12 @@ class Program:
 def steps_ahead(one: Conditioning) -> int:
     """Steps whose modulations are computed together, from those of one."""
     return max(1, BYTES_AHEAD // one.blocks.nbytes)
+
+
+def _ready_again(generator: torch.Generator) -> None:
+    """A capture that fails leaves the generator marked as being captured, and every later draw from it would raise; its
+    copy, at the same place in its sequence, is not marked."""
+    generator.graphsafe_set_state(generator.clone_state())
 
 
 def _work_of(cell: Cell) -> Cell:

@@ -22,11 +22,13 @@ def read(file: Path) -> dict[str, Any]:
 class Table:
     """Rows of one model and base, written into the file with all others as they come.
 
-    With the first new row of a method goes what the file had of it, for this model and base.
+    With the first new row of a method goes what the file had of it, for this model and base. A speedup or distance that
+    was not measured anew stays as it was for the same setting, and with it the record of how it was measured.
     """
 
     def __init__(self, file: Path, record: dict[str, Any]) -> None:
         self._file, self._record = file, {**record, "methods": []}
+        self._written: dict[str, Any] | None = None  # the record, as it stands in the file
         self.rows: list[dict[str, Any]] = []
 
     def add(self, row: dict[str, Any]) -> None:
@@ -43,17 +45,22 @@ class Table:
         def mine(entry: dict[str, Any]) -> bool:
             return all(entry[name] == self._record[name] for name in ("model", "base_steps"))
 
+        known = {(row["method"], row["setting"]): row for row in before["rows"] if mine(row)}
+        rows = [_filled_up(row, known.get((row["method"], row["setting"]), row)) for row in self.rows]
+        of_before = {new["method"] for new, row in zip(rows, self.rows, strict=True) if new != row}
         runs = []
-        for run in before["runs"]:
-            left = [method for method in run["methods"] if not mine(run) or method not in methods]
+        for run in (run for run in before["runs"] if run != self._written):
+            left = [name for name in run["methods"] if not mine(run) or name not in methods or name in of_before]
             runs += [{**run, "methods": left}] if left else []
-        known = {row["method"]: row["fd"] for row in before["rows"] if mine(row) and row["method"] == "full"}
-        for row in self.rows:  # measured before, and the same
-            row["fd"] = known.get(row["method"]) if row["fd"] is None else row["fd"]
         kept = [row for row in before["rows"] if not mine(row) or row["method"] not in methods]
-        runs, rows = [*runs, self._record], [*kept, *self.rows]
+        runs, rows = [*runs, self._record], [*kept, *rows]
+        self._written = dict(self._record)
         self._file.parent.mkdir(parents=True, exist_ok=True)
         write_text(self._file, _text(runs, rows))
+
+
+def _filled_up(row: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
+    return row | {name: before[name] for name in ("speedup", "fd") if row[name] is None}
 
 
 def _text(runs: list[dict[str, Any]], rows: list[dict[str, Any]]) -> str:

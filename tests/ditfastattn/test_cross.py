@@ -10,7 +10,7 @@ from reused_outputs import TIMES, newton
 from small_latte import sample_latte, small_latte_pipeline
 from small_models import full_plan, small_pipeline
 from small_opensora import sample_opensora, sizes, small_opensora, small_stdit2
-from small_pixart import WIDTH, WORDS, sample_pixart, small_pixart, small_pixart_pipeline
+from small_pixart import WIDTH, WORDS, prompts, sample_pixart, small_pixart, small_pixart_pipeline
 from torch import Tensor
 
 from ditfastattn import apply
@@ -201,6 +201,24 @@ def test_compiled_pieces_follow_it(monkeypatch: pytest.MonkeyPatch) -> None:
     with apply(model, plan, compile=True):
         for time, eager in zip(TIMES, expected, strict=True):
             torch.testing.assert_close(call(time), eager, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("compile", [False, True])
+def test_captured_steps_follow_it(compile: bool) -> None:
+    pipe = small_pixart_pipeline().to("cuda")
+    adapter, bare = adapt(pipe.transformer), full_plan(pipe, 9, 4.0)
+    plan = Plan.full(model=adapter.spec(), sampler=bare.sampler, guidance=bare.guidance)
+    plan = plan.with_cross(CrossShape(layers=adapter.cross_layers, words=WORDS)).with_mlp(adapter.mlp)
+    for site, column in (("cross", (F, C, A, F, F, A1, A, C, F)), ("mlp", (F, F, A1, A2, F, A, F, C, A))):
+        plan = plan.with_methods([[method] * adapter.cross_layers for method in column], site=site)  # type: ignore[arg-type]
+    given = {name: value.to("cuda") for name, value in prompts().items()}
+    with apply(pipe, plan):
+        expected = sample_pixart(pipe, steps=9, **given)
+    with apply(pipe, plan, compile=compile, graphs=True) as session:
+        for _ in range(2):
+            assert (sample_pixart(pipe, steps=9, **given) - expected).norm() < 1e-3 * expected.norm()
+        assert "CUDA graphs" in str(session.summary())
 
 
 def test_a_model_without_it_refuses_a_plan_that_has_it() -> None:

@@ -238,6 +238,10 @@ def test_what_cannot_be_captured_is_launched_and_said(gpu_pipe: DiTPipeline, mon
         with pytest.warns(UserWarning, match="a step could not be captured"):
             assert (sample(gpu_pipe) - eager).norm() < 1e-3 * eager.norm()
         assert "no CUDA graphs" in str(session.summary())
+    state = torch.cuda.get_rng_state()
+    drawn = torch.randn(3, device="cuda")  # a generator that a failed capture had left behind would refuse
+    torch.cuda.set_rng_state(state)
+    assert torch.equal(torch.randn(3, device="cuda"), drawn)
 
 
 def _adapter(pipe: DiTPipeline) -> Any:

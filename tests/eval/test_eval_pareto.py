@@ -151,6 +151,25 @@ def test_the_file_keeps_what_is_not_measured_anew(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [file]
 
 
+def test_what_is_not_measured_anew_stays(tmp_path: Path) -> None:
+    """Distances by a run that times nothing: speedups stay, and how they were measured."""
+    file = tmp_path / "pareto.json"
+    timed = pareto_file.Table(file, {"model": "m", "base_steps": 50, "timed": "so"})
+    timed.add(row("FORA", setting="2", speedup=1.5))
+    timed.add(row("PAB", setting="2", speedup=1.2, fd=4.0))
+    table = pareto_file.Table(file, {"model": "m", "base_steps": 50, "fd": "thus"})
+    for method, setting in (("FORA", "2"), ("FORA", "3"), ("PAB", "2")):
+        table.add(row(method, setting=setting, fd=None if method == "PAB" else 7.0))
+    table.write()
+    found = pareto_file.read(file)
+    assert [(r["method"], r["setting"], r["speedup"], r["fd"]) for r in found["rows"]] == [
+        ("FORA", "2", 1.5, 7.0), ("FORA", "3", None, 7.0), ("PAB", "2", 1.2, 4.0)
+    ]  # fmt: skip
+    assert [(run.get("timed"), run["methods"]) for run in found["runs"]] == [
+        ("so", ["FORA", "PAB"]), (None, ["FORA", "PAB"])
+    ]  # fmt: skip
+
+
 def test_nearest_rows() -> None:
     rows = [row("full", 100.0), row("FORA", 50.0, latent_rel_l2=0.3), row("FORA", 50.2, latent_rel_l2=0.2),
             row("FORA", 34.0), row("PAB", 84.0), row("skip", 58.0)]  # fmt: skip

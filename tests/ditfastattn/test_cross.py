@@ -210,7 +210,7 @@ def test_captured_steps_follow_it(compile: bool) -> None:
     adapter, bare = adapt(pipe.transformer), full_plan(pipe, 9, 4.0)
     plan = Plan.full(model=adapter.spec(), sampler=bare.sampler, guidance=bare.guidance)
     plan = plan.with_cross(CrossShape(layers=adapter.cross_layers, words=WORDS)).with_mlp(adapter.mlp)
-    for site, column in (("cross", (F, C, A, F, F, A1, A, C, F)), ("mlp", (F, F, A1, A2, F, A, F, C, A))):
+    for site, column in (("cross", (F, C, A, F, F, A1, A, C, F)), ("mlp", (F, F, A1, F, A2, A, F, C, A))):
         plan = plan.with_methods([[method] * adapter.cross_layers for method in column], site=site)  # type: ignore[arg-type]
     given = {name: value.to("cuda") for name, value in prompts().items()}
     with apply(pipe, plan):

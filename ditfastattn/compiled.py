@@ -7,15 +7,16 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
+from ditfastattn.capture import CaptureError
 from ditfastattn.errors import StepError
 from ditfastattn.identity import Identity, identity_of
 from ditfastattn.install import Overrides
 from ditfastattn.models.base import Call, PreparedModel
 from ditfastattn.pieces import Pieces, compiled_pieces
-from ditfastattn.program import CaptureError, Program
+from ditfastattn.program import Program
 from ditfastattn.runner import Run, Runner
 from plans import SiteName
 
@@ -43,7 +44,8 @@ class ProgramRunner(Runner):
         self._programs: OrderedDict[Key, tuple[Program, int]] = OrderedDict()  # with the bytes it took
         self._program: Program | None = None
         self._prepared_for: Identity = ()
-        self._weights: tuple[int, ...] = ()  # where some of them are
+        self._watched: list[tuple[nn.Module, str]] = []  # weights by module and name
+        self._weights: tuple[int, ...] = ()  # where these are
         self._without_graphs: str | None = None  # why, if they were asked for
 
     def install(self, overrides: Overrides) -> None:
@@ -67,18 +69,18 @@ class ProgramRunner(Runner):
         return found
 
     def begin(self, run: Run) -> None:
-        identity = identity_of(self.adapter.model)
-        if identity != self._prepared_for:
+        if run.identity != self._prepared_for:
             self._program = None
             self._programs.clear()
-            self._prepared_for = identity
+            self._prepared_for = run.identity
         latents, condition = run.call.latents, run.call.condition
-        prompts = None if condition is None else condition.shape
-        key = (latents.shape, latents.dtype, latents.device, prompts, run.entered_at, id(run.contexts["attn"].kernel))
+        told = (condition, *(run.call.sizes or {}).values())
+        shapes = tuple(None if tensor is None else tensor.shape for tensor in told)
+        key = (latents.shape, latents.dtype, latents.device, shapes, run.entered_at, id(run.contexts["attn"].kernel))
         with _normal_tensors():
             if key not in self._programs:
                 self._programs[key] = self._prepared(run)
-                if identity_of(self.adapter.model) != identity:
+                if identity_of(self.adapter.model) != run.identity:
                     self._programs.clear()
                     raise StepError(
                         "the model's weights move or change whenever it is called (offload, casting?), so its steps "
@@ -88,6 +90,8 @@ class ProgramRunner(Runner):
             self._programs.move_to_end(key)
             self._program = self._programs[key][0]
             self._program.begin(run.call)
+        blocks = self.adapter.blocks  # a model moves as a whole, so that its first and its last block tell
+        self._watched = [_first_weight(block.module) for block in (blocks[0], blocks[-1])]
         self._weights = self._some_weights()
         self.predicted.see(_by_site(program.predicted_bytes for program, _ in self._programs.values()))
         self.measured.see(self.cache_bytes())
@@ -107,9 +111,8 @@ class ProgramRunner(Runner):
         return output, self.adapter.wrap(output, args, kwargs)
 
     def _some_weights(self) -> tuple[int, ...]:
-        """Addresses of a weight of the first and of the last block: a model moves as a whole."""
-        blocks = self.adapter.blocks
-        return tuple(next(block.module.parameters()).data_ptr() for block in (blocks[0], blocks[-1]))
+        """Their addresses."""
+        return tuple(module._parameters[name].data_ptr() for module, name in self._watched)  # type: ignore[union-attr]
 
     def end(self) -> None:
         """Buffers stay for the next run."""
@@ -172,6 +175,12 @@ def _by_site(parts: Iterable[Mapping[SiteName, int]]) -> dict[SiteName, int]:
     for part in parts:
         found.update(part)
     return dict(found)
+
+
+def _first_weight(module: nn.Module) -> tuple[nn.Module, str]:
+    return next(
+        (part, name) for part in module.modules() for name, weight in part._parameters.items() if weight is not None
+    )
 
 
 def _refuse_what_is_not_captured(call: Call) -> None:

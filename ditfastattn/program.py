@@ -3,13 +3,16 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from ditfastattn.ahead import Ahead
 from ditfastattn.arena import Arena, Place, StepPlaces
 from ditfastattn.cache import Cell, LayerCache, Rows
-from ditfastattn.models.base import Call, Conditioning, PreparedModel
+from ditfastattn.capture import capture as capture_graph
+from ditfastattn.models.base import Call, PreparedModel
 from ditfastattn.pieces import Pieces
 from ditfastattn.prepared import (
     BlockInputs,
@@ -22,14 +25,8 @@ from ditfastattn.prepared import (
 from ditfastattn.runner import Run
 from plans import SiteName
 
-BYTES_AHEAD = 2**27  # of modulations that are computed at a time: their weights are read seldom, and little is kept
-
 # All that tells one step's work from another's: what every layer of each site does; of a skipped step, the model alone.
 Kind = tuple[tuple[SiteName, tuple[tuple[Cell, StepPlaces], ...]], ...]
-
-
-class CaptureError(RuntimeError):
-    """CUDA refused to record a step; the message says why."""
 
 
 class Program:
@@ -47,12 +44,10 @@ class Program:
         self.arenas = {site: Arena.of(columns) for site, columns in run.cells.items()}
         latents, model = run.call.latents, run.plan.model
         self._latents = latents.clone()
-        self._timesteps = torch.tensor(run.plan.sampler.timesteps, device=latents.device)
         self._batch, _, self._height, self._width = latents.shape
-        self._steps_ahead = 1
-        first = self._first_conditioning(run.call)
-        self._steps_ahead = steps_ahead(first)
-        self._modulation, self._head_modulation = first.blocks[0].clone(), first.head[0].clone()
+        timesteps = torch.tensor(run.plan.sampler.timesteps[run.entered_at :], device=latents.device)
+        self._ahead = Ahead(adapter, run.call, timesteps)
+        self._modulation, self._head_modulation = (first.clone() for first in self._ahead.at(0))
         self._context = tuple(tensor.clone() for tensor in adapter.context(run.call))
         self._joint = [JointWeights(block.joint_weights()) for block in adapter.blocks]
         self._stores: dict[SiteName, Tensor] = {}
@@ -66,6 +61,14 @@ class Program:
         self._leave: Tensor | None = order[1] if order else None
         self._output: Tensor | None = None
         self._kinds = [self._kind(step) for step in range(run.entered_at, run.plan.steps)]
+        self._rewritten = [  # before each step: the weights of its forecasts
+            [
+                (buffer, table[index])
+                for site, (buffer, table) in self._forecasts.items()
+                if any(cell.method.forecasts for cell, _ in dict(kind).get(site, ()))
+            ]
+            for index, kind in enumerate(self._kinds)
+        ]
         self._graphs: dict[Kind, torch.cuda.CUDAGraph] = {}
         self._replays: list[torch.cuda.CUDAGraph] = []  # one a step; empty without capture
         self.seconds = 0.0
@@ -94,25 +97,13 @@ class Program:
                 self._compute(kind)
                 seen |= work
             if capture:
-                self._graphs[kind] = self._captured(kind)
+                pool = next(iter(self._graphs.values())).pool() if self._graphs else None
+                self._graphs[kind] = capture_graph(partial(self._compute, kind), pool)
             progress()
         if capture:
+            self._ahead.capture()
             self._replays = [self._graphs[kind] for kind in self._kinds]
         self.seconds = time.perf_counter() - begin
-
-    def _captured(self, kind: Kind) -> torch.cuda.CUDAGraph:
-        graph = torch.cuda.CUDAGraph()
-        pool = next(iter(self._graphs.values())).pool() if self._graphs else None
-        # Only this thread's calls are recorded: another pipeline may run beside this one.
-        try:
-            with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
-                self._compute(kind)
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError as error:
-            _ready_again(torch.cuda.default_generators[torch.cuda.current_device()])
-            raise CaptureError(f"a step could not be captured ({str(error).splitlines()[0]})") from error
-        return graph
 
     @property
     def graphs(self) -> int:
@@ -133,10 +124,9 @@ class Program:
 
     def begin(self, call: Call) -> None:
         """A run with the condition of ``call``."""
-        self._call = call
         for joint in self._joint:
             joint.refresh()
-        self._ahead, self._ahead_from = self._first_conditioning(call), self._run.entered_at
+        self._ahead.begin(call)
         for buffer, tensor in zip(self._context, self._adapter.context(call), strict=True):
             buffer.copy_(tensor)
 
@@ -145,10 +135,9 @@ class Program:
         index = step - self._run.entered_at
         kind = self._kinds[index]
         if not _skips(kind):
-            self._read(step, latents)
-        for site, (buffer, table) in self._forecasts.items():
-            if any(cell.method.forecasts for cell, _ in dict(kind).get(site, ())):
-                buffer.copy_(table[index])
+            self._read(index, latents)
+        for buffer, row in self._rewritten[index]:
+            buffer.copy_(row)
         if self._replays:
             self._replays[index].replay()
         else:
@@ -156,21 +145,11 @@ class Program:
         assert self._output is not None
         return self._output.clone()
 
-    def _read(self, step: int, latents: Tensor) -> None:
+    def _read(self, index: int, latents: Tensor) -> None:
         """Fills the buffers that a computed step reads."""
-        if not 0 <= step - self._ahead_from < len(self._ahead.head):
-            self._ahead, self._ahead_from = self._conditioning(step, self._call), step
-        ahead = step - self._ahead_from
         self._latents.copy_(latents)
-        self._modulation.copy_(self._ahead.blocks[ahead])
-        self._head_modulation.copy_(self._ahead.head[ahead])
-
-    def _first_conditioning(self, call: Call) -> Conditioning:
-        return self._conditioning(self._run.entered_at, call)
-
-    def _conditioning(self, step: int, call: Call) -> Conditioning:
-        """The modulations of the steps from ``step`` on."""
-        return self._adapter.conditioning(self._timesteps[step : step + self._steps_ahead], call)
+        for buffer, ahead in zip((self._modulation, self._head_modulation), self._ahead.at(index), strict=True):
+            buffer.copy_(ahead)
 
     def _kind(self, step: int) -> Kind:
         index = step - self._run.entered_at
@@ -244,17 +223,6 @@ class Program:
         half = store.shape[0] // self.arenas[site].halves
         rows = self._batch if place.rows is Rows.WHOLE_BATCH else self._batch // 2
         return store[place.offset * half :][:rows]
-
-
-def steps_ahead(one: Conditioning) -> int:
-    """Steps whose modulations are computed together, from those of one."""
-    return max(1, BYTES_AHEAD // one.blocks.nbytes)
-
-
-def _ready_again(generator: torch.Generator) -> None:
-    """A capture that fails leaves the generator marked as being captured, and every later draw from it would raise; its
-    copy, at the same place in its sequence, is not marked."""
-    generator.graphsafe_set_state(generator.clone_state())
 
 
 def _work_of(cell: Cell) -> Cell:

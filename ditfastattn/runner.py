@@ -12,6 +12,7 @@ from ditfastattn.cache import Cell, LayerCache, predicted_bytes
 from ditfastattn.errors import StepError
 from ditfastattn.execute import Contexts, run_block, run_parts
 from ditfastattn.forecast import reused_output
+from ditfastattn.identity import Identity
 from ditfastattn.install import Overrides
 from ditfastattn.layout import Layout
 from ditfastattn.models.base import Call, ModelAdapter
@@ -33,6 +34,7 @@ class Run:
     layout: Layout
     ordering: Ordering
     itemsize: int  # bytes of an element of the output of any site but the model
+    identity: Identity  # of the model
 
     def cell(self, site: SiteName, layer: int, step: int) -> Cell:
         """What one layer of a site does at a step."""

@@ -27,6 +27,7 @@ from ditfastattn.clock import StepClock
 from ditfastattn.errors import ApplyError, DitFastAttnError, StepError, pydantic_reason
 from ditfastattn.execute import Context, Contexts
 from ditfastattn.guidance import guidance_products, judge_guidance
+from ditfastattn.identity import Identity, identity_of
 from ditfastattn.install import Overrides
 from ditfastattn.kernels import make_kernel
 from ditfastattn.kernels.base import Kernel
@@ -66,11 +67,14 @@ class Session:
         self._contexts: Contexts = {}
         self._kernels: dict[Hashable, Kernel] = {}  # by what they were made for; a prepared step holds on to its own
         self._cells_from: dict[int, dict[SiteName, list[tuple[Cell, ...]]]] = {}  # by the step where a run begins
+        self._counted: dict[int, list[Counter[tuple[SiteName, Method]]]] = {}  # likewise, by step
         self._run: Run | None = None
         self._condition: ConditionCheck | None = None
         self._last_output: Tensor | None = None  # until the sampler steps with it
         self._stepped = False  # the sampler's step followed the last model call
         self._removed = False
+        self._identity: Identity = ()  # of the model when it was last found without obstacles
+        self._dtype = adapter.dtype
         self._used: Counter[tuple[SiteName, Method]] = Counter()
         self._begun = self._finished = 0
         self._install()
@@ -230,11 +234,29 @@ class Session:
             self._cells_from[step] = {site: self._cells(site, step) for site in self.plan.sites}
         cells = self._cells_from[step]
         self._ordering.fit(self._adapter.grid(*call.latents.shape[-2:]), call.latents.device)
-        itemsize = self._adapter.dtype.itemsize
-        self._run = Run(self.plan, call, step, cells, self._contexts, self._layout, self._ordering, itemsize)
+        self._run = Run(
+            self.plan,
+            call,
+            step,
+            cells,
+            self._contexts,
+            self._layout,
+            self._ordering,
+            self._dtype.itemsize,
+            self._identity,
+        )
         self._condition = ConditionCheck(call)
         self._runner.begin(self._run)
         self._begun += 1
+
+    def _counts(self, run: Run) -> list[Counter[tuple[SiteName, Method]]]:
+        """Layers that use each method, of every step of runs that begin there."""
+        if run.entered_at not in self._counted:
+            self._counted[run.entered_at] = [
+                Counter((site, column[index].method) for site, columns in run.cells.items() for column in columns)
+                for index in range(self.plan.steps - run.entered_at)
+            ]
+        return self._counted[run.entered_at]
 
     def _cells(self, site: SiteName, step: int) -> list[tuple[Cell, ...]]:
         """The cells of every layer of a site, for a run that begins at ``step``."""
@@ -248,7 +270,7 @@ class Session:
 
     def _context(self, site: SiteName, call: Call) -> Context:
         """Kernel and window of a site; the kernel is that of earlier runs of this shape."""
-        sample, window = like_queries(self.plan, site, call.latents, self._adapter.dtype), self.plan.window_of(site)
+        sample, window = like_queries(self.plan, site, call.latents, self._dtype), self.plan.window_of(site)
         key = (sample.shape, sample.dtype, sample.device, window)
         if key not in self._kernels:
             self._kernels[key] = make_kernel(self._kernel_name, sample, window)
@@ -256,7 +278,11 @@ class Session:
 
     def _check_model(self) -> None:
         """What was refused at apply() may have come since."""
-        faults = self._adapter.obstacles() + self._runner.obstacles()
+        identity = identity_of(self._adapter.model)
+        faults: list[str] = []
+        if identity != self._identity:
+            faults = self._adapter.obstacles() + self._runner.obstacles()
+            self._identity, self._dtype = () if faults else identity, self._adapter.dtype
         replaced = [owner for owner, _ in self._overrides.replaced()]
         if any(block.module is owner for block in self._adapter.blocks for owner in replaced):
             faults.append("the forward of its blocks was replaced by another tool")
@@ -272,8 +298,7 @@ class Session:
 
     def _finish_step(self, step: int, output: Tensor) -> None:
         assert self._run is not None
-        for site, columns in self._run.cells.items():
-            self._used.update((site, column[step - self._run.entered_at].method) for column in columns)
+        self._used.update(self._counts(self._run)[step - self._run.entered_at])
         guided = self._layout is not Layout.NONE and self._scheduler is not None
         self._last_output = output if guided else None
         self._stepped = False

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from ditfastattn.ahead import Ahead
 from ditfastattn.cache import Cell, LayerCache
 from ditfastattn.cost.parts import Parts
 from ditfastattn.cost.rows import BEGIN, CALL, HOST_CALL, HOST_STEP, Row
@@ -14,7 +15,6 @@ from ditfastattn.execute import Context
 from ditfastattn.models.base import PreparedModel
 from ditfastattn.pieces import Pieces, compiled_pieces
 from ditfastattn.prepared import BlockInputs, JointWeights, Stored, run_prepared_parts, weights_tensor
-from ditfastattn.program import steps_ahead
 
 
 class PreparedParts(Parts):
@@ -37,9 +37,10 @@ class PreparedParts(Parts):
         self._compile, self._graphs = compile, graphs
         self._pieces = compiled_pieces() if compile else Pieces()
         timestep = torch.as_tensor(self.call.timestep, device=adapter.device).flatten()[:1]
-        self._timesteps = timestep.expand(min(STEPS, steps_ahead(adapter.conditioning(timestep, self.call))))
-        self._ahead = adapter.conditioning(self._timesteps, self.call)
-        self._now = [tensor[0].clone() for tensor in (self._ahead.blocks, self._ahead.head)]
+        self._ahead = Ahead(adapter, self.call, timestep.expand(STEPS))
+        if graphs and adapter.device.type == "cuda":
+            self._ahead.capture()
+        self._now = [tensor.clone() for tensor in self._ahead.at(0)]
         modulation, others = self._now[0], adapter.context(self.call)
         self._inputs = [
             BlockInputs(block, modulation[layer], others, JointWeights(block.joint_weights()).tensors)
@@ -88,9 +89,9 @@ class PreparedParts(Parts):
         return reused if cell.method.reuses_output else computed
 
     def step_rows(self) -> Mapping[str, float]:
-        device, steps = self.adapter.device, len(self._timesteps)
+        device, steps = self.adapter.device, self._ahead.steps
         rows = session_rows(self.adapter, self.call, self.given, self.context, self._compile, self._graphs)
-        ahead = launched(lambda: self.adapter.conditioning(self._timesteps, self.call), device)
+        ahead = launched(lambda: self._ahead.begin(self.call), device)
         copies = launched(self._copy, device)
         rows[CALL] = ahead.device / steps + copies.device
         if HOST_STEP in rows:
@@ -102,5 +103,5 @@ class PreparedParts(Parts):
 
     def _copy(self) -> None:
         """A computed step's inputs, into the buffers that its work reads."""
-        for buffer, ahead in zip(self._now, (self._ahead.blocks, self._ahead.head), strict=True):
-            buffer.copy_(ahead[0])
+        for buffer, ahead in zip(self._now, self._ahead.at(0), strict=True):
+            buffer.copy_(ahead)

@@ -113,6 +113,17 @@ def test_layerwise_casting_is_refused() -> None:
         apply(pipe, random_plan(pipe), graphs=True)
 
 
+def test_hooks_between_two_runs_are_seen(pipe: DiTPipeline) -> None:
+    plan = random_plan(pipe)
+    with apply(pipe, plan, graphs=True):
+        expected = sample(pipe)
+        handle = pipe.transformer.transformer_blocks[1].register_forward_hook(lambda *_: None)
+        with pytest.raises(StepError, match="changed after the plan was applied"):
+            sample(pipe)
+        handle.remove()
+        assert torch.equal(sample(pipe), expected)
+
+
 def test_values_in_place_are_no_change_of_identity(pipe: DiTPipeline) -> None:
     model = pipe.transformer
     before = identity_of(model)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 
-from calibration.pool import uses
+from calibration.pool import compresses_nothing, uses
 from calibration.prices import Prices
 from calibration.spacing import moved
 from calibration.trials import Outcome, Trials
@@ -65,7 +65,7 @@ def _changed(
 ) -> Plan | None:
     """Another plan within the budget, one change away; None if none was found."""
     for _ in range(TRIES):
-        if plan.sampler.own_timesteps:
+        if plan.sampler.own_timesteps and (compresses_nothing(plan) or draw.random() < 0.5):
             timesteps = moved(plan.sampler.timesteps, draw)
             if timesteps != plan.sampler.timesteps:
                 return plan.with_timesteps(timesteps)

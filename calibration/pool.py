@@ -63,6 +63,11 @@ def uses(plan: Plan, methods: Sequence[Method]) -> bool:
     return any(method in methods for site in plan.sites.values() for row in site.methods for method in row)
 
 
+def compresses_nothing(plan: Plan) -> bool:
+    """Whether fewer steps, or other timesteps, are all that a plan saves by."""
+    return all(method is Method.FULL for site in plan.sites.values() for row in site.methods for method in row)
+
+
 def same_work(one: Plan, other: Plan) -> bool:
     """Whether two plans do the same at the same timesteps."""
     return one.sampler == other.sampler and one.sites == other.sites
@@ -89,9 +94,12 @@ def _candidates(
                 yield Candidate(OWN, full(steps).with_timesteps(timesteps))
     for steps in sorted({round(share * base) for share in COUNTS}, reverse=True):
         if steps > most:
+            own = [] if spaced_by is None else [full(steps).with_timesteps(times) for times in spaced_by(steps)[-1:]]
             for order in orders:
-                if (plan := _spaced(full(steps), order, budget, prices)) is not None:
-                    yield Candidate(f"forecasts of order {ORDERS.index(order)}" if order.forecasts else "reuse", plan)
+                kind = f"forecasts of order {ORDERS.index(order)}" if order.forecasts else "reuse"
+                for whole in (full(steps), *own):
+                    if (plan := _spaced(whole, order, budget, prices)) is not None:
+                        yield Candidate(kind, plan)
     if priced is None:
         return
     chosen: dict[str, Callable[[float], Plan]] = {

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from calibration.errors import CalibrationError
 from calibration.improve import improve
-from calibration.pool import FEWER, OWN, Candidate
+from calibration.pool import FEWER, OWN, Candidate, compresses_nothing
 from calibration.prices import Prices
 from calibration.trials import Outcome, Trials
 from plans import Method, Plan
@@ -113,11 +113,6 @@ def within(
             finalists.append(Tried(f"{one.kind}, searched", plan, prices.of(plan), outcome))
     verified = [replace(one, unseen=unseen.of(one.plan)) for one in finalists]
     return Front(budget, tuple(tried), tuple(verified))
-
-
-def compresses_nothing(plan: Plan) -> bool:
-    """Whether fewer steps, or other timesteps, are all that a plan saves by."""
-    return all(method is Method.FULL for site in plan.sites.values() for row in site.methods for method in row)
 
 
 def landed(

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from calibration.errors import CalibrationError
-from calibration.pool import pool
+from calibration.pool import compresses_nothing, pool
 from calibration.prices import Macs, Prices, Times
-from calibration.speedup import Front, compresses_nothing, landed, within
+from calibration.speedup import Front, landed, within
 from ditfastattn.cost import CostTable
 from eval.pareto_bench import Bench, Candidate, full_plan
 from eval.pareto_time import timed_as

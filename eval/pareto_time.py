@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import ditfastattn
-from calibration.speedup import compresses_nothing
+from calibration.pool import compresses_nothing
 from ditfastattn.condition import Condition
 from ditfastattn.cost import CAPTURED, CostTable, measured
 from ditfastattn.cost.steps import seconds

@@ -25,6 +25,7 @@ from plans import GuidanceSpec, Method, Plan
 
 SCALE = 4.0
 STEPS = 12  # of the run that is measured: few enough for all launches to fit into a GPU's queue
+HALF = STEPS // 2 - 1
 RUNS = 3
 TRAINING = {"num_train_timesteps": 1000, "beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02}
 
@@ -128,7 +129,7 @@ def session_rows(
     plan = plan.skipping([Method.FULL, *[Method.AST] * (STEPS - 1)])
     sampling = Sampling(adapter, call, given, context.layout, scheduler)
     captured = graphs and device.type == "cuda"
-    begins, steps = [], []
+    begins, devices, hosts = [], [], []
     with (
         torch.no_grad(),
         apply(adapter.model, plan, kernel=kernel, scheduler=scheduler, compile=compile, graphs=graphs),
@@ -136,9 +137,10 @@ def session_rows(
         for _ in range(RUNS + 1):
             sampling.begin(STEPS)
             begins.append(1e6 * seconds(lambda: sampling.advance(1), device))
-            # The last step of a run waits for the device, so it is left out.
-            steps.append(once(lambda: sampling.advance(STEPS - 2), device, head_start=captured))
+            # The last step of a run waits for the device, so it is left out. Half of the others tell the device's time
+            # where it never waits for the host, half the host's where nothing is waiting.
+            devices.append(once(lambda: sampling.advance(HALF), device, head_start=captured).device / HALF)
+            hosts.append(once(lambda: sampling.advance(HALF), device, head_start=False).host / HALF)
             sampling.advance(1)
-    taken = [[us / (STEPS - 2) for us in column] for column in zip(*steps[1:], strict=True)]  # the first prepares
-    rows = {STEP: statistics.median(taken[0]), BEGIN: statistics.median(begins[1:])}
-    return rows | ({HOST_STEP: statistics.median(taken[1])} if captured else {})
+    rows = {STEP: statistics.median(devices[1:]), BEGIN: statistics.median(begins[1:])}  # the first prepares
+    return rows | ({HOST_STEP: statistics.median(hosts[1:])} if captured else {})

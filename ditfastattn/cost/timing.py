@@ -43,10 +43,13 @@ def once(work: Thunk, device: torch.device, head_start: bool) -> Launched:
 
 
 def launched(work: Thunk, device: torch.device, repeats: int = 5) -> Launched:
-    """Medians of :func:`once` with a head start, after a call that warms up."""
-    found = [once(work, device, head_start=True) for _ in range(repeats + 1)][1:]
-    devices, hosts = zip(*found, strict=True)
-    return Launched(statistics.median(devices), statistics.median(hosts))
+    """Medians of :func:`once`, after a call that warms up: the device's time with a head start, the host's without, as
+    launching takes longer while much is waiting."""
+    found = [(once(work, device, head_start=True), once(work, device, head_start=False)) for _ in range(repeats + 1)]
+    return Launched(
+        statistics.median(with_start.device for with_start, _ in found[1:]),
+        statistics.median(without.host for _, without in found[1:]),
+    )
 
 
 def captured(run: Thunk, pool: Any = None) -> Thunk:

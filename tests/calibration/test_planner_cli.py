@@ -12,9 +12,9 @@ from calibration import planner, planner_cli
 from calibration.advice import sentence
 from calibration.cli import main
 from calibration.errors import CalibrationError
-from calibration.pool import FEWER
+from calibration.pool import FEWER, compresses_nothing
 from calibration.prices import Times
-from calibration.speedup import Front, Tried, compresses_nothing, landed
+from calibration.speedup import Front, Tried, landed
 from calibration.trials import Outcome
 from plans import Method, Plan, load
 

@@ -22,7 +22,6 @@ from ditfastattn.batch import (
     timestep_error,
     timestep_value,
 )
-from ditfastattn.cache import Cell, entering_at, liveness
 from ditfastattn.clock import StepClock
 from ditfastattn.errors import ApplyError, DitFastAttnError, StepError, pydantic_reason
 from ditfastattn.execute import Context, Contexts
@@ -34,6 +33,7 @@ from ditfastattn.kernels.base import Kernel
 from ditfastattn.layout import Layout
 from ditfastattn.models.base import Call, ModelAdapter
 from ditfastattn.order import Ordering, order_for
+from ditfastattn.planned import Planned
 from ditfastattn.runner import Run, Runner
 from ditfastattn.samplers import set_timesteps, settings_of
 from ditfastattn.summary import SessionSummary, SiteSummary
@@ -66,8 +66,7 @@ class Session:
         self._ordering = Ordering(used, plan.window, adapter.per_image)
         self._contexts: Contexts = {}
         self._kernels: dict[Hashable, Kernel] = {}  # by what they were made for; a prepared step holds on to its own
-        self._cells_from: dict[int, dict[SiteName, list[tuple[Cell, ...]]]] = {}  # by the step where a run begins
-        self._counted: dict[int, list[Counter[tuple[SiteName, Method]]]] = {}  # likewise, by step
+        self._planned = Planned(plan)
         self._run: Run | None = None
         self._condition: ConditionCheck | None = None
         self._last_output: Tensor | None = None  # until the sampler steps with it
@@ -230,15 +229,12 @@ class Session:
         self._check_model()
         check_batch(self.plan, self._adapter, call)
         self._contexts = {site: self._context(site, call) for site in self.plan.attention_sites}
-        if step not in self._cells_from:  # the same for every run that begins there
-            self._cells_from[step] = {site: self._cells(site, step) for site in self.plan.sites}
-        cells = self._cells_from[step]
         self._ordering.fit(self._adapter.grid(*call.latents.shape[-2:]), call.latents.device)
         self._run = Run(
             self.plan,
             call,
             step,
-            cells,
+            self._planned.cells(step),
             self._contexts,
             self._layout,
             self._ordering,
@@ -248,25 +244,6 @@ class Session:
         self._condition = ConditionCheck(call)
         self._runner.begin(self._run)
         self._begun += 1
-
-    def _counts(self, run: Run) -> list[Counter[tuple[SiteName, Method]]]:
-        """Layers that use each method, of every step of runs that begin there."""
-        if run.entered_at not in self._counted:
-            self._counted[run.entered_at] = [
-                Counter((site, column[index].method) for site, columns in run.cells.items() for column in columns)
-                for index in range(self.plan.steps - run.entered_at)
-            ]
-        return self._counted[run.entered_at]
-
-    def _cells(self, site: SiteName, step: int) -> list[tuple[Cell, ...]]:
-        """The cells of every layer of a site, for a run that begins at ``step``."""
-        timesteps, layers = self.plan.sampler.timesteps, self.plan.model.shape(site).layers
-        skipped = {later - step for later in self.plan.skipped if later > step} if site != "model" else ()
-        columns = [self.plan.column(layer, site) for layer in range(layers)]
-        found = {
-            column: liveness(entering_at(column, step, timesteps), timesteps[step:], skipped) for column in set(columns)
-        }
-        return [found[column] for column in columns]
 
     def _context(self, site: SiteName, call: Call) -> Context:
         """Kernel and window of a site; the kernel is that of earlier runs of this shape."""
@@ -298,7 +275,7 @@ class Session:
 
     def _finish_step(self, step: int, output: Tensor) -> None:
         assert self._run is not None
-        self._used.update(self._counts(self._run)[step - self._run.entered_at])
+        self._used.update(self._planned.counts(self._run.entered_at)[step - self._run.entered_at])
         guided = self._layout is not Layout.NONE and self._scheduler is not None
         self._last_output = output if guided else None
         self._stepped = False

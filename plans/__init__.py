@@ -11,11 +11,12 @@ This package needs pydantic only, so that a plan loads anywhere, at once, withou
 """
 
 from plans.budget import Budget
+from plans.calibration import Calibration
 from plans.errors import PlanError, PlanMismatch
 from plans.method import Method, TokenOrder, Window
 from plans.model import CrossShape, MlpShape, ModelSpec, SiteName, SiteShape, TemporalShape
 from plans.run import GuidanceSpec, SamplerSpec
-from plans.schema import Calibration, Plan
+from plans.schema import Plan
 from plans.site import Site
 from plans.store import dumps, load, loads, save
 

@@ -15,13 +15,8 @@ from torch import Tensor, nn
 
 from ditfastattn.errors import StepError
 from ditfastattn.models.arithmetic import PLAIN, Plain, is_plain, project
-from ditfastattn.models.base import (
-    ModelAdapter,
-    PreparedBlock,
-    PreparedModel,
-    bypassed,
-    common_obstacles,
-)
+from ditfastattn.models.base import ModelAdapter, PreparedBlock, PreparedModel
+from ditfastattn.models.obstacles import bypassed, common_obstacles
 from ditfastattn.models.parts import WithParts, hidden_width
 from plans import ModelSpec, SiteName
 

@@ -13,7 +13,8 @@ from ditfastattn.errors import ApplyError, DitFastAttnError, StepError
 from ditfastattn.layout import Layout
 from ditfastattn.models.agreement import agree, softmax_attention
 from ditfastattn.models.arguments import kind_of, tensors_of
-from ditfastattn.models.base import BlockAdapter, Call, ModelAdapter, common_obstacles
+from ditfastattn.models.base import BlockAdapter, Call, ModelAdapter
+from ditfastattn.models.obstacles import common_obstacles
 from plans import ModelSpec, PlanError, TokenOrder
 
 SHAPE = ("tokens", "heads", "head_dim", "in_channels", "out_channels")

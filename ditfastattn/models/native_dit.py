@@ -16,10 +16,11 @@ from torch.nn import functional as F
 from ditfastattn.errors import StepError
 from ditfastattn.layout import Layout
 from ditfastattn.models.arithmetic import arithmetic_for, is_plain, project
-from ditfastattn.models.base import Call, Conditioning, PreparedBlock, PreparedModel, bypassed, common_obstacles
+from ditfastattn.models.base import Call, Conditioning, PreparedBlock, PreparedModel
 from ditfastattn.models.basic_block import AdaLNState, enter_plain_mlp
 from ditfastattn.models.labelled import Labelled, square
 from ditfastattn.models.native_check import block_disagreements, end_disagreements
+from ditfastattn.models.obstacles import bypassed, common_obstacles
 from ditfastattn.models.parts import WithParts, hidden_width
 from plans import ModelSpec, SiteName
 

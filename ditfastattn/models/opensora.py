@@ -11,7 +11,8 @@ from torch import Tensor
 from ditfastattn.condition import Condition, FromPrompts, VideoSize
 from ditfastattn.errors import ApplyError, StepError
 from ditfastattn.layout import Layout
-from ditfastattn.models.base import BlockAdapter, Call, bypassed, common_obstacles
+from ditfastattn.models.base import BlockAdapter, Call
+from ditfastattn.models.obstacles import bypassed, common_obstacles
 from ditfastattn.models.parts import WithParts, hidden_width
 from ditfastattn.models.prompted import Prompted
 from ditfastattn.opensora.blocks import SelfAttention, STDiT2Block

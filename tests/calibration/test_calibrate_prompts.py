@@ -21,7 +21,7 @@ from ditfastattn.pieces import Pieces
 from ditfastattn.ranks import Ranks
 from ditfastattn.sampling import Denoiser, sample_latents
 from plans import Method, dumps, loads
-from plans.schema import Calibration
+from plans.calibration import Calibration
 
 PROMPTS, STEPS = ("a red fox in the snow", "two boats"), 6
 

@@ -11,6 +11,7 @@ from small_models import everything, full_plan, label_denoiser, random_plan, sam
 import ditfastattn
 from ditfastattn.errors import ApplyError
 from ditfastattn.fewer import fewer_steps, sampler_from
+from ditfastattn.planned import Planned
 from ditfastattn.resample import resample
 from ditfastattn.samplers import make_sampler
 from ditfastattn.sampling import sample_latents
@@ -72,8 +73,7 @@ def test_forecasts_are_over_the_plans_timesteps(pipe: Any) -> None:
     grid = [[Method.FULL] * 4 for _ in OWN]
     grid[5][0] = Method.AST_1
     plan = full_plan(pipe, 8, 4.0).with_methods(grid).with_timesteps(OWN)
-    with ditfastattn.apply(pipe, plan) as session:
-        cell = session._cells("attn", 0)[0][5]
+    cell = Planned(plan).cells(0)["attn"][0][5]
     slope = (333 - 480) / (600 - 480)  # the line through the outputs at 600 and 480, at 333
     assert cell.weights == pytest.approx((1 - slope, slope))
 

@@ -23,7 +23,7 @@ from eval.cli import main
 from eval.runs import Run
 from eval.sample_videos import is_whole_video
 from plans import GuidanceSpec, Method, Plan, save
-from plans.schema import Calibration
+from plans.calibration import Calibration
 
 TEXTS = ("a boat on the sea", "a cat", "the boat")
 SIZE = VideoSize(3, 24, 25)  # 12 x 12 latents

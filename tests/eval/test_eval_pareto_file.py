@@ -1,0 +1,101 @@
+"""pareto.json, and what is made of its rows: the table, the plot."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from eval import pareto_cache_dit, pareto_file, pareto_plot, pareto_table, readme
+
+
+def row(method: str = "FORA", macs: float = 50.0, **changes: Any) -> dict[str, Any]:
+    known = {"model": "m", "method": method, "setting": "", "base_steps": 50, "steps": 50, "total_macs": macs,
+             "attention_macs": macs, "speedup": None, "psnr": 20.0, "ssim": 0.9, "latent_rel_l2": 0.1,
+             "fd": None}  # fmt: skip
+    return {**known, **changes}
+
+
+def test_the_file_keeps_what_is_not_measured_anew(tmp_path: Path) -> None:
+    file = tmp_path / "pareto.json"
+
+    def table(model: str, base: int) -> pareto_file.Table:
+        return pareto_file.Table(file, {"model": model, "base_steps": base})
+
+    for model, base in (("a", 50), ("a", 20), ("b", 50)):
+        one = table(model, base)
+        one.add(row("FORA", model=model, base_steps=base))
+        one.add(row("PAB", model=model, base_steps=base))
+    again = table("a", 50)
+    again.add(row("PAB", model="a"))
+    again.rows[0]["fd"] = 3.0
+    again.write()
+    found = pareto_file.read(file)
+    where = [(r["model"], r["base_steps"], r["method"]) for r in found["rows"]]
+    others = [("a", 20, "FORA"), ("a", 20, "PAB"), ("b", 50, "FORA"), ("b", 50, "PAB")]
+    assert where == [("a", 50, "FORA"), *others, ("a", 50, "PAB")]
+    runs = [(run["model"], run["base_steps"], run["methods"]) for run in found["runs"]]
+    both = ["FORA", "PAB"]
+    assert runs == [("a", 50, ["FORA"]), ("a", 20, both), ("b", 50, both), ("a", 50, ["PAB"])]
+    assert found["rows"][-1]["fd"] == 3.0 and file.read_text().count("\n") == 4 + 2 + 4 + 6
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_what_is_not_measured_anew_stays(tmp_path: Path) -> None:
+    """Distances by a run that times nothing: speedups stay, and how they were measured."""
+    file = tmp_path / "pareto.json"
+    timed = pareto_file.Table(file, {"model": "m", "base_steps": 50, "timed": "so"})
+    timed.add(row("FORA", setting="2", speedup=1.5))
+    timed.add(row("PAB", setting="2", speedup=1.2, fd=4.0))
+    table = pareto_file.Table(file, {"model": "m", "base_steps": 50, "fd": "thus"})
+    for method, setting in (("FORA", "2"), ("FORA", "3"), ("PAB", "2")):
+        table.add(row(method, setting=setting, fd=None if method == "PAB" else 7.0))
+    table.write()
+    found = pareto_file.read(file)
+    assert [(r["method"], r["setting"], r["speedup"], r["fd"]) for r in found["rows"]] == [
+        ("FORA", "2", 1.5, 7.0), ("FORA", "3", None, 7.0), ("PAB", "2", 1.2, 4.0)
+    ]  # fmt: skip
+    assert [(run.get("timed"), run["methods"]) for run in found["runs"]] == [
+        ("so", ["FORA", "PAB"]), (None, ["FORA", "PAB"])
+    ]  # fmt: skip
+
+
+def test_nearest_rows() -> None:
+    rows = [row("full", 100.0), row("FORA", 50.0, latent_rel_l2=0.3), row("FORA", 50.2, latent_rel_l2=0.2),
+            row("FORA", 34.0), row("PAB", 84.0), row("skip", 58.0)]  # fmt: skip
+    assert pareto_file.nearest(rows, 0.5) == [rows[2], rows[5]]
+    assert pareto_file.nearest(rows, 1.0) == [] and pareto_file.nearest(rows, 0.8) == [rows[4]]
+
+
+def test_table_of_speedups() -> None:
+    """Of each other method its best row that is as fast, and of those the best two."""
+    mine = row("ours", 60.0, setting="1.6 x: drift", speedup=1.6, psnr=30.0)
+    others = [
+        row("FORA", 50.0, setting="2", speedup=1.7, psnr=24.0),
+        row("FORA", 60.0, setting="3", speedup=1.56, psnr=25.0),
+        row("PAB", 70.0, setting="a", speedup=1.5, psnr=29.0),  # too slow
+        row("skip", 70.0, setting="b", speedup=2.0, psnr=20.0),
+        row("SmoothCache", 70.0, setting="c", speedup=1.9, psnr=26.0),
+        row("full", 100.0, speedup=9.0, psnr=None),
+    ]
+    lines = pareto_table.at_speedups([*others, mine])[2:]
+    assert lines[1] == (
+        "| m, 50 | 1.6 x | 30.0 dB, 1.60 x (drift) | 26.0 dB, 1.90 x (SmoothCache c) | 25.0 dB, 1.56 x (FORA 3) |"
+    )
+    assert lines[2] == "| m, 50 | 2 x |  | 20.0 dB, 2.00 x (skip b) |  |"
+
+
+def test_plot(tmp_path: Path) -> None:
+    rows = [
+        row("full", 100.0, fd=29.75),
+        row("FORA", 50.0, speedup=1.913, fd=31.2),
+        row("SmoothCache", 80.0, psnr=None),
+    ]
+    assert pareto_plot.curve_of(row("TaylorSeer-like", setting="interval 2, order 1")) in pareto_plot.STYLES
+    caches = [pareto_cache_dit.DualBlockCache(*setting) for setting in pareto_cache_dit.SETTINGS]
+    assert {pareto_plot.curve_of(row(way.method, setting=way.setting)) for way in caches} <= set(pareto_plot.STYLES)
+    pareto_plot.plot([*rows, row("FORA", 20.0, model="n")], tmp_path / "p.png")
+    with Image.open(tmp_path / "p.png") as image:
+        assert image.height > 900  # speed-ups have a line of their own
+    assert "| demo" in readme.pareto()

@@ -23,7 +23,7 @@ class Table:
     """Rows of one model and base, written into the file with all others as they come.
 
     With the first new row of a method goes what the file had of it, for this model and base. A speedup or distance that
-    was not measured anew stays as it was for the same setting, and with it the record of how it was measured.
+    was not measured anew stays as it was for the same setting and images, and with it the record of how it was measured.
     """
 
     def __init__(self, file: Path, record: dict[str, Any]) -> None:
@@ -45,8 +45,8 @@ class Table:
         def mine(entry: dict[str, Any]) -> bool:
             return all(entry[name] == self._record[name] for name in ("model", "base_steps"))
 
-        known = {(row["method"], row["setting"]): row for row in before["rows"] if mine(row)}
-        rows = [_filled_up(row, known.get((row["method"], row["setting"]), row)) for row in self.rows]
+        known = {_same(row): row for row in before["rows"] if mine(row)}
+        rows = [_filled_up(row, known.get(_same(row), row)) for row in self.rows]
         of_before = {new["method"] for new, row in zip(rows, self.rows, strict=True) if new != row}
         runs = []
         for run in (run for run in before["runs"] if run != self._written):
@@ -57,6 +57,11 @@ class Table:
         self._written = dict(self._record)
         self._file.parent.mkdir(parents=True, exist_ok=True)
         write_text(self._file, _text(runs, rows))
+
+
+def _same(row: dict[str, Any]) -> tuple[Any, ...]:
+    """Equal for what was measured before: a search may find another plan of the same name."""
+    return tuple(row[name] for name in KEYS if name not in ("speedup", "fd"))
 
 
 def _filled_up(row: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:

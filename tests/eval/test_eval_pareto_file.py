@@ -48,16 +48,19 @@ def test_what_is_not_measured_anew_stays(tmp_path: Path) -> None:
     timed = pareto_file.Table(file, {"model": "m", "base_steps": 50, "timed": "so"})
     timed.add(row("FORA", setting="2", speedup=1.5))
     timed.add(row("PAB", setting="2", speedup=1.2, fd=4.0))
+    timed.add(row("ours", setting="1.5 x", speedup=1.5, fd=5.0, psnr=30.0))
     table = pareto_file.Table(file, {"model": "m", "base_steps": 50, "fd": "thus"})
     for method, setting in (("FORA", "2"), ("FORA", "3"), ("PAB", "2")):
         table.add(row(method, setting=setting, fd=None if method == "PAB" else 7.0))
+    table.add(row("ours", setting="1.5 x", psnr=31.0))  # another plan of the same name
     table.write()
     found = pareto_file.read(file)
     assert [(r["method"], r["setting"], r["speedup"], r["fd"]) for r in found["rows"]] == [
-        ("FORA", "2", 1.5, 7.0), ("FORA", "3", None, 7.0), ("PAB", "2", 1.2, 4.0)
+        ("FORA", "2", 1.5, 7.0), ("FORA", "3", None, 7.0), ("PAB", "2", 1.2, 4.0),
+        ("ours", "1.5 x", None, None)
     ]  # fmt: skip
     assert [(run.get("timed"), run["methods"]) for run in found["runs"]] == [
-        ("so", ["FORA", "PAB"]), (None, ["FORA", "PAB"])
+        ("so", ["FORA", "PAB"]), (None, ["FORA", "PAB", "ours"])
     ]  # fmt: skip
 
 

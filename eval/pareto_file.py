@@ -23,7 +23,7 @@ class Table:
     """Rows of one model and base, written into the file with all others as they come.
 
     With the first new row of a method goes what the file had of it, for this model and base. A speedup or distance that
-    was not measured anew stays as it was for the same setting and images, and with it the record of how it was measured.
+    was not measured anew stays as it was for the same setting and images, and with it the record of how it came about.
     """
 
     def __init__(self, file: Path, record: dict[str, Any]) -> None:

@@ -14,8 +14,8 @@ from diffusers import (
     SchedulerMixin,  # from_pretrained looks for it in this module, to load the sampler of a saved pipeline
 )
 
-from ditfastattn.errors import LoadError
-from plans import SamplerSpec
+from ditfastattn.errors import DitFastAttnError, LoadError
+from plans import PlanError, SamplerSpec
 
 
 class IDDPMScheduler(DDPMScheduler):
@@ -136,6 +136,8 @@ def set_timesteps(original: Callable[..., Any], spec: SamplerSpec, *args: Any, *
     given.arguments |= {"num_inference_steps": None, "timesteps": times}
     try:
         return original(*given.args, **given.kwargs)
+    except (DitFastAttnError, PlanError):  # another session's, on the same sampler
+        raise
     except (TypeError, ValueError) as error:
         reason = str(error).split("\n")[0]
         raise LoadError(f"the sampler does not take the plan's own timesteps with its settings: {reason}") from error

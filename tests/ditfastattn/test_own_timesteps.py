@@ -101,6 +101,19 @@ def test_other_timesteps_are_refused(pipe: Any) -> None:
         pipe.scheduler.set_timesteps(timesteps=[999, 871, *OWN[2:]])
 
 
+def test_two_plans_on_one_sampler_are_told_apart(pipe: Any) -> None:
+    """What the other session says is not taken for the sampler's own refusal."""
+    other = small_pipeline()
+    other.scheduler = pipe.scheduler
+    plan = full_plan(pipe, 8, 4.0)
+    with (
+        ditfastattn.apply(other, plan),
+        ditfastattn.apply(pipe, plan.with_timesteps(OWN)),
+        pytest.raises(PlanMismatch, match="step 1 is at 874 in the plan, at 870"),
+    ):
+        sample(pipe, 8)
+
+
 def test_a_sampler_that_takes_none_is_refused(pipe: Any) -> None:
     pipe.scheduler = make_sampler("ddim", pipe.scheduler.config)
     plan = full_plan(pipe, 8, 4.0).with_timesteps(OWN)

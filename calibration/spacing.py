@@ -185,13 +185,13 @@ def moved(timesteps: Sequence[float], draw: Any) -> tuple[float, ...]:
         draw: a ``random.Random``.
 
     Returns:
-        As many; the change may have come to nothing.
+        As many, the last at 1 or above if it was; the change may have come to nothing.
     """
     times, count = list(timesteps), len(timesteps)
-    if count < 3:
+    if count < 2:
         return tuple(times)
     first = draw.randrange(1, count)
-    if draw.random() < 0.5:
+    if count == 2 or draw.random() < 0.5:
         reach = max(2, round((times[0] - times[-1]) / (2 * count)))
         shift = draw.choice((-1, 1)) * draw.randint(1, reach)
         for index in range(first, min(count, first + draw.choice((1, 1, 2, 4)))):
@@ -201,4 +201,5 @@ def moved(timesteps: Sequence[float], draw: Any) -> tuple[float, ...]:
         at = draw.randrange(count - 2)
         times.insert(at + 1, float(round((times[at] + times[at + 1]) / 2)))
     decreasing = all(before > after for before, after in pairwise(times))
-    return tuple(times) if decreasing and times[-1] > 0 else tuple(timesteps)
+    lowest = min(1.0, timesteps[-1])  # some samplers end at 0 and some above, where 0 would be their end twice
+    return tuple(times) if decreasing and times[-1] >= lowest else tuple(timesteps)

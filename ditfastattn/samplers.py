@@ -14,8 +14,8 @@ from diffusers import (
     SchedulerMixin,  # from_pretrained looks for it in this module, to load the sampler of a saved pipeline
 )
 
-from ditfastattn.errors import LoadError
-from plans import SamplerSpec
+from ditfastattn.errors import DitFastAttnError, LoadError
+from plans import PlanError, SamplerSpec
 
 
 class IDDPMScheduler(DDPMScheduler):
@@ -46,6 +46,7 @@ SAMPLERS: dict[str, tuple[type[SchedulerMixin], dict[str, Any]]] = {
     "heun": (HeunDiscreteScheduler, {}),
 }
 _NO_DEFAULT = object()
+_PROBED = 5  # steps, of which one is left out to see what a sampler makes of the others
 _TRAINING = (
     "num_train_timesteps",
     "beta_start",
@@ -116,12 +117,15 @@ def begin_run(scheduler: Any, run: int | SamplerSpec) -> None:
 def set_timesteps(original: Callable[..., Any], spec: SamplerSpec, *args: Any, **kwargs: Any) -> Any:
     """A sampler's ``set_timesteps``; asked for as many steps as a plan has timesteps of its own, it makes these.
 
+    A caller who names timesteps or noise levels is given those.
+
     Raises:
-        LoadError: the plan has own timesteps, and the sampler takes none.
+        LoadError: the plan has own timesteps, and the sampler takes none, or not with its settings.
     """
     takes = inspect.signature(original)
-    given = takes.bind_partial(*args, **kwargs).arguments
-    if not spec.own_timesteps or given.get("num_inference_steps") != len(spec.timesteps):
+    given = takes.bind_partial(*args, **kwargs)
+    named = any(given.arguments.get(name) is not None for name in ("timesteps", "sigmas"))
+    if not spec.own_timesteps or named or given.arguments.get("num_inference_steps") != len(spec.timesteps):
         return original(*args, **kwargs)
     if "timesteps" not in takes.parameters:
         raise LoadError(
@@ -129,7 +133,42 @@ def set_timesteps(original: Callable[..., Any], spec: SamplerSpec, *args: Any, *
             "set_timesteps does, as DPMSolverMultistepScheduler's"
         )
     times = [int(time) if time.is_integer() else time for time in spec.timesteps]
-    return original(**given | {"num_inference_steps": None, "timesteps": times})
+    given.arguments |= {"num_inference_steps": None, "timesteps": times}
+    try:
+        return original(*given.args, **given.kwargs)
+    except (DitFastAttnError, PlanError):  # another session's, on the same sampler
+        raise
+    except (TypeError, ValueError) as error:
+        reason = str(error).split("\n")[0]
+        raise LoadError(f"the sampler does not take the plan's own timesteps with its settings: {reason}") from error
+
+
+def check_own_timesteps(scheduler: Any) -> None:
+    """Whether a sampler gives any timesteps the noise levels that they have in its own runs.
+
+    Karras' and other spacings of noise levels, the shift of flow matching, and samplers that call the model twice at
+    one time do not.
+
+    Raises:
+        LoadError: it does not, so a model that is told of such a timestep would be given other noise.
+    """
+    whole, part = (type(scheduler).from_config(scheduler.config) for _ in range(2))
+    whole.set_timesteps(_PROBED)
+    times, levels = whole.timesteps.tolist(), getattr(whole, "sigmas", None)
+    kept = [step for step in range(len(times)) if step != 1]
+    chosen = tuple(float(times[step]) for step in kept)
+    spec = SamplerSpec(class_name=type(scheduler).__name__, settings={}, timesteps=chosen)
+    set_timesteps(part.set_timesteps, spec.model_copy(update={"own_timesteps": True}), len(chosen))
+    same = part.timesteps.tolist() == [times[step] for step in kept]
+    if same and levels is not None:
+        wanted, found = (np.asarray(each, dtype=float)[: len(kept)] for each in (levels[kept], part.sigmas))
+        same = np.allclose(wanted, found, rtol=1e-4)
+    if not same:
+        raise LoadError(
+            f"{type(scheduler).__name__} with its settings takes timesteps, but not with the noise that belongs to "
+            "them, so a plan cannot have timesteps of its own there: use another sampler, or one without a shift and "
+            "without a spacing of noise levels"
+        )
 
 
 def sampler_spec(scheduler: Any, run: int | SamplerSpec, known_settings: Container[str] | None = None) -> SamplerSpec:
@@ -141,14 +180,20 @@ def sampler_spec(scheduler: Any, run: int | SamplerSpec, known_settings: Contain
         run: as in :func:`begin_run`.
         known_settings: the settings of a plan to compare with. A setting that is not among them and has its class's
             default is left out, so that one that a newer diffusers adds does not make every older plan foreign.
+
+    Raises:
+        LoadError: timesteps of the plan's own, which the sampler does not take for what they are.
     """
+    own = isinstance(run, SamplerSpec) and run.own_timesteps
     copy = type(scheduler).from_config(scheduler.config)
     begin_run(copy, run)
+    if own:
+        check_own_timesteps(scheduler)
     return SamplerSpec(
         class_name=type(scheduler).__name__,
         settings=settings_of(scheduler, known_settings),
         timesteps=tuple(float(t) for t in copy.timesteps),
-        own_timesteps=isinstance(run, SamplerSpec) and run.own_timesteps,
+        own_timesteps=own,
     )
 
 

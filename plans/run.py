@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 from typing import Annotated, Any, Literal, Self
 
@@ -14,7 +15,8 @@ class SamplerSpec(Frozen):
     """The sampler: its class, the settings that change its path, and the timestep of every model call.
 
     timesteps never increase; two equal ones in a row are two calls at one time, as in Heun's method. own_timesteps: the
-    sampler would make others of as many steps, so they are given to it.
+    sampler would make others of as many steps, so they are given to it; they lie among those of training, beyond which
+    samplers have no other noise.
     """
 
     class_name: Name
@@ -34,6 +36,20 @@ class SamplerSpec(Frozen):
                 raise ValueError(
                     f"timesteps of a plan's own must decrease, but steps {index - 1} and {index} are both at "
                     f"{after:g}; leave one of them out"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _own_are_of_training(self) -> Self:
+        trained = self.settings.get("num_train_timesteps")
+        last = math.inf
+        if isinstance(trained, int):
+            last = trained - 1 if "beta_schedule" in self.settings else trained  # flow matching counts from 1
+        for index, timestep in enumerate(self.timesteps if self.own_timesteps else ()):
+            if not 0 <= timestep <= last:
+                raise ValueError(
+                    f"timesteps of a plan's own are those of training, from {last:g} to 0, but step {index} is at "
+                    f"{timestep:g}; put it between its neighbours"
                 )
         return self
 

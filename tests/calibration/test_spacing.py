@@ -117,3 +117,10 @@ def test_moves_keep_count_order_and_the_first(times: list[int], seed: int) -> No
     new = moved(own, random.Random(seed))
     assert len(new) == len(own) and new[0] == own[0] and new[-1] > 0
     assert all(before > after for before, after in pairwise(new)) and all(time.is_integer() for time in new)
+
+
+def test_what_can_be_moved_is() -> None:
+    """The one timestep that two leave free, and those of samplers whose run ends at 0 (Euler's)."""
+    assert len({moved((999.0, 300.0), random.Random(seed))[1] for seed in range(50)}) > 10
+    moves = {moved((999.0, 600.0, 300.0, 0.0), random.Random(seed)) for seed in range(50)}
+    assert len(moves) > 10 and all(times[-1] >= 0 for times in moves)

@@ -4,18 +4,25 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import (
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+)
 from prepared_runs import close, run_eagerly
 from pydantic import ValidationError
 from small_models import everything, full_plan, label_denoiser, random_plan, same, sample, small_pipeline
 
 import ditfastattn
-from ditfastattn.errors import ApplyError
+from ditfastattn.errors import ApplyError, LoadError
 from ditfastattn.fewer import fewer_steps, sampler_from
 from ditfastattn.planned import Planned
 from ditfastattn.resample import resample
-from ditfastattn.samplers import make_sampler
+from ditfastattn.samplers import make_sampler, sampler_spec, set_timesteps, settings_of
 from ditfastattn.sampling import sample_latents
-from plans import Method, Plan, PlanMismatch, dumps, loads
+from plans import Method, Plan, PlanMismatch, SamplerSpec, dumps, loads
 from plans.compare import plan_differences
 from plans.render import headline
 
@@ -94,6 +101,19 @@ def test_other_timesteps_are_refused(pipe: Any) -> None:
         pipe.scheduler.set_timesteps(timesteps=[999, 871, *OWN[2:]])
 
 
+def test_two_plans_on_one_sampler_are_told_apart(pipe: Any) -> None:
+    """What the other session says is not taken for the sampler's own refusal."""
+    other = small_pipeline()
+    other.scheduler = pipe.scheduler
+    plan = full_plan(pipe, 8, 4.0)
+    with (
+        ditfastattn.apply(other, plan),
+        ditfastattn.apply(pipe, plan.with_timesteps(OWN)),
+        pytest.raises(PlanMismatch, match="step 1 is at 874 in the plan, at 870"),
+    ):
+        sample(pipe, 8)
+
+
 def test_a_sampler_that_takes_none_is_refused(pipe: Any) -> None:
     pipe.scheduler = make_sampler("ddim", pipe.scheduler.config)
     plan = full_plan(pipe, 8, 4.0).with_timesteps(OWN)
@@ -101,6 +121,75 @@ def test_a_sampler_that_takes_none_is_refused(pipe: Any) -> None:
         ApplyError, match=r"DDIMScheduler cannot make the plan's 8 steps \(the sampler takes no timesteps"
     ):
         ditfastattn.apply(pipe, plan)
+
+
+@pytest.mark.parametrize(
+    "setting", ["use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas", "use_flow_sigmas"]
+)
+def test_settings_with_which_a_sampler_takes_none_are_refused(pipe: Any, setting: str) -> None:
+    flow = {"prediction_type": "flow_prediction"} if setting == "use_flow_sigmas" else {}
+    pipe.scheduler = DPMSolverMultistepScheduler(**{setting: True}, **flow)
+    run = SamplerSpec(class_name="DPMSolverMultistepScheduler", settings={}, timesteps=OWN, own_timesteps=True)
+    with pytest.raises(LoadError, match="does not take the plan's own timesteps with its settings"):
+        sampler_spec(pipe.scheduler, run)
+    sampler = run.model_copy(update={"settings": settings_of(pipe.scheduler)})
+    plan = full_plan(small_pipeline(), 8, 4.0).with_timesteps(OWN)
+    plan = plan.model_copy(update={"sampler": sampler})
+    with pytest.raises(ApplyError, match="does not take the plan's own timesteps"):
+        ditfastattn.apply(pipe, plan)
+    with pytest.raises(LoadError, match="does not take the plan's own timesteps"):
+        resample(plan, guidance=2.0)
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        FlowMatchEulerDiscreteScheduler(shift=3.0),
+        FlowMatchEulerDiscreteScheduler(use_karras_sigmas=True),
+        EulerDiscreteScheduler(interpolation_type="log_linear"),
+        HeunDiscreteScheduler(),
+    ],
+)
+def test_samplers_that_give_them_other_noise_are_refused(scheduler: Any) -> None:
+    """Flow matching shifts, or spaces anew, what is given; the model would be told of another time than its noise."""
+    times = (1000.0, 700.0, 200.0) if "Flow" in type(scheduler).__name__ else (999.0, 700.0, 200.0)
+    run = SamplerSpec(class_name=type(scheduler).__name__, settings={}, timesteps=times, own_timesteps=True)
+    with pytest.raises(LoadError, match="not with the noise that belongs to them"):
+        sampler_spec(scheduler, run)
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        FlowMatchEulerDiscreteScheduler(),
+        EulerDiscreteScheduler(),
+        DDPMScheduler(),
+        DPMSolverMultistepScheduler(solver_order=3, algorithm_type="sde-dpmsolver++", final_sigmas_type="sigma_min"),
+    ],
+)
+def test_samplers_that_take_them_as_they_are(scheduler: Any) -> None:
+    run = SamplerSpec(
+        class_name=type(scheduler).__name__, settings={}, timesteps=(999, 700, 200, 50), own_timesteps=True
+    )
+    assert sampler_spec(scheduler, run).timesteps == run.timesteps
+
+
+def test_a_caller_who_names_timesteps_is_given_those(pipe: Any) -> None:
+    """diffusers' sampler refuses both; it is not the plan that decides between them."""
+    plan = full_plan(pipe, 8, 4.0).with_timesteps(OWN)
+    with ditfastattn.apply(pipe, plan), pytest.raises(ValueError, match="Can only pass one"):
+        pipe.scheduler.set_timesteps(8, timesteps=list(range(80, 0, -10)))
+
+
+def test_options_that_a_sampler_takes_by_any_name() -> None:
+    given: list[Any] = []
+
+    def original(num_inference_steps: Any = None, device: Any = None, timesteps: Any = None, **more: Any) -> None:
+        given.append((num_inference_steps, device, timesteps, more))
+
+    run = SamplerSpec(class_name="Any", settings={}, timesteps=(9.5, 2), own_timesteps=True)
+    set_timesteps(original, run, 2, "cpu", mu=1.0)
+    assert given == [(None, "cpu", [9.5, 2], {"mu": 1.0})]
 
 
 def test_a_file_says_that_they_are_its_own(pipe: Any) -> None:
@@ -117,9 +206,14 @@ def test_a_file_says_that_they_are_its_own(pipe: Any) -> None:
 
 @pytest.mark.parametrize(
     ("timesteps", "said"),
-    [((999, 870, 870, 600, 480, 333, 100, 7), "both at 870"), ((999, 800, 870, 600, 480, 333, 100, 7), "not increase")],
+    [
+        ((999, 870, 870, 600, 480, 333, 100, 7), "both at 870"),
+        ((999, 800, 870, 600, 480, 333, 100, 7), "not increase"),
+        ((1000, 870, 800, 600, 480, 333, 100, 7), "from 999 to 0, but step 0 is at 1000"),
+        ((999, 870, 800, 600, 480, 333, 100, -1), "from 999 to 0, but step 7 is at -1"),
+    ],
 )
-def test_timesteps_decrease(pipe: Any, timesteps: tuple[int, ...], said: str) -> None:
+def test_timesteps_decrease_within_those_of_training(pipe: Any, timesteps: tuple[int, ...], said: str) -> None:
     with pytest.raises(ValidationError, match=said):
         full_plan(pipe, 8, 4.0).with_timesteps(timesteps)
 

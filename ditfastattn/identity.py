@@ -44,11 +44,14 @@ def _place(tensor: Tensor) -> int:
 
 
 def _settings(module: nn.Module) -> Identity:
-    return tuple(
-        (name, id(value) if name == "forward" else _plain(value))
-        for name, value in module.__dict__.items()
-        if name not in _OF_EVERY_MODULE
-    )
+    values = module.__dict__
+    found: list[object] = []
+    for name in values:
+        if name not in _OF_EVERY_MODULE:
+            value = values[name]
+            found.append(name)
+            found.append(value if type(value) in _PLAIN else id(value) if name == "forward" else _plain(value))
+    return tuple(found)
 
 
 _PLAIN = (bool, int, float, str)

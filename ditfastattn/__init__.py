@@ -21,7 +21,13 @@ else:
         """Loads the package when something of it is first asked for (PEP 562): with torch and diffusers that takes
         seconds, for which ``--help`` need not wait."""
         public = import_module("ditfastattn.public")
-        globals().update({known: getattr(public, known) for known in ("__all__", *public.__all__)})
+        for known in ("__all__", *public.__all__):
+            globals().setdefault(known, getattr(public, known))  # what a test or a tool has put in its place stays
         if name not in globals():
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         return globals()[name]
+
+    def __dir__() -> list[str]:
+        """What can be asked for, for whoever completes names."""
+        __getattr__("__all__")
+        return sorted(globals())

@@ -26,7 +26,17 @@ from eval.networks import INCEPTION, LITE0, load_network
 from eval.perceptual import HOW, load_perceptual
 from eval.report_page import Page, html, markdown, paper_tables, result_table
 from eval.report_plots import grid, pareto
-from eval.report_rows import Measuring, Row, add_latency, cost_name, costs, counts_whole_run, measure_rows, rows_of
+from eval.report_rows import (
+    Measuring,
+    Row,
+    add_latency,
+    cost_name,
+    costs,
+    counts_whole_run,
+    cross_of,
+    measure_rows,
+    rows_of,
+)
 from eval.runs import Run, RunError
 from plans.files import write_text
 
@@ -121,9 +131,10 @@ def _steps(rows: Sequence[Row]) -> str:
 def _notes(rows: Sequence[Row], how: Measuring, latency: str | None) -> list[str]:
     notes = ["Attention MACs count the projections, as the paper does; storing residuals is not counted."]
     if counts_whole_run(rows):
+        attention = "self-attention, its" if cross_of(rows) is None else "self- and cross-attention, their"
         notes = [
-            "MACs are those of self-attention, its projections and the MLPs, over all steps, in percent of the full "
-            "run's, as some of these runs save more than attention; storing residuals is not counted."
+            f"MACs are those of {attention} projections and the MLPs, over all steps, in percent of the full run's, as "
+            "some of these runs save more than attention; storing residuals is not counted."
         ]
     notes.append(
         f"Transformer, a step: {latency}."

@@ -21,7 +21,7 @@ from eval.perceptual import Perceptual
 from eval.runs import Run, RunError
 from eval.similarity import as_json, compare
 from eval.sources import open_source
-from plans import Plan, load
+from plans import CrossShape, Plan, load
 from plans.files import write_text
 from plans.macs import counts_mlps, plan_macs, total_macs
 
@@ -47,10 +47,13 @@ class Row:
         """Percent of full attention, projections counted (DiTFastAttn's convention)."""
         return 100.0 if self.plan is None else plan_macs(self.plan).percent
 
-    @property
-    def total_macs(self) -> float:
-        """Percent of attention and MLPs of an uncompressed run of as many steps."""
-        return 100.0 if self.plan is None else total_macs(self.plan).percent
+    def total_macs(self, cross: CrossShape | None) -> float:
+        """Percent of attention and MLPs of an uncompressed run of as many steps; and of the cross-attention of another
+        row's plan, which a plan without the site computes."""
+        if self.plan is None:
+            return 100.0
+        counted = self.plan if cross is None or "cross" in self.plan.sites else self.plan.with_cross(cross)
+        return total_macs(counted).percent
 
 
 def counts_whole_run(rows: Sequence[Row]) -> bool:
@@ -63,11 +66,19 @@ def costs(rows: Sequence[Row]) -> list[float]:
     attention and MLPs over all steps."""
     if not counts_whole_run(rows):
         return [row.attention_macs for row in rows]
-    return [row.total_macs * row.run.steps / max(1, rows[0].run.steps) for row in rows]
+    cross = cross_of(rows)
+    return [row.total_macs(cross) * row.run.steps / max(1, rows[0].run.steps) for row in rows]
+
+
+def cross_of(rows: Sequence[Row]) -> CrossShape | None:
+    """The cross-attention of the rows' model, where a plan reuses or shares it: the MACs of all then count it."""
+    return next((row.plan.model.cross for row in rows if row.plan and row.plan.model.cross), None)
 
 
 def cost_name(rows: Sequence[Row]) -> str:
-    return "MACs of attention and MLPs" if counts_whole_run(rows) else "attention MACs"
+    if not counts_whole_run(rows):
+        return "attention MACs"
+    return "MACs of attention and MLPs" if cross_of(rows) is None else "MACs of attention, cross-attention and MLPs"
 
 
 def plan_of(run: Run) -> Plan | None:

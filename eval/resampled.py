@@ -105,6 +105,10 @@ class Comparison:
         for name, plan in self.plans.items():
             if differences := setting_differences(self.first, plan, "the first plan", name):
                 raise DitFastAttnError("the plans are of different runs, compare them apart: " + "; ".join(differences))
+            if plan.sampler.own_timesteps:
+                raise DitFastAttnError(
+                    f"{name} has timesteps of its own; calibration plans those of the sampler, so give plans of these"
+                )
             if plan.sites.keys() != {"attn"}:
                 raise DitFastAttnError(
                     f"{name} has the sites {', '.join(plan.sites)}; calibration plans attention between tokens alone, "

@@ -49,3 +49,15 @@ def test_the_package_hands_on_what_it_loads_when_asked() -> None:
     assert ditfastattn.apply is api.apply and set(ditfastattn.__all__) <= set(vars(ditfastattn))
     with pytest.raises(AttributeError, match="no attribute 'aply'"):
         ditfastattn.aply  # noqa: B018
+
+
+def test_names_are_completed_before_anything_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ditfastattn.__all__:
+        monkeypatch.delitem(vars(ditfastattn), name)
+    assert set(ditfastattn.__all__) <= set(dir(ditfastattn))
+
+
+def test_what_takes_the_place_of_a_name_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in = object()
+    monkeypatch.setattr(ditfastattn, "apply", stand_in)
+    assert not hasattr(ditfastattn, "aply") and ditfastattn.apply is stand_in

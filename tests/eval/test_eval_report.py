@@ -14,9 +14,9 @@ from runs_for_tests import noisy, pictures, write_run
 from eval import paper, report_rows
 from eval.cli import main as eval_main
 from eval.metrics import measure
-from eval.report_rows import Measuring, add_latency, cost_name, measure_rows, rows_of
+from eval.report_rows import Measuring, add_latency, cost_name, costs, measure_rows, rows_of
 from eval.runs import Run, RunError
-from plans import load, save
+from plans import CrossShape, load, save
 from plans.macs import total_macs
 from plans.make import spaced
 
@@ -186,6 +186,25 @@ def test_runs_that_save_more_than_attention_are_put_at_the_macs_of_the_whole_run
     assert "4 steps (also of 2)" in (tmp_path / "out" / "report.md").read_text()
     axis = cost_name(rows_of([Run.open(path) for path in (runs[0], half)]))
     assert axis == "MACs of attention and MLPs" and cost_name(rows_of([Run.open(runs[0])])) == "attention MACs"
+
+
+def test_cross_attention_counts_in_every_row_where_a_plan_has_it(runs: list[Path], tmp_path: Path) -> None:
+    """The same attention with cross-attention computed in a site of its own and without costs the same."""
+    images = pictures(12)
+    without = load(runs[1] / "plan.json").with_mlp()
+    shape = CrossShape(layers=without.layers, words=300)
+    for name, plan in {"with": without.with_cross(shape), "without": without}.items():
+        made = write_run(tmp_path / name, noisy(images, 20), plan="sha256:y", sampler="dpm")
+        plan = plan.model_copy(update={"calibration": None})
+        save(plan, made / "plan.json")
+    rows = rows_of([Run.open(tmp_path / name) for name in ("a-full", "with", "without")])
+    percents = costs(rows)
+    assert percents[1] == pytest.approx(percents[2]) == pytest.approx(total_macs(without.with_cross(shape)).percent)
+    assert cost_name(rows) == "MACs of attention, cross-attention and MLPs"
+    assert eval_main(arguments([row.run.path for row in rows], tmp_path, "--network", "none")) == 0
+    assert (
+        "MACs are those of self- and cross-attention, their projections" in (tmp_path / "out" / "report.md").read_text()
+    )
 
 
 def test_equal_images_have_no_place_in_the_plot_and_are_said_to_be_equal(runs: list[Path], tmp_path: Path) -> None:

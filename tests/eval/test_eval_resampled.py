@@ -57,12 +57,15 @@ def test_from_the_command_line(tmp_path: Path) -> None:
 
 def test_plans_that_cannot_be_compared_are_refused(tmp_path: Path) -> None:
     source = full_plan(small_pipeline(), steps=4)
-    for name, plan in {"a": source, "b": resample(source, steps=3), "mlps": fora(source, 2)}.items():
+    own = source.with_timesteps((900, 600, 300, 100))
+    for name, plan in {"a": source, "b": resample(source, steps=3), "mlps": fora(source, 2), "own": own}.items():
         plans.save(plan, tmp_path / f"{name}.json")
     with pytest.raises(DitFastAttnError, match="different runs, compare them apart: steps: the first plan has 4, b 3"):
         resampled.main(["--plans", str(tmp_path / "a.json"), str(tmp_path / "b.json")])
     with pytest.raises(DitFastAttnError, match="mlps has the sites attn, mlp"):
         resampled.main(["--plans", str(tmp_path / "mlps.json")])
+    with pytest.raises(DitFastAttnError, match="own has timesteps of its own; calibration plans those of the sampler"):
+        resampled.main(["--plans", str(tmp_path / "own.json")])
     with pytest.raises(DitFastAttnError, match="--tries must be at least 1, got 0"):
         resampled.main(["--tries", "0"])
     with pytest.raises(DitFastAttnError, match=r"the plans are for another model than demo: layers: the plan has 4"):

@@ -126,13 +126,17 @@ def _why_little(result: Result, percent: float) -> list[str]:
         if not trial.accepted and math.isfinite(trial.loss)
     ]
     lines = ["", f"Little could be compressed: {percent:.1f} % of the attention MACs are left."]
+    record = result.plan.calibration
+    if record is not None and record.search == "fast":
+        return [*lines, "More would be predicted to drift farther than was asked for; try a larger --drift."]
     if not rejected:
         return [*lines, "No candidate was rejected: there was nothing to try (one step, or no methods)."]
     lines.append(f"The {calibration_loss(result)} of these candidates came closest to its limit:")
     rejected.sort(key=lambda item: item[1].loss / item[1].limit)
     lines += [f"  step {step:3d} layer {t.layer:2d}  {explain_trial(t)}" for step, t in rejected[:5]]
     typical = sorted(t.loss / t.limit for _, t in rejected)[len(rejected) // 2]
-    lines.append(f"Half of the rejected candidates were at least {typical:.1f} times over; try a larger --threshold.")
+    option = "--drift" if record is not None and record.budget is not None else "--threshold"
+    lines.append(f"Half of the rejected candidates were at least {typical:.1f} times over; try a larger {option}.")
     return lines
 
 

@@ -60,7 +60,11 @@ def load(path: str | PathLike[str]) -> Plan:
     Raises:
         PlanError: one sentence for anything wrong with it.
     """
-    return loads(read_text(_shipped(Path(path)) or Path(path)), source=str(path))
+    file = _shipped(Path(path)) or Path(path)
+    if file == Path(file.name) and file.suffix != ".json" and not file.exists():  # meant as a name
+        names = ", ".join(sorted(shipped.stem for shipped in _LIBRARY.glob("*.json")))
+        raise PlanError(f"{file} is neither a plan file nor a plan that ships: those are {names}")
+    return loads(read_text(file), source=str(path))
 
 
 def _shipped(path: Path) -> Path | None:

@@ -74,6 +74,8 @@ def test_little_compression_is_said_plainly(folder: Path, tmp_path: Path, capsys
     assert "Little could be compressed: 100.0 %" in printed and "mrae of these candidates" in printed
     assert "equal" in printed  # and the images are those of the uncompressed sampler
     assert (tmp_path / "p.json").exists()
+    assert main(base(folder, tmp_path / "f.json", "--drift", "1e-6", "--search", "fast")) == 0
+    assert "Little could be" in (printed := capsys.readouterr().out) and "try a larger --drift" in printed
 
 
 def test_the_token_order_is_in_the_plan_and_in_the_trace(folder: Path, tmp_path: Path) -> None:

@@ -140,6 +140,12 @@ def test_errors_are_one_sentence_on_stderr(capsys: pytest.CaptureFixture[str]) -
         assert capsys.readouterr().err == "error: no.json does not exist; check the path\n"
 
 
+def test_an_unknown_name_is_answered_with_those_that_ship(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["show", "demo-dpm50-mrae-0.06"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: demo-dpm50-mrae-0.06 is neither") and "demo-dpm50-mrae-0.05, " in error
+
+
 def _run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "plans", *arguments]
     return subprocess.run(

@@ -116,22 +116,28 @@ def within(
 
 
 def landed(
-    search: Callable[[float], Front], full: float, share: float, measured: Callable[[Plan], float], searches: int = 2
+    search: Callable[[float], Front],
+    full: float,
+    share: float,
+    measured: Callable[[Plan], float],
+    searches: int = 2,
+    on_miss: Callable[[Front, float], None] | None = None,
 ) -> tuple[Front, float]:
     """A search whose best plan takes what it may by the clock, not only by prediction, and the share that it takes.
 
     Where it does not, the next search is given as much more or less as the clock says. Of what keeps the time (to
-    :data:`NEAR`) the slowest is taken, else the fastest.
+    :data:`NEAR`) the nearest is taken, else the fastest.
 
     Args:
         search: what is found within a budget.
         full: cost of the uncompressed run, in the unit of the budgets.
         share: of the uncompressed run's time, that a plan may take.
         measured: the share that it takes by the clock.
+        on_miss: told of what is searched again for, and of its share.
     """
     asked = share
     found: list[tuple[Front, float]] = []
-    for _ in range(searches):
+    for number in range(1, searches + 1):
         try:
             front = search(asked * full)
         except CalibrationError:
@@ -143,8 +149,12 @@ def landed(
         if abs(taken / share - 1) <= NEAR or (taken < share and compresses_nothing(front.best.plan)):
             break
         asked = min(asked * share / taken, (asked + 1) / 2)  # never all of the uncompressed run's
+        if on_miss is not None and number < searches:
+            on_miss(front, taken)
     in_time = [one for one in found if one[1] <= share * (1 + NEAR)]
-    return max(in_time, key=lambda one: one[1]) if in_time else min(found, key=lambda one: one[1])
+    if in_time:
+        return min(in_time, key=lambda one: _typical(one[0].best.unseen))
+    return min(found, key=lambda one: one[1])
 
 
 def _typical(outcome: Outcome | None) -> float:

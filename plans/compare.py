@@ -104,7 +104,8 @@ def plan_differences(before: Plan, after: Plan, ours: str = "the first", theirs:
     for name in ("window", "token_order", "note"):
         old, new = getattr(before, name), getattr(after, name)
         if old != new:
-            found.append(f"{name}: {ours} has {_short(old)}, {theirs} {_short(new)}")
+            verb = "says" if name == "note" else "has"
+            found.append(f"{name}: {ours} {verb} {_short(old)}, {theirs} {_short(new)}")
     found += _calibration_differences(before, after, ours, theirs)
     found += _site_differences(before, after, ours, theirs)
     return found

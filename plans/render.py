@@ -70,7 +70,7 @@ def noteline(plan: Plan) -> str:
 def costline(plan: Plan) -> str:
     """Loss and threshold, and attention MACs in both conventions, in one line; what else is planned if any."""
     if plan.calibration is None:
-        origin = "not calibrated"
+        origin = "no record of a calibration"
     else:
         found = plan.calibration
         origin = f"{found.loss}, threshold {found.threshold:g}"

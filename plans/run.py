@@ -49,7 +49,7 @@ class SamplerSpec(Frozen):
             if not 0 <= timestep <= last:
                 raise ValueError(
                     f"timesteps of a plan's own are those of training, from {last:g} to 0, but step {index} is at "
-                    f"{timestep:g}; put it between its neighbours"
+                    f"{timestep:g}; choose one of that range"
                 )
         return self
 

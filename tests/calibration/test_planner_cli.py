@@ -176,7 +176,11 @@ def test_a_search_that_misses_by_the_clock_is_done_again() -> None:
         return front_of(budget)
 
     # By the clock everything takes a quarter more than predicted.
-    front, taken = landed(search, 200.0, 0.5, lambda plan: 1.25 * asked[-1] / 200)
+    missed: list[float] = []
+    front, taken = landed(
+        search, 200.0, 0.5, lambda plan: 1.25 * asked[-1] / 200, on_miss=lambda _, taken: missed.append(taken)
+    )
+    assert missed == [0.625]
     assert asked == [100.0, pytest.approx(80.0)]
     assert front.budget == pytest.approx(80.0) and taken == pytest.approx(0.5)
     asked.clear()

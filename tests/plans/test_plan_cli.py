@@ -114,7 +114,7 @@ def test_diff_of_calibration_window_note_and_losses(tmp_path: Path, capsys: pyte
     assert "window: the first has 32,32, the second 1,2" in out
     assert "token_order: the first has raster, the second tile" in out
     assert "calibration threshold: the first has 0.05, the second 0.1" in out
-    assert "note: the first has '', the second 'two\\nlines'" in out
+    assert "note: the first says '', the second 'two\\nlines'" in out
     assert "losses: 600 of 600 differ" in out
     assert max(len(line) for line in out.splitlines()) < 250
     assert main(["diff", DIT, str(tmp_path / "by-hand.json")]) == 1

@@ -75,7 +75,7 @@ def test_headline_and_legend() -> None:
     assert all(re.search(rf"{re.escape(method.letter)}  {method} +\d", text) for method in PAPER)
     assert "AST_1" not in text  # as plans without forecasts always looked
     assert "no guidance" in terminal(golden()["no-guidance-12x20"])
-    assert "not calibrated" in terminal(golden()["full-12x4"])
+    assert "no record of a calibration" in terminal(golden()["full-12x4"])
 
 
 def test_a_plan_by_rule_shows_its_note_and_the_methods_it_has() -> None:

@@ -66,9 +66,10 @@ def plan_speedups(
     for path, text, share in zip(paths, names(options), shares, strict=True):
 
         def on_miss(front: Front, taken: float, text: str = text, share: float = share) -> None:
+            less = "less" if taken > share else "more"
             tqdm.write(
                 f"{text}: the best found ({name_of(front.best, pipe.scheduler)}) is {1 / taken:.2f} x as fast by the "
-                f"clock, {1 / share:.2f} x was asked for; a second search has {'less' if taken > share else 'more'} time"
+                f"clock, {1 / share:.2f} x was asked for; a second search has {less} time"
             )
 
         with _bar(text) as on_trial:

@@ -75,6 +75,7 @@ def calibrate_parser() -> argparse.ArgumentParser:
     )
     how_much.add_argument("--latency-ms", nargs="+", default=[], metavar="MS", help="the same, for a run of so long")
     add_run(parser)
+    _add_plan(parser)
     _add_search(parser)
     parser.set_defaults(advise=False)
     return parser
@@ -90,8 +91,9 @@ def advise_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--speedup", nargs="+", default=ADVISED, metavar="X", help="default: " + " ".join(ADVISED))
     add_run(parser)
-    _add_search(parser)
+    _add_plan(parser)
     parser.set_defaults(advise=True, threshold=None, drift=None, latency_ms=[])
+    parser.set_defaults(loss=None, methods=",".join(CANDIDATES), search="replay", resume=False)
     return parser
 
 
@@ -126,7 +128,18 @@ def add_run(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_search(parser: argparse.ArgumentParser) -> None:
-    """What plans may be made of, and how they are searched for."""
+    """How plans are searched for that do not keep to a time."""
+    add = parser.add_argument
+    add("--loss", choices=LOSS_NAMES, help="default: mrae, the paper's; drift weighs the error of the guided "
+        "prediction by how far it moves the final latents, measured first")  # fmt: skip
+    add("--methods", default=",".join(CANDIDATES), help=f"candidates, with commas (default: {','.join(CANDIDATES)})")
+    add("--search", default="replay", choices=SEARCHES, help="plain runs the whole model for every candidate; fast, "
+        "with --drift, tries none and chooses by the errors of all cells, which one run tells")  # fmt: skip
+    add("--resume", action="store_true", help="go on where an interrupted run of the same command stopped")
+
+
+def _add_plan(parser: argparse.ArgumentParser) -> None:
+    """What plans are made of and followed by."""
     add = parser.add_argument
     add("--window", help="keys seen on each side: 32, or 32,16 for left,right (default: tokens // 8)")
     add("--temporal-window", help="the same in frames, for attention between those of a video (default: frames // 8)")
@@ -136,18 +149,12 @@ def _add_search(parser: argparse.ArgumentParser) -> None:
         choices=TOKEN_ORDERS,
         help="how tokens stand, and so what a window covers: whole rows (raster, the paper's; default), or a patch",
     )
-    add("--loss", choices=LOSS_NAMES, help="default: mrae, the paper's; drift weighs the error of the guided "
-        "prediction by how far it moves the final latents, measured first")  # fmt: skip
-    add("--methods", default=",".join(CANDIDATES), help=f"candidates, with commas (default: {','.join(CANDIDATES)})")
-    add("--search", default="replay", choices=SEARCHES, help="plain runs the whole model for every candidate; fast, "
-        "with --drift, tries none and chooses by the errors of all cells, which one run tells")  # fmt: skip
     add("--kernel", default="auto", choices=NAMES, help="attention by (default: auto, the fastest that fits, measured)")
     add("--compile", action="store_true", help="run the blocks in compiled pieces, as apply(compile=True) does")
     add("--batch", type=int, metavar="N", help="images at once that a speedup is measured for (default: as many as are "
         "calibrated on)")  # fmt: skip
     add("--evaluations", type=int, default=40, metavar="N", help="runs spent on improving the best plans of a speedup "
         "(default: 40)")  # fmt: skip
-    add("--resume", action="store_true", help="go on where an interrupted run of the same command stopped")
 
 
 def explain_parser() -> argparse.ArgumentParser:

@@ -79,7 +79,7 @@ def within(
         on_trial: called after every run with the name of what was tried, and the best outcome of it so far.
 
     Raises:
-        CalibrationError: no candidates.
+        CalibrationError: no candidates, or none that ends in images.
     """
     if not candidates:
         raise CalibrationError(
@@ -111,7 +111,11 @@ def within(
         )
         if plan != one.plan:
             finalists.append(Tried(f"{one.kind}, searched", plan, prices.of(plan), outcome))
-    verified = [replace(one, unseen=unseen.of(one.plan)) for one in finalists]
+    verified = [replace(one, unseen=outcome) for one in finalists if (outcome := unseen.of(one.plan)).finite]
+    if not verified:
+        raise CalibrationError(
+            "every plan that is cheap enough ends in NaN or infinite values: use --dtype float32 or bfloat16"
+        )
     return Front(budget, tuple(tried), tuple(verified))
 
 

@@ -37,8 +37,15 @@ class Outcome:
         """The geometric mean of the distances."""
         return math.exp(fmean(self._logarithms()))
 
+    @property
+    def finite(self) -> bool:
+        """Whether it ends in images at all."""
+        return math.isfinite(self.drift)
+
     def beats(self, other: Outcome, errors: float = 1.0) -> bool:
         """Whether these images are nearer, by more than so many standard errors of the mean difference."""
+        if not self.finite or not other.finite:
+            return self.finite
         gains = [b - a for a, b in zip(self._logarithms(), other._logarithms(), strict=True)]
         spread = stdev(gains) / math.sqrt(len(gains)) if len(gains) > 1 else 0.0
         return fmean(gains) > errors * spread
@@ -55,6 +62,9 @@ class Trials:
         condition: of B images.
         run: of the sampler, uncompressed, that all are compared with.
         indices: image i of noise (seed, indices[i]); of more than B, the condition's images in turn, B at a time.
+
+    Raises:
+        CalibrationError: the uncompressed run ends in NaN or infinite values.
     """
 
     def __init__(
@@ -74,12 +84,15 @@ class Trials:
         self._seed, self._indices = seed, indices
         self._known: dict[str, Outcome] = {}
         self.reference = self._sample(run)
+        if not torch.isfinite(self.reference).all():
+            raise CalibrationError(
+                "sampling ends in NaN or infinite values: check the checkpoint, or use --dtype float32 or bfloat16"
+            )
 
     def of(self, plan: Plan) -> Outcome:
-        """How far a plan ends from the reference; one that was tried before is not sampled again.
+        """How far a plan ends from the reference, infinitely far if in NaN or infinite values.
 
-        Raises:
-            CalibrationError: it ends in NaN or infinite values.
+        One that was tried before is not sampled again.
         """
         key = _key(plan)
         if key not in self._known:
@@ -95,9 +108,7 @@ class Trials:
     def _compared(self, latents: Tensor) -> Outcome:
         reference, off = self.reference.double(), latents.double() - self.reference.double()
         if not torch.isfinite(off).all():
-            raise CalibrationError(
-                "sampling ends in NaN or infinite values: check the checkpoint, or use --dtype float32 or bfloat16"
-            )
+            return Outcome((math.inf,) * len(off), math.inf)
         each = off.flatten(1).norm(dim=1) / reference.flatten(1).norm(dim=1)
         return Outcome(tuple(each.tolist()), float(off.norm() / reference.norm()))
 

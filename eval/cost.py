@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from ditfastattn.cost import EAGER, CostTable, LayerShape, layer_work, measured, plan_time, runtimes_on
+from ditfastattn.cost.predict import check_measured
 from ditfastattn.cost.rows import cells_of, row_of
 from ditfastattn.errors import DitFastAttnError
 from ditfastattn.execute import Context
@@ -116,6 +117,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     on_gpu = options.device.startswith("cuda")
     dtype = getattr(torch, options.dtype or ("bfloat16" if on_gpu else "float32"))
     plan: Plan | None = load(options.plan) if options.plan else None
+    if plan is not None:
+        check_measured(plan.model)
     adapter = prepared(adapt(build(options.model, options.device, dtype).pipe.transformer))
     try:
         window = Window.parse(options.window) if options.window else None

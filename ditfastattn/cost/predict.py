@@ -9,7 +9,7 @@ from ditfastattn.errors import CostError
 from ditfastattn.layout import Layout
 from ditfastattn.models.base import PreparedModel
 from ditfastattn.order import order_for
-from plans import Plan, SiteName
+from plans import ModelSpec, Plan, SiteName
 
 
 @dataclass(frozen=True)
@@ -85,9 +85,8 @@ def plan_time(plan: Plan, table: CostTable) -> PlanTime:
     )
 
 
-def _check(plan: Plan, table: CostTable) -> None:
-    """Raises CostError for a plan that the table does not speak of."""
-    key, model = table.key, plan.model
+def check_measured(model: ModelSpec) -> None:
+    """Raises CostError for a model, or a site of one, that no table measures."""
     if model.cross is not None:
         raise CostError(
             "the plan has the site cross, and tables hold no times of cross-attention that is reused or shared; leave "
@@ -97,6 +96,12 @@ def _check(plan: Plan, table: CostTable) -> None:
         raise CostError(
             f"{model.class_name} has attention between frames too, and tables hold the times of models of images"
         )
+
+
+def _check(plan: Plan, table: CostTable) -> None:
+    """Raises CostError for a plan that the table does not speak of."""
+    key, model = table.key, plan.model
+    check_measured(model)
     pairs = {
         "model": (model.class_name, key.model),
         "layers": (model.layers, key.layers),

@@ -10,7 +10,7 @@ from small_models import small_pipeline
 from calibration.calibrate import empty_plan
 from calibration.errors import CalibrationError
 from calibration.improve import improve
-from calibration.pool import FEWER, OWN, most_steps, pool
+from calibration.pool import FEWER, OWN, Candidate, most_steps, pool
 from calibration.prices import Macs, fixed
 from calibration.settings import Settings
 from calibration.spacing import Spacing
@@ -62,15 +62,21 @@ def test_trials_are_runs_compared(pipe: Any) -> None:
     assert tried.of(full(pipe, 4)) is outcome  # known, and not sampled again
 
 
-def test_trials_refuse_nan(pipe: Any) -> None:
-    tried = trials(pipe)
+def test_nan_loses_or_is_refused(pipe: Any) -> None:
+    tried, other = trials(pipe), trials(pipe, 3)
+    good = tried.of(full(pipe, 3))
     parameter = pipe.transformer.proj_out_2.bias
     kept = parameter.detach().clone()
     try:
         with torch.no_grad():
             parameter.fill_(float("nan"))
+        nowhere = tried.of(full(pipe, 4))  # a plan that fails loses against any other, and stops no search
+        assert not nowhere.finite and nowhere.typical == math.inf
+        assert not nowhere.beats(good) and good.beats(nowhere) and not nowhere.beats(nowhere)
         with pytest.raises(CalibrationError, match="NaN or infinite"):
-            tried.of(full(pipe, 4))
+            trials(pipe)
+        with pytest.raises(CalibrationError, match="every plan that is cheap enough ends in NaN"):
+            within(math.inf, [Candidate(FEWER, full(pipe, 4))], Macs(), tried, other, 0)
     finally:
         with torch.no_grad():
             parameter.copy_(kept)

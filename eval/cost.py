@@ -138,5 +138,5 @@ def main(argv: Sequence[str] | None = None) -> None:
         if options.plot:
             plot(tables, options.plot)
         if options.check:
-            cost_check.main(adapter, tables[-1], context, options, command_line("cost", argv))
+            cost_check.main(adapter, tables[-1], context, options, command_line("cost", argv, ("--out", "--plot")))
         print()

@@ -73,8 +73,9 @@ def plan_speedups(
             )
 
         with _bar(text) as on_trial:
-            found = landed(lambda budget: planner.within(budget, on_trial), by_table, share, measured, on_miss=on_miss)
-        front, taken = found
+            front, taken = landed(
+                lambda budget: planner.within(budget, on_trial), by_table, share, measured, on_miss=on_miss
+            )
         fronts.append((1 / share, front, 1 / taken))
         print(_described(text, front, by_table, pipe.scheduler))
         _write(path, planner, front, full, taken * full, how, subjects.names)

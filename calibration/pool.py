@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -94,7 +95,8 @@ def _candidates(
                 yield Candidate(OWN, full(steps).with_timesteps(timesteps))
     for steps in sorted({round(share * base) for share in COUNTS}, reverse=True):
         if steps > most:
-            own = [] if spaced_by is None else [full(steps).with_timesteps(times) for times in spaced_by(steps)[-1:]]
+            spacings = [] if spaced_by is None else spaced_by(steps)[-1:]  # the last is by the errors of leaps
+            own = [full(steps).with_timesteps(times) for times in spacings]
             for order in orders:
                 kind = f"forecasts of order {ORDERS.index(order)}" if order.forecasts else "reuse"
                 for whole in (full(steps), *own):
@@ -115,7 +117,7 @@ def _candidates(
 
 def most_steps(full: Callable[[int], Plan], base: int, budget: float, prices: Prices) -> int:
     """The most steps, fewer than all, that the budget allows without compression; 0 if not even one."""
-    return max((steps for steps in range(1, base) if prices.of(full(steps)) <= budget * (1 + 1e-9)), default=0)
+    return bisect_right(range(1, base), budget * (1 + 1e-9), key=lambda steps: prices.of(full(steps)))
 
 
 def _fitted(choose: Callable[[float], Plan], budget: float, prices: Prices) -> Plan | None:

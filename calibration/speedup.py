@@ -21,21 +21,16 @@ SEARCHED = 2  # candidates that are improved
 COUNTS = 3  # of fewer steps, that are verified: which timesteps suit a sampler shows on many images only
 HOPELESS = 1.5  # times as far as the best candidate, from where no search is begun
 NEAR = 0.03  # of a time
+ATTEMPTS = 2  # at keeping it
 
 
 @dataclass(frozen=True)
-class Tried:
-    """A plan, what it costs, and how far it ended on the images of the search; ``unseen`` on others, if tried there."""
+class Tried(Candidate):
+    """What a plan costs, and how far it ended on the images of the search; ``unseen`` on others, if tried there."""
 
-    kind: str
-    plan: Plan
     cost: float
     seen: Outcome
     unseen: Outcome | None = None
-
-    @property
-    def name(self) -> str:
-        return f"{self.kind}, {self.plan.steps} steps"
 
 
 @dataclass(frozen=True)
@@ -43,7 +38,6 @@ class Front:
     """All that was tried within one budget, and on unseen noise the finalists: the best of every kind, and what the
     search made of the best two."""
 
-    budget: float
     tried: tuple[Tried, ...]
     finalists: tuple[Tried, ...]
 
@@ -116,7 +110,7 @@ def within(
         raise CalibrationError(
             "every plan that is cheap enough ends in NaN or infinite values: use --dtype float32 or bfloat16"
         )
-    return Front(budget, tuple(tried), tuple(verified))
+    return Front(tuple(tried), tuple(verified))
 
 
 def landed(
@@ -124,7 +118,6 @@ def landed(
     full: float,
     share: float,
     measured: Callable[[Plan], float],
-    searches: int = 2,
     on_miss: Callable[[Front, float], None] | None = None,
 ) -> tuple[Front, float]:
     """A search whose best plan takes what it may by the clock, not only by prediction, and the share that it takes.
@@ -141,7 +134,7 @@ def landed(
     """
     asked = share
     found: list[tuple[Front, float]] = []
-    for number in range(1, searches + 1):
+    for number in range(1, ATTEMPTS + 1):
         try:
             front = search(asked * full)
         except CalibrationError:
@@ -153,7 +146,7 @@ def landed(
         if abs(taken / share - 1) <= NEAR or (taken < share and compresses_nothing(front.best.plan)):
             break
         asked = min(asked * share / taken, (asked + 1) / 2)  # never all of the uncompressed run's
-        if on_miss is not None and number < searches:
+        if on_miss is not None and number < ATTEMPTS:
             on_miss(front, taken)
     in_time = [one for one in found if one[1] <= share * (1 + NEAR)]
     if in_time:

@@ -130,14 +130,14 @@ def test_of_a_sampler_that_calls_the_model_twice_a_step(
 def test_advice_counts_steps_as_the_sampler_does() -> None:
     other = front_of(1.0).best  # of three model calls
     fewer = replace(other, kind=FEWER)
-    front = Front(1.0, (fewer, other), (fewer, other))
+    front = Front((fewer, other), (fewer, other))
     heun, dpm = (small_pipeline(layers=1, sampler=name).scheduler for name in ("heun", "dpm"))
     assert "take 2 steps; compression adds nothing" in sentence(2.0, front, heun)
     assert "take 3 steps; compression adds nothing" in sentence(2.0, front, dpm)
     near = replace(other, unseen=Outcome((0.01,), 0.01))
-    told = sentence(2.0, Front(1.0, (fewer, near), (fewer, near)), heun)
+    told = sentence(2.0, Front((fewer, near), (fewer, near)), heun)
     assert "take the plan (cells, 2 steps)" in told and "those of 2 steps" in told
-    assert "cells, 2 steps; the sampler alone" in sentence(2.0, Front(1.0, (near,), (near,)), heun)
+    assert "cells, 2 steps; the sampler alone" in sentence(2.0, Front((near,), (near,)), heun)
 
 
 def test_without_memory_for_a_table_of_errors(
@@ -165,7 +165,7 @@ def test_without_a_method_that_is_faster_than_full(
 def front_of(budget: float, plan: Plan | None = None) -> Front:
     plan = plan or random_plan(small_pipeline(layers=1), steps=3)
     tried = Tried("cells", plan, budget, Outcome((0.1,), 0.1), Outcome((0.1,), 0.1))
-    return Front(budget, (tried,), (tried,))
+    return Front((tried,), (tried,))
 
 
 def test_a_search_that_misses_by_the_clock_is_done_again() -> None:
@@ -182,7 +182,7 @@ def test_a_search_that_misses_by_the_clock_is_done_again() -> None:
     )
     assert missed == [0.625]
     assert asked == [100.0, pytest.approx(80.0)]
-    assert front.budget == pytest.approx(80.0) and taken == pytest.approx(0.5)
+    assert front.best.cost == pytest.approx(80.0) and taken == pytest.approx(0.5)
     asked.clear()
     landed(search, 200.0, 0.5, lambda plan: 0.51)
     assert len(asked) == 1  # near enough

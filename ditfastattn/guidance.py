@@ -1,16 +1,53 @@
 """Reading the guidance off a run: the sampler must be handed uncond + s (cond - uncond) with the plan's s."""
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from plans import PlanMismatch
+from ditfastattn.layout import Layout
+from ditfastattn.watch import Watch
+from plans import GuidanceSpec, PlanMismatch
 
 # Of the magnitude that is added up. Rounding moves the sum by about a fifth of an eps (of the norm), whatever the order
 # of the operations.
 _ROUNDING = 1.0
 _FLOOR = 1e-5
+
+
+class GuidanceCheck:
+    """Every step of the sampler must be given the plan's guidance of the model's last output."""
+
+    def __init__(self, guidance: GuidanceSpec) -> None:
+        self._scale, self._layout = guidance.scale, Layout(guidance.layout)
+        self._output: Tensor | None = None  # until the sampler steps with it
+
+    @property
+    def awaits(self) -> bool:
+        """Whether the sampler's next step is to be checked."""
+        return self._output is not None
+
+    def expect(self, output: Tensor) -> None:
+        """``output`` (2B, C, ...) is what the sampler's next step must follow from; without guidance any does."""
+        self._output = output if self._layout is not Layout.NONE else None
+
+    def forget(self) -> None:
+        """The run is over."""
+        self._output = None
+
+    def check(self, given: Tensor, watch: Watch) -> None:
+        """Raises PlanMismatch, now or when ``watch`` learns it, if what the sampler is ``given`` is guided otherwise.
+
+        Args:
+            given: (B, C, ...), or more rows, of which the first B are read.
+        """
+        assert self._output is not None
+        output, self._output = self._output, None
+        conditional, half = self._layout.conditional_rows(len(output)), len(output) // 2
+        cond, uncond = output[conditional], output[half:] if conditional.start == 0 else output[:half]
+        eps = max(torch.finfo(tensor.dtype).eps for tensor in (output, given))
+        watch.post(guidance_products(cond, uncond, given[:half]), partial(judge_guidance, self._scale, eps))
 
 
 def guidance_products(cond: Tensor, uncond: Tensor, guided: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from diffusers import (
 
 from ditfastattn.errors import DitFastAttnError, LoadError
 from plans import PlanError, SamplerSpec
+from plans.resample import TRAINING
 
 
 class IDDPMScheduler(DDPMScheduler):
@@ -47,15 +48,6 @@ SAMPLERS: dict[str, tuple[type[SchedulerMixin], dict[str, Any]]] = {
 }
 _NO_DEFAULT = object()
 _PROBED = 5  # steps, of which one is left out to see what a sampler makes of the others
-_TRAINING = (
-    "num_train_timesteps",
-    "beta_start",
-    "beta_end",
-    "beta_schedule",
-    "trained_betas",
-    "prediction_type",
-    "rescale_betas_zero_snr",
-)
 
 
 def make_sampler(name: str, config: Any) -> Any:
@@ -77,7 +69,7 @@ def make_sampler(name: str, config: Any) -> Any:
     cls, settings = SAMPLERS[name]
     # diffusers would keep what the class does not take among its settings, and its plans would differ by that.
     taken = inspect.signature(cls.__init__).parameters
-    training = {key: config[key] for key in _TRAINING if key in config and key in taken}
+    training = {key: config[key] for key in TRAINING if key in config and key in taken}
     return cls.from_config({**training, **settings})
 
 

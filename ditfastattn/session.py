@@ -25,7 +25,7 @@ from ditfastattn.batch import (
 from ditfastattn.clock import StepClock
 from ditfastattn.errors import ApplyError, DitFastAttnError, StepError, pydantic_reason
 from ditfastattn.execute import Context, Contexts
-from ditfastattn.guidance import guidance_products, judge_guidance
+from ditfastattn.guidance import GuidanceCheck
 from ditfastattn.identity import Identity, identity_of
 from ditfastattn.install import Overrides
 from ditfastattn.kernels import make_kernel
@@ -69,7 +69,7 @@ class Session:
         self._planned = Planned(plan)
         self._run: Run | None = None
         self._condition: ConditionCheck | None = None
-        self._last_output: Tensor | None = None  # until the sampler steps with it
+        self._guidance = GuidanceCheck(plan.guidance)
         self._stepped = False  # the sampler's step followed the last model call
         self._removed = False
         self._identity: Identity = ()  # of the model when it was last found without obstacles
@@ -276,8 +276,8 @@ class Session:
     def _finish_step(self, step: int, output: Tensor) -> None:
         assert self._run is not None
         self._used.update(self._planned.counts(self._run.entered_at)[step - self._run.entered_at])
-        guided = self._layout is not Layout.NONE and self._scheduler is not None
-        self._last_output = output if guided else None
+        if self._scheduler is not None:
+            self._guidance.expect(output)
         self._stepped = False
         if step + 1 == self.plan.steps:
             self._watch.drain()
@@ -287,7 +287,8 @@ class Session:
         """Drops all that belongs to a run; only a new one can follow."""
         self._clock.forget()
         self._watch.forget()
-        self._last_output = self._run = self._condition = None
+        self._guidance.forget()
+        self._run = self._condition = None
         self._runner.end()
 
     # ------------------------------------------------------------------------------------------------- the sampler
@@ -328,25 +329,15 @@ class Session:
 
     def _scheduler_step(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         self._stepped = True
-        if self._last_output is not None and not self._removed:
-            output, self._last_output = self._last_output, None
+        if self._guidance.awaits and not self._removed:
             try:
-                self._check_guidance(output, args[0] if args else kwargs["model_output"])
+                self._guidance.check(args[0] if args else kwargs["model_output"], self._watch)
+                if not self._clock.goes_on:
+                    self._watch.drain()
             except BaseException:
                 self._end_run()
                 raise
         return original(*args, **kwargs)
-
-    def _check_guidance(self, output: Tensor, guided: Tensor) -> None:
-        """Refuses a run that is guided otherwise than the plan, as soon as it can be told."""
-        rows = self._layout.conditional_rows(output.shape[0])
-        half = output.shape[0] // 2
-        cond, uncond = (output[:half], output[half:]) if rows.start == 0 else (output[half:], output[:half])
-        scale = self.plan.guidance.scale
-        eps = max(torch.finfo(t.dtype).eps for t in (output, guided))
-        self._watch.post(guidance_products(cond, uncond, guided[:half]), partial(judge_guidance, scale, eps))
-        if not self._clock.goes_on:
-            self._watch.drain()
 
 
 def _instead(original: Callable[..., Any], ours: Callable[..., Any]) -> Callable[..., Any]:

@@ -217,9 +217,7 @@ def _sum(parts: Sequence[PlanMacs], convention: Convention = "module") -> PlanMa
 
 def shown_macs(plan: Plan) -> PlanMacs:
     """The MACs that a picture of a plan shows: of attention, and of what `besides` says."""
-    if counts_mlps(plan):
-        return total_macs(plan)
-    return _sum([plan_macs(plan), *([cross_macs(plan)] if "cross" in plan.sites else [])])
+    return total_macs(plan) if counts_mlps(plan) else _sum(_without_mlps(plan))
 
 
 def besides(plan: Plan) -> str:
@@ -246,8 +244,11 @@ def total_macs(plan: Plan) -> PlanMacs:
     Raises:
         ValueError: as :func:`mlp_macs`.
     """
-    cross = [cross_macs(plan)] if "cross" in plan.sites else []
-    return _sum([plan_macs(plan), *cross, mlp_macs(plan)])
+    return _sum([*_without_mlps(plan), mlp_macs(plan)])
+
+
+def _without_mlps(plan: Plan) -> list[PlanMacs]:
+    return [plan_macs(plan), *([cross_macs(plan)] if "cross" in plan.sites else [])]
 
 
 def full_macs(model: ModelSpec, convention: Convention = "module") -> int:

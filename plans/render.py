@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from itertools import groupby
 from textwrap import wrap
 
-from plans.macs import PlanMacs, besides, cross_macs, mlp_macs, part_macs, plan_macs, shares, shown_macs, site_macs
+from plans.macs import besides, cross_macs, mlp_macs, part_macs, plan_macs, shares, shown_macs, site_macs
 from plans.method import Method
 from plans.model import SiteName
 from plans.schema import Plan
@@ -109,11 +109,6 @@ def siteline(plan: Plan, site: SiteName) -> str:
     )
 
 
-def bars_of(plan: Plan, site: SiteName) -> PlanMacs:
-    """The MACs that stand under one site's grid."""
-    return part_macs(plan, site)
-
-
 def curve(values: Sequence[float]) -> str:
     """One block character a value, from 0 to the greatest; of the fourth root, so that values 100 times smaller than
     others can still be told apart."""
@@ -138,7 +133,7 @@ def terminal(plan: Plan, *, width: int = 80, color: bool = False, unicode: bool 
     for site, grid in plan.sites.items():
         if len(plan.sites) > 1:
             parts += [siteline(plan, site), ""]
-        heights = [percent / 100 for percent in bars_of(plan, site).step_percents]
+        heights = [percent / 100 for percent in part_macs(plan, site).step_percents]
         for start, stop in _panels(plan.steps, width):
             parts += _rows(grid.methods[start:stop], color)
             bars = "".join(_bar(height, unicode) for height in heights[start:stop])

@@ -28,6 +28,7 @@ from ditfastattn.errors import DitFastAttnError
 from ditfastattn.models import adapt
 from ditfastattn.pipelines import load_pipeline
 from eval.drift_runs import Sampled, final_latents, psnr
+from eval.least import check_least
 from eval.record import command_line, device_name, record
 from plans import Plan
 from plans.files import write_text
@@ -195,9 +196,7 @@ def tested(subject: Subject, plan: Plan, asked: float) -> dict[str, Any]:
 def main(argv: Sequence[str] | None = None) -> None:
     """Print and write drift.json; what is measured is written at once."""
     args = parser().parse_args(argv)
-    for name in ("steps", "reference_steps", "labels", "n", "batch", "seeds"):
-        if getattr(args, name) < 1:
-            raise DitFastAttnError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}")
+    check_least(args, dict.fromkeys(("steps", "reference_steps", "labels", "n", "batch", "seeds"), 1))
     subject = Subject(args)
     name = Path(args.model).name
     file = args.out / ("drift.json" if name == "demo" else f"drift-{name}.json")

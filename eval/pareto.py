@@ -65,7 +65,7 @@ def parser() -> argparse.ArgumentParser:
         "efficientnet-lite0")  # fmt: skip
     add("--fd-dtype", choices=DTYPES, help="that they are drawn in (default: as --dtype)")
     add("--fd-shares", type=float, nargs="+", default=SHARES, metavar="S", help="of the MACs, near which rows get one "
-        f"({SHARES})")  # fmt: skip
+        "(0.8 0.5 0.35)")  # fmt: skip
     add(
         "--out",
         type=Path,

@@ -7,6 +7,7 @@ import math
 
 from ditfastattn.errors import DitFastAttnError
 from ditfastattn.ranks import ALONE
+from eval.least import check_least
 
 LEAST = {"base_steps": 2, "labels": 1, "n": 1, "batch": 1, "time_batch": 1, "evaluations": 0, "seed": 0}
 
@@ -17,11 +18,7 @@ def check(args: argparse.Namespace) -> None:
     Raises:
         DitFastAttnError: as one sentence.
     """
-    for name, least in LEAST.items():
-        given = getattr(args, name)
-        for number in given if isinstance(given, list) else [given]:
-            if number < least:
-                raise DitFastAttnError(f"--{name.replace('_', '-')} must be at least {least}, got {number}")
+    check_least(args, LEAST)
     if args.seed >= 2**63:
         raise DitFastAttnError(f"--seed must be below 2**63, got {args.seed}")
     for speedup in args.speedups:

@@ -20,6 +20,7 @@ from ditfastattn.ranks import ALONE
 from eval import geometry, pareto_file, pareto_time
 from eval.geometry import GUIDANCE_SCALE, Geometry
 from eval.latency import PAPER_SHARES
+from eval.least import check_least
 from eval.paper import NAMES
 from eval.pareto_bench import Candidate, share
 from eval.pareto_file import SPEED_ALONE
@@ -59,11 +60,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         DitFastAttnError: no GPU, numbers that make no comparison, or, at the end, ways that could not be timed.
     """
     args = parser().parse_args(argv)
-    for name, least in {"base_steps": 2, "batch": 1, "repeats": 1}.items():
-        given = getattr(args, name)
-        for number in given if isinstance(given, list) else [given]:
-            if number < least:
-                raise DitFastAttnError(f"--{name.replace('_', '-')} must be at least {least}, got {number}")
+    check_least(args, {"base_steps": 2, "batch": 1, "repeats": 1})
     if torch.device(ALONE.device(args.device)).type != "cuda":
         raise DitFastAttnError(f"speed is measured on a GPU; --device is {args.device}, give a cuda device")
     measure(args, command_line("pareto-speed", argv, ("--out", "--device")))

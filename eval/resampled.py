@@ -29,6 +29,7 @@ from ditfastattn.resample import resample
 from ditfastattn.samplers import inference_steps
 from eval.drift import UNSEEN, Subject
 from eval.drift_runs import Sampled, psnr
+from eval.least import check_least
 from eval.record import command_line, device_name, record
 from plans import Plan, load
 from plans.compare import setting_differences
@@ -229,9 +230,7 @@ def _target(row: Row) -> Target:
 def main(argv: Sequence[str] | None = None) -> None:
     """Print and write resampled.json; what is measured is written at once."""
     args = parser().parse_args(argv)
-    for name in ("tries", "labels", "n", "batch"):
-        if getattr(args, name) < 1:
-            raise DitFastAttnError(f"--{name} must be at least 1, got {getattr(args, name)}")
+    check_least(args, dict.fromkeys(("tries", "labels", "n", "batch"), 1))
     comparison = Comparison(args)
     name = Path(args.model).name
     file = args.out / ("resampled.json" if name == "demo" else f"resampled-{name}.json")

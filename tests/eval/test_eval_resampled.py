@@ -2,11 +2,14 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from small_models import full_plan, random_plan, small_pipeline
 
+import calibration.calibrate
 import plans
+from calibration.settings import Settings
 from ditfastattn.errors import DitFastAttnError
 from ditfastattn.resample import resample
 from eval import resampled
@@ -25,7 +28,14 @@ def test_the_next_threshold() -> None:
     assert 0.01 < next_threshold(rows, 80, 1) < 0.04  # never one that was tried
 
 
-def test_from_the_command_line(tmp_path: Path) -> None:
+def test_from_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def calibrate(pipe: Any, settings: Settings, **how: Any) -> Any:
+        asked.append((settings.steps, settings.guidance_scale))
+        return calibration.calibrate.calibrate(pipe, settings, **how)
+
+    monkeypatch.setattr(resampled, "calibrate", calibrate)
     folder, out = tmp_path / "small", tmp_path / "results"
     pipe = small_pipeline(layers=2)
     pipe.save_pretrained(folder)
@@ -37,6 +47,7 @@ def test_from_the_command_line(tmp_path: Path) -> None:
     resampled.main([*given, "--near", "0"])
     result = json.loads((out / "resampled-small.json").read_text())
     assert "--out" not in result["command"] and result["from"] == {"steps": 4, "guidance": 4.0}
+    assert asked == [*[(3, 4.0)] * 2, *[(4, 2.0)] * 2]
     rows = result["rows"]
     assert {"plan", "steps", "guidance", "attention_macs", "latent_rel_l2", "psnr", "of"} <= rows[0].keys()
     assert [(row["of"], row["steps"], row["guidance"]) for row in rows] == [

@@ -18,7 +18,7 @@ from calibration.trials import Outcome, Trials
 from plans import Method, Plan
 
 SEARCHED = 2  # candidates that are improved
-COUNTS = 3  # of fewer steps, that are verified: which timesteps suit a sampler shows on many images only
+COUNTS = 3  # of fewer steps, and of own timesteps, that are verified: which suit shows on many images only
 HOPELESS = 1.5  # times as far as the best candidate, from where no search is begun
 NEAR = 0.03  # of a time
 ATTEMPTS = 2  # at keeping it

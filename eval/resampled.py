@@ -101,7 +101,7 @@ class Comparison:
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
-        self.plans = {path.stem: load(path) for path in args.plans}
+        self.plans = {path.name.removesuffix(".json"): load(path) for path in args.plans}
         self.first = next(iter(self.plans.values()))
         for name, plan in self.plans.items():
             if differences := setting_differences(self.first, plan, "the first plan", name):

@@ -81,3 +81,14 @@ def test_plans_that_cannot_be_compared_are_refused(tmp_path: Path) -> None:
         resampled.main(["--tries", "0"])
     with pytest.raises(DitFastAttnError, match=r"the plans are for another model than demo: layers: the plan has 4"):
         resampled.main(["--plans", str(tmp_path / "a.json"), "--device", "cpu"])
+
+
+def test_a_plan_that_ships_keeps_its_name_and_is_compared_on_labels_it_has_not_seen() -> None:
+    name = "demo-dpm50-mrae-0.05"
+    compared = resampled.Comparison(
+        resampled.parser().parse_args(["--plans", name, "--n", "65", "--labels", "2", "--device", "cpu"])
+    )
+    assert list(compared.plans) == [name]
+    record = plans.load(name).calibration
+    assert record is not None and record.labels
+    assert len(set(compared.images)) > 40 and not set(compared.images) & set(record.labels)

@@ -126,18 +126,13 @@ def like_queries(plan: Plan, site: SiteName, latents: Tensor, dtype: torch.dtype
     return torch.empty(shape, dtype=dtype, device=latents.device)
 
 
-def on_gpu(timestep: Any) -> bool:
-    return isinstance(timestep, Tensor) and timestep.is_cuda
+def on_gpu(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_cuda
 
 
-def timestep_error(timestep: Tensor, planned: float) -> Tensor:
-    """(1,) float64: how far a call's timesteps are from the planned one, at most."""
-    return (timestep.double() - planned).abs().amax()[None]
-
-
-def judge_timestep(step: int, planned: float, numbers: list[float]) -> None:
-    """Raises StepError if the call that was taken for ``step`` was at another timestep."""
-    if not numbers[0] <= TOLERANCE:
+def judge_timestep(step: int, planned: float, timesteps: list[float]) -> None:
+    """Raises StepError if the rows of the call that was taken for ``step`` were at another timestep."""
+    if not all(abs(timestep - planned) <= TOLERANCE for timestep in timesteps):
         raise StepError(
             f"the call after {step} steps of the sampler was not at step {step} of the plan (timestep {planned:g}): a "
             "plan's steps must be run in order, all rows at one timestep, none left out"

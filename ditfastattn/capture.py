@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 
 class CaptureError(RuntimeError):
@@ -36,3 +37,38 @@ def _ready_again(generator: torch.Generator) -> None:
     """A capture that fails leaves the generator marked as being captured, and every later draw from it would raise; its
     copy, at the same place in its sequence, is not marked."""
     generator.graphsafe_set_state(generator.clone_state())
+
+
+class Replayed:
+    """A function of tensors, recorded once for each shape of theirs: a few launches in place of many.
+
+    What it returns is its own: read it before the next call. Where it cannot be recorded, as on a CPU, it is called.
+    """
+
+    def __init__(self, function: Callable[..., Tensor]) -> None:
+        self._function = function
+        self._recorded: dict[Any, tuple[tuple[Tensor, ...], torch.cuda.CUDAGraph, Tensor] | None] = {}
+
+    def __call__(self, *tensors: Tensor) -> Tensor:
+        if not tensors[0].is_cuda:
+            return self._function(*tensors)
+        shapes = tuple((tensor.shape, tensor.dtype, tensor.device) for tensor in tensors)
+        if shapes not in self._recorded:
+            self._recorded[shapes] = self._first(tensors)
+        recorded = self._recorded[shapes]
+        if recorded is None:
+            return self._function(*tensors)
+        buffers, graph, found = recorded
+        for buffer, tensor in zip(buffers, tensors, strict=True):
+            buffer.copy_(tensor)
+        graph.replay()
+        return found
+
+    def _first(self, tensors: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], torch.cuda.CUDAGraph, Tensor] | None:
+        buffers, found = tuple(tensor.clone() for tensor in tensors), list[Tensor]()
+        self._function(*buffers)
+        try:
+            graph = capture(lambda: found.append(self._function(*buffers)))
+        except CaptureError:
+            return None
+        return buffers, graph, found[-1]

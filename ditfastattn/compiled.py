@@ -41,6 +41,7 @@ class ProgramRunner(Runner):
         self._compile = compile
         self._pieces = compiled_pieces() if compile else Pieces()
         self._graphs = graphs
+        self.captures = graphs
         self._programs: OrderedDict[Key, tuple[Program, int]] = OrderedDict()  # with the bytes it took
         self._program: Program | None = None
         self._prepared_for: Identity = ()

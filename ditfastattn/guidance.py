@@ -1,11 +1,13 @@
 """Reading the guidance off a run: the sampler must be handed uncond + s (cond - uncond) with the plan's s."""
 
 import math
+from collections.abc import Callable
 from functools import partial
 
 import torch
 from torch import Tensor
 
+from ditfastattn.capture import Replayed
 from ditfastattn.layout import Layout
 from ditfastattn.watch import Watch
 from plans import GuidanceSpec, PlanMismatch
@@ -17,10 +19,15 @@ _FLOOR = 1e-5
 
 
 class GuidanceCheck:
-    """Every step of the sampler must be given the plan's guidance of the model's last output."""
+    """Every step of the sampler must be given the plan's guidance of the model's last output.
 
-    def __init__(self, guidance: GuidanceSpec) -> None:
+    Args:
+        captured: what is compared is computed by a graph.
+    """
+
+    def __init__(self, guidance: GuidanceSpec, captured: bool = False) -> None:
         self._scale, self._layout = guidance.scale, Layout(guidance.layout)
+        self._products: Callable[[Tensor, Tensor], Tensor] = Replayed(self._compared) if captured else self._compared
         self._output: Tensor | None = None  # until the sampler steps with it
 
     @property
@@ -44,10 +51,13 @@ class GuidanceCheck:
         """
         assert self._output is not None
         output, self._output = self._output, None
+        eps = max(torch.finfo(tensor.dtype).eps for tensor in (output, given))
+        watch.post(self._products(output, given), partial(judge_guidance, self._scale, eps))
+
+    def _compared(self, output: Tensor, given: Tensor) -> Tensor:
         conditional, half = self._layout.conditional_rows(len(output)), len(output) // 2
         cond, uncond = output[conditional], output[half:] if conditional.start == 0 else output[:half]
-        eps = max(torch.finfo(tensor.dtype).eps for tensor in (output, given))
-        watch.post(guidance_products(cond, uncond, given[:half]), partial(judge_guidance, self._scale, eps))
+        return guidance_products(cond, uncond, given[:half])
 
 
 def guidance_products(cond: Tensor, uncond: Tensor, guided: Tensor) -> Tensor:

@@ -71,6 +71,7 @@ class Runner(ABC):
     """Computes the model calls of a session, which has checked them."""
 
     prepares: bool  # steps are launched without waiting for the device
+    captures = False  # on a GPU, as CUDA graphs
 
     def __init__(self, adapter: ModelAdapter) -> None:
         self.adapter = adapter

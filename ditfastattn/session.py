@@ -19,7 +19,6 @@ from ditfastattn.batch import (
     judge_timestep,
     like_queries,
     on_gpu,
-    timestep_error,
     timestep_value,
 )
 from ditfastattn.clock import StepClock
@@ -35,6 +34,7 @@ from ditfastattn.models.base import Call, ModelAdapter
 from ditfastattn.order import Ordering, order_for
 from ditfastattn.planned import Planned
 from ditfastattn.runner import Run, Runner
+from ditfastattn.sampler_graphs import SamplerGraphs
 from ditfastattn.samplers import set_timesteps, settings_of
 from ditfastattn.summary import SessionSummary, SiteSummary
 from ditfastattn.watch import Watch
@@ -69,7 +69,8 @@ class Session:
         self._planned = Planned(plan)
         self._run: Run | None = None
         self._condition: ConditionCheck | None = None
-        self._guidance = GuidanceCheck(plan.guidance)
+        self._guidance = GuidanceCheck(plan.guidance, runner.captures)
+        self._sampler_graphs = SamplerGraphs(scheduler)
         self._stepped = False  # the sampler's step followed the last model call
         self._removed = False
         self._identity: Identity = ()  # of the model when it was last found without obstacles
@@ -213,7 +214,7 @@ class Session:
         self._condition.check(step, call, self._watch)
         if on_gpu(call.timestep):
             planned = self.plan.sampler.timesteps[step]
-            self._watch.post(timestep_error(call.timestep, planned), partial(judge_timestep, step, planned))
+            self._watch.post(call.timestep.flatten(), partial(judge_timestep, step, planned))
 
     def _check_pipeline(self) -> None:
         """A part of the pipeline that was exchanged would run uncompressed, or by another sampler, unnoticed."""
@@ -337,7 +338,10 @@ class Session:
             except BaseException:
                 self._end_run()
                 raise
-        return original(*args, **kwargs)
+        if not self._runner.captures or self._removed or self._run is None or not on_gpu(args[0] if args else None):
+            return original(*args, **kwargs)
+        with torch.cuda.device_of(args[0]):
+            return self._sampler_graphs.step((self._run.entered_at, self._clock.step), original, args, kwargs)
 
 
 def _instead(original: Callable[..., Any], ours: Callable[..., Any]) -> Callable[..., Any]:

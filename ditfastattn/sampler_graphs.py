@@ -1,4 +1,4 @@
-"""The sampler's own steps as CUDA graphs: a few launches in place of some seventy, most of them from Python.
+"""The sampler's own steps as CUDA graphs: a few launches in place of dozens.
 
 A step of a sampler is a function of the tensors that it is given, of those that it keeps, and of counters and settings
 on the host. What is recorded is the sampler's own code, so its numbers are the sampler's own. A recording holds for the
@@ -40,6 +40,10 @@ class SamplerGraphs:
     def count(self) -> int:
         """Steps that are recorded, of all shapes."""
         return sum(found is not None for steps in self._shapes.values() for found in steps.values())
+
+    def report(self) -> list[str]:
+        """A line for the session's summary, once there is something to say."""
+        return [f"sampler          {self.count} of its steps captured"] if self.count else []
 
     def step(self, place: Hashable, original: Step, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """What ``original(*args, **kwargs)`` returns, to the bit; the scheduler is left as it would leave it.

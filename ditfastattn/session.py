@@ -144,7 +144,7 @@ class Session:
             cache_bytes=sum(self._runner.cache_bytes().values()),
             peak_cache_bytes=measured.total,
             predicted_peak_cache_bytes=predicted.total,
-            runtime=self._runner.report(),
+            runtime=self._runner.report() + self._sampler_graphs.report(),
         )
 
     # ------------------------------------------------------------------------------------------------ installation

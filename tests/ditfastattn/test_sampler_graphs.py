@@ -107,6 +107,7 @@ def same(a: Any, b: Any) -> bool:
 def test_replayed_steps_are_the_samplers_own(name: str) -> None:
     scheduler, other = RECORDED[name](), RECORDED[name]()
     graphs = SamplerGraphs(scheduler, Tape)
+    assert graphs.report() == []
     kept = []
     for seed in (0, 1, 2, 1):
         expected, after = run(other, plainly(other), seed)
@@ -116,7 +117,7 @@ def test_replayed_steps_are_the_samplers_own(name: str) -> None:
             assert here.keys() == there.keys() and all(same(here[key], there[key]) for key in here)
     # compared at the end: what was returned is the caller's, whatever ran since
     assert all(same(expected, found) for expected, found in kept)
-    assert graphs.count >= 6
+    assert graphs.count >= 6 and graphs.report() == [f"sampler          {graphs.count} of its steps captured"]
 
 
 @pytest.mark.parametrize("name", NOISY)

@@ -61,7 +61,7 @@ def _slower(time: PlanTime | None) -> list[str]:
         return []
     return [
         "",
-        f"By measured times this plan is slower here than uncompressed, {time.total:.1f} ms against {time.full:.1f} ms:",
+        f"This plan is slower here than uncompressed, by measured times {time.total:.1f} ms against {time.full:.1f}:",
         "ask for a plan by time with --speedup, or see with python -m calibration advise what pays on this device.",
     ]
 

@@ -7,7 +7,6 @@ its share asks for.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +17,13 @@ import torch
 from ditfastattn.errors import DitFastAttnError
 from ditfastattn.sampling import label_condition
 from eval import pareto_file, pareto_grid, pareto_options, pareto_plot, pareto_time
+from eval.arguments.pareto import SHARES, parser
 from eval.drift_runs import mean_psnr
 from eval.pareto_bench import Bench, Candidate, Way
 from eval.pareto_cache_dit import DualBlockCache
 from eval.pareto_fd import Distance
 from eval.pareto_grid import METHODS
-from eval.pareto_ours import SPEEDUPS, ours
+from eval.pareto_ours import ours
 from eval.pareto_paper import paper
 from eval.pareto_rivals import cache_dit, rivals, smoothcache
 from eval.pareto_time import Stopwatch, timed_as
@@ -37,42 +37,6 @@ SOURCES: dict[str, Callable[[Bench, int], Iterator[Candidate]]] = {
     "ours": ours,
     "paper": paper,
 }
-
-DTYPES = ("float32", "float16", "bfloat16")
-SHARES = (0.8, 0.5, 0.35)  # of the MACs
-
-
-def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(prog="python -m eval pareto", description=__doc__.split("\n\n")[0])
-    add = p.add_argument
-    add("--model", default="demo", help="a pipeline conditioned on labels (default: demo)")
-    add("--base-steps", type=int, nargs="+", default=[50, 20])
-    add("--guidance", type=float, default=4.0)
-    add("--labels", type=int, default=8, help="images calibrated on (8)")
-    add("--only", nargs="+", choices=list(SOURCES), help="what is measured anew (all)")
-    add("--speedups", type=float, nargs="+", default=list(SPEEDUPS), help=f"that ours are asked for ({SPEEDUPS})")
-    add("--evaluations", type=int, default=60, help="runs that ours are searched by, for each speedup (60)")
-    add("--n", type=int, default=256, help="other images that are compared (256)")
-    add("--batch", type=int, default=64)
-    add("--seed", type=int, default=0)
-    add("--dtype", choices=DTYPES, default="float32")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    add("--no-time", action="store_true", help="do not measure speed-ups; a CPU never does")
-    add("--time-batch", type=int, default=32, help="images timed together (32)")
-    add("--time-dtype", choices=DTYPES, default="float16", help="default: float16")
-    add("--fd", type=int, default=0, metavar="N", help="images drawn for a Frechet distance; 0 measures none (default)")
-    add("--fd-reference", type=Path, metavar="FILE", help="real images, or their statistics by eval stats --network "
-        "efficientnet-lite0")  # fmt: skip
-    add("--fd-dtype", choices=DTYPES, help="that they are drawn in (default: as --dtype)")
-    add("--fd-shares", type=float, nargs="+", default=SHARES, metavar="S", help="of the MACs, near which rows get one "
-        "(0.8 0.5 0.35)")  # fmt: skip
-    add(
-        "--out",
-        type=Path,
-        default=Path("runs/pareto"),
-        help="folder of pareto.json, its pictures, and plans/ (runs/pareto)",
-    )
-    return p
 
 
 @dataclass
@@ -94,7 +58,9 @@ class Comparison:
         if "timed" in record:
             labels = [bench.unseen[index % args.n] for index in range(args.time_batch)]
             condition = label_condition(bench.pipe.transformer, labels)
-            self.stopwatch = Stopwatch(bench.pipe, getattr(torch, args.time_dtype), condition, args.guidance, base)
+            self.stopwatch = Stopwatch(
+                bench.pipe, getattr(torch, args.time_dtype), condition, args.guidance, base, args.repeats
+            )
         bench.stopwatch = self.stopwatch
         self.table = pareto_file.Table(args.out / pareto_file.NAME, {**record, "base_steps": base})
         self.tried: list[Tried] = []
@@ -186,7 +152,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     }
     if on_gpu and not args.no_time:
         told["timed"] = (
-            f"{pareto_time.what()}; cache-dit with compiled blocks; batch {args.time_batch}, {args.time_dtype}"
+            f"{pareto_time.what(args.repeats)}; cache-dit with compiled blocks; batch {args.time_batch}, "
+            f"{args.time_dtype}"
         )
     if args.fd:
         drawn = f"{args.fd} images in {args.fd_dtype or args.dtype}"

@@ -9,7 +9,7 @@ from ditfastattn.errors import DitFastAttnError
 from ditfastattn.ranks import ALONE
 from eval.least import check_least
 
-LEAST = {"base_steps": 2, "labels": 1, "n": 1, "batch": 1, "time_batch": 1, "evaluations": 0, "seed": 0}
+LEAST = {"base_steps": 2, "labels": 1, "n": 1, "batch": 1, "time_batch": 1, "repeats": 1, "evaluations": 0, "seed": 0}
 
 
 def check(args: argparse.Namespace) -> None:

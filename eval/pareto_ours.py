@@ -14,8 +14,6 @@ from eval.pareto_bench import Bench, Candidate, full_plan
 from eval.pareto_time import timed_as
 from plans import Plan, save
 
-SPEEDUPS = (1.2, 1.3, 1.5, 1.6, 2.0, 2.5, 3.0)
-
 
 class Timed(Times):
     """Also knows the uncompressed run of fewer steps, compiled as a whole, which no plan has to follow.

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator, Sequence
 from itertools import zip_longest
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,39 +17,19 @@ import torch
 from ditfastattn.errors import DitFastAttnError
 from ditfastattn.ranks import ALONE
 from eval import geometry, pareto_file, pareto_time
+from eval.arguments.pareto_speed import parser
 from eval.geometry import GUIDANCE_SCALE, Geometry
-from eval.latency import PAPER_SHARES
 from eval.least import check_least
-from eval.paper import NAMES
+from eval.paper import NAMES, PAPER_SHARES
 from eval.pareto_bench import Candidate, share
 from eval.pareto_file import SPEED_ALONE
 from eval.pareto_rivals import schedules
-from eval.pareto_time import REPEATS, Stopwatch
+from eval.pareto_time import Stopwatch
 from eval.record import command_line, device_name, record
 from eval.sample_settings import check_steps
 from eval.synthetic import synthetic_plan
 from plans import Plan
 from plans.macs import plan_macs, total_macs
-
-METHODS = ("full", "fewer steps", "FORA", "TaylorSeer-like", "skip", "PAB", "DiTFastAttn")
-
-
-def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
-        prog="python -m eval pareto-speed",
-        description=__doc__.split("\n\n")[0],
-        epilog="example:\n  python -m eval pareto-speed --model pixart-sigma-2k --base-steps 20 --repeats 1",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    p.add_argument("--model", default="dit-xl-2-512", choices=list(PAPER_SHARES), help="(dit-xl-2-512)")
-    p.add_argument("--base-steps", type=int, nargs="+", default=[50, 20])
-    p.add_argument("--only", nargs="+", choices=METHODS, help="what is measured anew (all)")
-    p.add_argument("--batch", type=int, default=1, help="images; each takes two rows with guidance (1)")
-    p.add_argument("--repeats", type=int, default=REPEATS, help=f"timed runs of each way ({REPEATS})")
-    p.add_argument("--dtype", choices=("float16", "bfloat16", "float32"), default="bfloat16")
-    p.add_argument("--device", default="cuda", help="a GPU")
-    p.add_argument("--out", type=Path, default=Path("runs/pareto"), help="folder of pareto.json (runs/pareto)")
-    return p
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -24,10 +24,8 @@ from eval.latency import on_device
 from eval.pareto_bench import Way, copied
 from plans import Plan
 
-REPEATS = 5
 
-
-def what(repeats: int = REPEATS) -> str:
+def what(repeats: int) -> str:
     """How speed-ups are measured, for a record."""
     runs = f"medians of {repeats} runs" if repeats > 1 else "a single run"
     return (
@@ -62,7 +60,7 @@ class Stopwatch:
         condition: Condition,
         scale: float,
         base: int,
-        repeats: int = REPEATS,
+        repeats: int,
     ) -> None:
         self._planned, self._full = copied(pipe, dtype), copied(pipe, dtype)
         on_device(self._planned)

@@ -16,7 +16,7 @@ import torch
 
 from ditfastattn.errors import DitFastAttnError
 from ditfastattn.sampling import label_condition
-from eval import pareto_file, pareto_grid, pareto_options, pareto_plot, pareto_time
+from eval import pareto_file, pareto_grid, pareto_options, pareto_plot, pareto_table, pareto_time
 from eval.arguments.pareto import SHARES, parser
 from eval.drift_runs import mean_psnr
 from eval.pareto_bench import Bench, Candidate, Way
@@ -82,7 +82,7 @@ class Comparison:
             "steps": steps,
             "total_macs": round(100 * macs * steps / self.base, 2),
             "attention_macs": round(100 * attention * steps / self.base, 2),
-            "speedup": self._speedup(way, steps),
+            **self._times(way, steps),
             "psnr": mean_psnr(self.reference, found),
             "ssim": round(float(ssim(a, b).mean()), 4),
             "latent_rel_l2": round(self.reference.distance(found), 5),
@@ -90,18 +90,17 @@ class Comparison:
         }
         self.tried.append(Tried(row, way, found.pixels[: pareto_grid.COLUMNS]))
         self.table.add(row)
-        faster = "" if row["speedup"] is None else f"{row['speedup']:.2f} x"
+        faster = "" if row["speedup"] is None else pareto_table.times(row)
         print(f"{self.base} {method:<30} {setting:<40} {row['total_macs']:6.1f} % {faster:>7} {row['psnr']} dB "
               f"{row['latent_rel_l2']:.4f}", flush=True)  # fmt: skip
 
-    def _speedup(self, way: Way, steps: int) -> float | None:
-        if self.stopwatch is None:
-            return None
-        try:
-            return self.stopwatch.speedup(timed_as(way), steps)
-        except Exception as error:
-            _excused(way, "not timed", error)
-            return None
+    def _times(self, way: Way, steps: int) -> dict[str, float | None]:
+        if self.stopwatch is not None:
+            try:
+                return {**self.stopwatch.speedup(timed_as(way), steps).as_row()}
+            except Exception as error:
+                _excused(way, "not timed", error)
+        return dict.fromkeys(pareto_file.TIMES)
 
     def distances(self, distance: Distance) -> None:
         """Frechet distances of the uncompressed images, and of the rows of `METHODS` nearest to each share."""
@@ -146,6 +145,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     told = {
         "model": Path(args.model).name,
         "base_steps": 0,
+        pareto_file.RUN: pareto_file.run_name(),
         **record(command_line("pareto", argv, ("--out", "--device")), device_name(args.device), args.dtype),
         "images": args.n,
         "guidance": args.guidance,

@@ -65,7 +65,14 @@ def _at(row: dict[str, Any] | None) -> str:
         return ""
     name, _, what = row["setting"].partition(": ") if row["method"] == "ours" else (row["method"], "", row["setting"])
     how = what if row["method"] == "ours" else f"{name} {what}"
-    return f"{row['psnr']:.1f} dB, {row['speedup']:.2f} x ({how})"
+    return f"{row['psnr']:.1f} dB, {times(row)} ({how})"
+
+
+def times(row: Mapping[str, Any]) -> str:
+    """ "1.52 x", and the quartiles where they are known and differ: "1.52 x [1.50 to 1.53]"."""
+    low, high = (row.get(name) for name in ("speedup_low", "speedup_high"))
+    spread = [] if low is None or high is None else [f"{low:.2f}", f"{high:.2f}"]
+    return f"{row['speedup']:.2f} x" + (f" [{' to '.join(spread)}]" if len(set(spread)) > 1 else "")
 
 
 def speeds(rows: Sequence[dict[str, Any]]) -> list[str]:
@@ -82,7 +89,7 @@ def speeds(rows: Sequence[dict[str, Any]]) -> list[str]:
         if row["method"] == "fewer steps":
             how = f"{row['total_macs']:.0f} %"
         here = cells.setdefault((row["method"], how), {})
-        here[row["model"], -row["base_steps"]] = f"{row['total_macs']:.0f} %, {row['speedup']:.2f} x"
+        here[row["model"], -row["base_steps"]] = f"{row['total_macs']:.0f} %, {times(row)}"
     order = list(dict.fromkeys(row["method"] for row in rows))
     lines = [f"| way | {' | '.join(names)} |", "|---" * (1 + len(names)) + "|"]
     for method, how in sorted(cells, key=lambda way: (order.index(way[0]), way[1])):

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 
 from ditfastattn.errors import DitFastAttnError
-from ditfastattn.sampling import label_condition
 from eval import pareto_file, pareto_grid, pareto_options, pareto_plot, pareto_table, pareto_time
 from eval.arguments.pareto import SHARES, parser
 from eval.drift_runs import mean_psnr
+from eval.pareto_again import retime
 from eval.pareto_bench import Bench, Candidate, Way
 from eval.pareto_cache_dit import DualBlockCache
 from eval.pareto_fd import Distance
@@ -26,7 +26,7 @@ from eval.pareto_grid import METHODS
 from eval.pareto_ours import ours
 from eval.pareto_paper import paper
 from eval.pareto_rivals import cache_dit, rivals, smoothcache
-from eval.pareto_time import Stopwatch, timed_as
+from eval.pareto_time import stopwatch_of, timed_as
 from eval.record import command_line, device_name, record
 from eval.similarity import ssim
 
@@ -54,13 +54,7 @@ class Comparison:
     def __init__(self, bench: Bench, base: int, record: dict[str, Any]) -> None:
         args = bench.args
         self.bench, self.base = bench, base
-        self.stopwatch: Stopwatch | None = None
-        if "timed" in record:
-            labels = [bench.unseen[index % args.n] for index in range(args.time_batch)]
-            condition = label_condition(bench.pipe.transformer, labels)
-            self.stopwatch = Stopwatch(
-                bench.pipe, getattr(torch, args.time_dtype), condition, args.guidance, base, args.repeats
-            )
+        self.stopwatch = stopwatch_of(bench, base) if "timed" in record else None
         bench.stopwatch = self.stopwatch
         self.table = pareto_file.Table(args.out / pareto_file.NAME, {**record, "base_steps": base})
         self.tried: list[Tried] = []
@@ -155,6 +149,13 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"{pareto_time.what(args.repeats)}; cache-dit with compiled blocks; batch {args.time_batch}, "
             f"{args.time_dtype}"
         )
+    if args.time_only:
+        for base in args.base_steps:
+            plans = args.plans or args.time_only.parent / "plans"
+            retime(bench, stopwatch_of(bench, base), {**told, "base_steps": base}, args.time_only, plans)
+        pareto_plot.plot(pareto_file.read(args.time_only)["rows"], args.time_only.with_name("pareto.png"))
+        print(f"written: {args.time_only}")
+        return
     if args.fd:
         drawn = f"{args.fd} images in {args.fd_dtype or args.dtype}"
         told["fd"] = f"{drawn}, EfficientNet-Lite0 features (not FID), to {args.fd_reference.name}"

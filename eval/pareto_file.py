@@ -70,8 +70,7 @@ class Table:
         kept = [row for row in before["rows"] if not mine(row) or row["method"] not in methods]
         runs, rows = [*runs, self._record], [*kept, *rows]
         self._written = dict(self._record)
-        self._file.parent.mkdir(parents=True, exist_ok=True)
-        write_text(self._file, _text(runs, rows))
+        write(self._file, runs, rows)
 
 
 def _same(row: dict[str, Any]) -> tuple[Any, ...]:
@@ -82,6 +81,17 @@ def _same(row: dict[str, Any]) -> tuple[Any, ...]:
 def _filled_up(row: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
     times = {name: before.get(name) for name in (*TIMES, TIMED_IN)} if row["speedup"] is None else {}
     return row | times | ({"fd": before["fd"]} if row["fd"] is None else {})
+
+
+def write(file: Path, runs: list[dict[str, Any]], rows: list[dict[str, Any]]) -> None:
+    """Whole or not at all; its folder is made."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_text(file, _text(runs, rows))
+
+
+def in_order(row: dict[str, Any]) -> dict[str, Any]:
+    """The row with its fields in the order of :data:`KEYS`, as far as it has them."""
+    return {name: row[name] for name in KEYS if name in row}
 
 
 def _text(runs: list[dict[str, Any]], rows: list[dict[str, Any]]) -> str:

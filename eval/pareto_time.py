@@ -18,10 +18,10 @@ from ditfastattn.cost.steps import seconds
 from ditfastattn.models import adapt
 from ditfastattn.models.base import PreparedModel
 from ditfastattn.samplers import inference_steps
-from ditfastattn.sampling import Denoiser, sample_latents
+from ditfastattn.sampling import Denoiser, label_condition, sample_latents
 from eval.baselines import Captured
 from eval.latency import on_device
-from eval.pareto_bench import Way, copied
+from eval.pareto_bench import Bench, Way, copied
 from plans import Plan
 
 
@@ -143,6 +143,14 @@ class Stopwatch:
 
     def _compared(self, run: Callable[[], None]) -> Faster:
         return Faster.of([self._full_run() / seconds(run, self._device) for _ in range(self._repeats)])
+
+
+def stopwatch_of(bench: Bench, base: int) -> Stopwatch:
+    """Of the batch that a command's options name, for the images that its plans are judged by."""
+    args = bench.args
+    labels = [bench.unseen[index % args.n] for index in range(args.time_batch)]
+    condition = label_condition(bench.pipe.transformer, labels)
+    return Stopwatch(bench.pipe, getattr(torch, args.time_dtype), condition, args.guidance, base, args.repeats)
 
 
 class _Denoiser(Denoiser):

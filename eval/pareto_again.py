@@ -43,6 +43,14 @@ class Known:
         yield from rivals(self._bench, self._base)
         yield from cache_dit(self._bench, self._base)
 
+    def _file(self, model: str, speedup: str) -> Path:
+        """As the search names a plan, or as it ships."""
+        names = f"{model}-{self._base}-{speedup}x.json", f"{model}-dpm{self._base}-speedup-{speedup}.json"
+        found = [self._plans / name for name in names if (self._plans / name).exists()]
+        if not found:
+            raise DitFastAttnError(f"{self._plans} has no {' or '.join(names)}; name the folder with --plans")
+        return found[0]
+
     def way(self, row: dict[str, Any]) -> tuple[Way, int]:
         """What samples as the row says, and its steps.
 
@@ -55,11 +63,7 @@ class Known:
             plan, errors = self._errors()
             way, steps = make.smoothcache(plan, errors, float(setting.removeprefix("threshold "))), self._base
         elif method == "ours":
-            asked = setting.partition(" x: ")[0]
-            file = self._plans / f"{row['model']}-{self._base}-{asked}x.json"
-            if not file.exists():
-                raise DitFastAttnError(f"there is no {file}; name the folder with --plans")
-            way = load(file)
+            way = load(self._file(row["model"], setting.partition(" x: ")[0]))
             steps = way.steps
         if not steps:
             raise DitFastAttnError("it would have to be searched for, or its package is not here")

@@ -20,9 +20,9 @@ def images(result: Mapping[str, Any], file: str) -> list[str]:
     dates = ", ".join(sorted({run["date"] for run in runs}))
     note = (
         "PSNR to the uncompressed images of as many steps, the mean over images; x: times as fast as the uncompressed "
-        "model compiled as a whole and captured, 32 images at once in float16, the sampling loop alone. By "
-        f"`python -m eval pareto` on one {devices}; {versions}; {dates}; {len(runs)} runs, whose commands are in "
-        f"[{file}]({file})."
+        "model compiled as a whole and captured, 32 images at once in float16, the sampling loop alone"
+        f"{_spread(result, False)}. By `python -m eval pareto` on one {devices}; {versions}; {dates}; "
+        f"{len(runs)} runs, whose commands are in [{file}]({file})."
     )
     return [*at_speedups(result["rows"]), "", note]
 
@@ -35,9 +35,16 @@ def speed(result: Mapping[str, Any], file: str) -> list[str]:
     timed = [f"{model}: {how}." for model, how in dict.fromkeys((run["model"], run["timed"]) for run in runs)]
     note = (
         f"{SPEED_ALONE.capitalize()}: MACs of attention and MLPs in percent of the uncompressed run's, and times as "
-        f"fast as that run. {' '.join(timed)}"
+        f"fast as that run{_spread(result, True)}. {' '.join(timed)}"
     )
     return [*speeds(result["rows"]), "", note, "", *dict.fromkeys(source_line(run, file) for run in runs)]
+
+
+def _spread(result: Mapping[str, Any], alone: bool) -> str:
+    """What brackets hold, where there are some; ``alone``: in rows of random weights."""
+    rows = [row for row in result["rows"] if speed_alone(row) is alone]
+    known = any(row.get("speedup_low") is not None for row in rows)
+    return ", in brackets the quartiles over rounds where they were kept" if known else ""
 
 
 def at_speedups(rows: Sequence[dict[str, Any]]) -> list[str]:

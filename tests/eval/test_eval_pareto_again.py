@@ -57,6 +57,7 @@ def test_times_are_measured_anew_and_nothing_else(bench: Bench, tmp_path: Path, 
     plan, errors = smoothcache_errors(bench.pipe, bench.settings(STEPS))
     fora, smooth, mine = make.fora(full, 2), make.smoothcache(plan, errors, 5.0), make.skip(full, 3)
     save(mine, tmp_path / "plans" / f"small-{STEPS}-1.5x.json")
+    save(mine, tmp_path / "plans" / f"small-dpm{STEPS}-speedup-1.2.json")  # as plans ship
     rows = [
         row("full", "uncompressed"),
         row("fewer steps", "3", steps=3, speedup=None),
@@ -66,6 +67,7 @@ def test_times_are_measured_anew_and_nothing_else(bench: Bench, tmp_path: Path, 
         row("SmoothCache", "threshold 5", smooth),
         row("ours", "1.5 x: cells", mine),
         row("ours", "2 x: cells", mine),
+        row("ours", "1.2 x: cells", mine),
         row("DiTFastAttn", "mrae 0.05", fora),
         row("full", "uncompressed", model="another"),
         row("FORA", f"interval 2; {pareto_file.SPEED_ALONE}", fora),
@@ -76,9 +78,9 @@ def test_times_are_measured_anew_and_nothing_else(bench: Bench, tmp_path: Path, 
     clock: Any = Clock()
     retime(bench, clock, RECORD, file, tmp_path / "plans")
     found = pareto_file.read(file)
-    assert clock.timed == [(None, 6), (None, 3), (None, 4), (fora, 6), (smooth, 6), (mine, 6)]
+    assert clock.timed == [(None, 6), (None, 3), (None, 4), (fora, 6), (smooth, 6), (mine, 6), (mine, 6)]
     anew = [index for index, one in enumerate(found["rows"]) if one.get("timed_in") == "now"]
-    assert anew == [0, 1, 3, 5, 6]
+    assert anew == [0, 1, 3, 5, 6, 8]
     for index, (one, known) in enumerate(zip(found["rows"], before, strict=True)):
         if index in anew:
             assert (one["speedup"], one["speedup_low"], one["speedup_high"]) == (2.0, 1.9, 2.1)

@@ -158,6 +158,10 @@ def test_table(tmp_path: Path) -> None:
     ]
     assert lines[5].startswith("Random weights, speed alone: ") and lines[5].endswith("a: a loop.")
     assert lines[7:] == ["`c` on one d; f 1; e; [file](file)."]
+    rows[1] |= {"speedup_low": 1.9, "speedup_high": 2.0}
+    lines = pareto_table.speed({"runs": [run], "rows": rows}, "file")
+    assert lines[2] == "| fewer steps, 50 % | 50 %, 1.97 x [1.90 to 2.00] | 50 %, 1.95 x | 50 %, 1.96 x |"
+    assert "in brackets the quartiles" in lines[5]
     assert all(line.startswith("| demo, 50") for line in pareto_table.at_speedups(rows)[2:])
     assert pareto_table.speed({"runs": [], "rows": []}, "")[0].startswith("Not measured yet")
     pareto_plot.plot(rows, tmp_path / "a.png")

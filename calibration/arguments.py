@@ -2,15 +2,13 @@
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
 from calibration.errors import CalibrationError
 from calibration.loss import DRIFT, LOSS_NAMES
-from calibration.prompts import clean
+from calibration.run_arguments import add_run
 from calibration.settings import CANDIDATES, SEARCHES, THRESHOLDS
-from ditfastattn.condition import VideoSize
-from ditfastattn.kernels import NAMES
-from ditfastattn.schedules import USUAL_STEPS
+from ditfastattn.console import Parser
+from ditfastattn.kernel_names import NAMES
 from plans import Method, Window
 from plans.method import PAPER, TOKEN_ORDERS
 
@@ -38,13 +36,6 @@ SMOOTHCACHE_EXAMPLES = """examples:
 """
 
 
-class Parser(argparse.ArgumentParser):
-    """Errors as one sentence."""
-
-    def error(self, message: str):  # type: ignore[no-untyped-def]
-        raise CalibrationError(f"{message}; see python -m calibration --help")
-
-
 def calibrate_parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="python -m calibration",
@@ -52,8 +43,6 @@ def calibrate_parser() -> argparse.ArgumentParser:
         "a threshold (DiTFastAttn, Algorithm 1), and saves the plan, its picture, a trace of every candidate, and a "
         "grid of images full | compressed.",
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     names = ", ".join(f"{name} = {value}" for name, value in THRESHOLDS.items())
     how_much = parser.add_mutually_exclusive_group(required=True)
@@ -86,8 +75,6 @@ def advise_parser() -> argparse.ArgumentParser:
         prog="python -m calibration advise",
         description="What pays on this model and this device: at each speedup the least drift by fewer steps, by "
         "compressed attention, and by the best plan found, on a page with a picture; and the plans themselves.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument("--speedup", nargs="+", default=ADVISED, metavar="X", help="default: " + " ".join(ADVISED))
     add_run(parser)
@@ -95,36 +82,6 @@ def advise_parser() -> argparse.ArgumentParser:
     parser.set_defaults(advise=True, threshold=None, drift=None, latency_ms=[])
     parser.set_defaults(loss=None, methods=",".join(CANDIDATES), search="replay", resume=False)
     return parser
-
-
-def add_run(parser: argparse.ArgumentParser) -> None:
-    """What is sampled and how, and where plans of it go."""
-    add = parser.add_argument
-    add_parts(parser)
-    add("--steps", type=int, help="sampler steps (default: 50; ddpm and iddpm 250, Open-Sora's iddpm 200, heun 25)")
-    add("--sampler", choices=list(USUAL_STEPS), help="default: dpm (DPM-Solver++ 2M), of Open-Sora iddpm")
-    add("--guidance", type=float, metavar="S", help="guidance scale; 1 is none (default: 4; with prompts 4.5, Latte "
-        "7.5, Open-Sora 7)")  # fmt: skip
-    add("--n-calib", type=int, metavar="N", help="images to calibrate on (default: 4 labels on a CPU, 8 on a GPU, 6 "
-        "prompts of ours, of Open-Sora 4, all of --prompts)")  # fmt: skip
-    add("--labels", help="the labels themselves, by number or name, with commas (default: spread over all)")
-    add(
-        "--prompts",
-        type=Path,
-        metavar="FILE",
-        help="prompts, one a line (default: the first of a varied dozen of ours)",
-    )
-    add(
-        "--negative-prompt",
-        type=parse_negative,
-        metavar="TEXT",
-        help="what guidance leads away from (default: the empty prompt)",
-    )
-    add_video(parser)
-    add("--seed", type=parse_seed, default=0, help="of the noise, and of the choice of labels (default: 0)")
-    add("--device", help="cpu, cuda, ... (default: cuda if there is one)")
-    add("--dtype", default="float32", choices=["float32", "float16", "bfloat16"], help="default: float32")
-    add("--output", default="calibrated", help="folder, or FILE.json for a single threshold (default: calibrated)")
 
 
 def _add_search(parser: argparse.ArgumentParser) -> None:
@@ -175,49 +132,12 @@ def smoothcache_parser() -> argparse.ArgumentParser:
         "few steps, and saves the plan that reuses each kind while its error stays within a threshold (SmoothCache, "
         "arXiv 2411.10510).",
         epilog=SMOOTHCACHE_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     add = parser.add_argument
     add("--threshold", nargs="+", type=float, required=True, metavar="A", help="relative L1 error; one or more")
     add("--longest", type=int, metavar="K", help="steps over which anything is reused at most (default: 3)")
     add_run(parser)
     return parser
-
-
-def add_parts(parser: argparse.ArgumentParser) -> None:
-    """The options that say which model, and where the parts are that its checkpoint lacks."""
-    add = parser.add_argument
-    add("--model", default="demo", help='"demo", "demo-long", "opensora", a folder, a hub id, or a .pt of '
-        "facebookresearch/DiT (default: demo)")  # fmt: skip
-    add("--vae", help="folder or hub id of the VAE, for a .pt checkpoint or one of Open-Sora")
-    add("--text-encoder", metavar="T5", help="folder or hub id of T5 and its tokenizer, for a checkpoint of Open-Sora")
-
-
-def add_video(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--video",
-        type=parse_video,
-        metavar="TxHxW",
-        help="frames, height and width in pixels, of Open-Sora, whose videos may be of any size (default: 16x240x426)",
-    )
-
-
-def parse_video(text: str) -> VideoSize:
-    try:
-        return VideoSize.parse(text)
-    except ValueError as error:
-        raise CalibrationError(f"--video: {error}") from None
-
-
-def parse_seed(text: str) -> int:
-    if not text.isdecimal() or int(text) >= 2**63:
-        raise CalibrationError(f"the seed must be a whole number from 0, got {text}")
-    return int(text)
-
-
-def parse_negative(text: str) -> str:
-    return clean(text, "--negative-prompt")
 
 
 def parse_budget(text: str) -> float:

@@ -10,6 +10,7 @@ from scipy.sparse import coo_array
 
 from calibration.columns import Schedule
 from calibration.errors import CalibrationError
+from calibration.quiet import quiet
 
 GAP = 1e-4  # of the optimum, within which the solver may stop
 
@@ -50,16 +51,17 @@ def _chosen(
     of_layer = np.repeat(np.arange(len(layers)), sizes)
     one_each = coo_array((np.ones(count), (of_layer, np.arange(count))), shape=(len(layers), count))
     scale, unit = max(minimised) or 1.0, limit or max(limited) or 1.0  # the solver's tolerances are absolute
-    found = milp(
-        np.asarray(minimised) / scale,
-        integrality=np.ones(count),
-        bounds=Bounds(0, 1),
-        constraints=[
-            LinearConstraint(one_each.tocsr(), 1, 1),
-            LinearConstraint(np.asarray(limited)[None] / unit, -np.inf, limit / unit),
-        ],
-        options={"mip_rel_gap": GAP},
-    )
+    with quiet():  # HiGHS tells of solutions that it repairs, also when asked to be silent
+        found = milp(
+            np.asarray(minimised) / scale,
+            integrality=np.ones(count),
+            bounds=Bounds(0, 1),
+            constraints=[
+                LinearConstraint(one_each.tocsr(), 1, 1),
+                LinearConstraint(np.asarray(limited)[None] / unit, -np.inf, limit / unit),
+            ],
+            options={"mip_rel_gap": GAP},
+        )
     if found.x is None:
         raise CalibrationError(f"the integer program was not solved: {found.message}")
     begin = np.concatenate([[0], np.cumsum(sizes)[:-1]])

@@ -50,8 +50,20 @@ def describe(result: Result, seen: Drift, unseen: Drift, time: PlanTime | None =
         f"  {f'on other noise, the same {what}':<38}  {_drift(unseen)}",
         *other,
         *_weighted(result),
+        *_slower(time),
     ]
     return "\n".join(lines + _why_little(result, macs.percent))
+
+
+def _slower(time: PlanTime | None) -> list[str]:
+    """What to do about a plan that saves MACs and no time."""
+    if time is None or time.total <= time.full:
+        return []
+    return [
+        "",
+        f"This plan is slower here than uncompressed, by measured times {time.total:.1f} ms against {time.full:.1f}:",
+        "ask for a plan by time with --speedup, or see with python -m calibration advise what pays on this device.",
+    ]
 
 
 def _weighted(result: Result) -> list[str]:

@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from ditfastattn.console import run
+from ditfastattn.console import Parser, run
 from ditfastattn.schedules import USUAL_STEPS
 from plans import Plan, load, save
 from plans.render import costline, headline
@@ -12,9 +12,9 @@ from plans.render import costline, headline
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0, or 2 for what the user can mend."""
-    options = _parser().parse_args(argv)
 
     def command() -> int:
+        options = _parser().parse_args(argv)
         plan = load(options.source)
         made: Plan = options.make(plan, options)
         save(made, options.out)
@@ -27,13 +27,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run(command)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m ditfastattn", description="Plans for another run of the same model."
-    )
+def _parser() -> Parser:
+    parser = Parser(prog="python -m ditfastattn", description="Plans for another run of the same model.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    def add(name: str, text: str) -> argparse.ArgumentParser:
+    def add(name: str, text: str) -> Parser:
         command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
         command.add_argument("--from", dest="source", required=True, metavar="PLAN", help="a plan for the same model")
         command.add_argument("--out", required=True, metavar="FILE", help="the plan to write")

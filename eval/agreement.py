@@ -5,7 +5,6 @@ little at each step, and sampling carries that on. So its PSNR stands beside a y
 does to the reference: sdpa in this dtype against sdpa in float32. A kernel at or above the yardstick agrees.
 """
 
-import argparse
 import json
 import math
 from collections.abc import Sequence
@@ -22,14 +21,15 @@ from calibration.picture import save_grid
 from ditfastattn.errors import DitFastAttnError, KernelError
 from ditfastattn.kernels import KERNELS
 from ditfastattn.kernels.versions import versions
+from ditfastattn.ranks import ALONE
 from ditfastattn.sampling import label_condition
+from eval.arguments.agreement import LABELS, parser
 from eval.record import command_line, device_name
 from plans import Plan, load
 from plans.files import write_text
 
 ROOT = Path(__file__).parent
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-LABELS = (0, 9, 18, 27, 36, 45, 54, 63)  # spread over the demo's 65 classes
 REFERENCE = "sdpa"
 
 
@@ -98,27 +98,6 @@ def decibels(row: dict[str, Any]) -> str:
     return "equal" if row["psnr"] is None else f"{row['psnr']:.1f} dB"
 
 
-def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m eval agreement",
-        description="How far the demo's images by each kernel are from the reference kernel's.",
-    )
-    add = parser.add_argument
-    add("--plan", type=Path, help="a plan of the demo (default: the shipped one for threshold 0.025)")
-    add("--kernels", default=",".join(KERNELS), help="comma-separated names (default: %(default)s)")
-    add("--dtype", default="bf16,fp16", help=f"comma-separated, of {', '.join(DTYPES)} (default: %(default)s)")
-    add("--labels", type=int, default=len(LABELS), metavar="N", help="images, up to %(default)s (default: all)")
-    add("--seed", type=int, default=0)
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    add(
-        "--out",
-        type=Path,
-        default=Path("runs/agreement"),
-        help="folder for agreement.json and agreement.png (runs/agreement)",
-    )
-    return parser
-
-
 def _names(text: str, known: Sequence[str], what: str) -> list[str]:
     names = text.split(",")
     for name in names:
@@ -130,6 +109,7 @@ def _names(text: str, known: Sequence[str], what: str) -> list[str]:
 def main(argv: Sequence[str] | None = None) -> None:
     """Print the distances; write agreement.json and agreement.png, a row of images for each kernel."""
     options = parser().parse_args(argv)
+    options.device = ALONE.device(options.device)
     names = _names(options.kernels, list(KERNELS), "kernel")
     dtypes = _names(options.dtype, list(DTYPES), "dtype")
     if not 1 <= options.labels <= len(LABELS):

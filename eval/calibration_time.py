@@ -4,7 +4,6 @@ On random weights no loss means anything, so the decisions are not the search's:
 which candidates are tried and which is kept. All else is a calibration's own work, losses included.
 """
 
-import argparse
 import json
 import time
 from collections.abc import Sequence
@@ -27,36 +26,20 @@ from ditfastattn.models import adapt
 from ditfastattn.models.base import PreparedModel
 from ditfastattn.order import Ordering
 from ditfastattn.pieces import compiled_pieces
+from ditfastattn.ranks import ALONE
 from ditfastattn.sampling import Denoiser, Trajectory
-from eval.geometry import GUIDANCE_SCALE, IMAGES, build
+from eval.arguments.calibration_time import parser
+from eval.geometry import GUIDANCE_SCALE, build
 from eval.record import command_line, device_name, record
 from eval.synthetic import synthetic_plan
 from plans import Method
 from plans.files import write_text
 
 
-def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(prog="python -m eval calibration-time", description=__doc__.split("\n\n")[0])
-    p.add_argument("--model", default="demo", help=f"{', '.join(IMAGES)}, or a pipeline folder; labels as condition")
-    p.add_argument("--labels", type=int, default=8, help="images calibrated on (8)")
-    p.add_argument("--steps", type=int, default=50)
-    p.add_argument("--percent", type=float, default=69.0, help="attention MACs of the plan found (69: the paper's D2)")
-    p.add_argument("--eager", action="store_true", help="blocks not compiled")
-    p.add_argument("--dtype", choices=("float16", "bfloat16", "float32"), default="bfloat16")
-    p.add_argument("--kernel", default="auto")
-    p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    p.add_argument(
-        "--out",
-        type=Path,
-        default=Path("runs/calibration-time"),
-        help="folder of calibration_time.json (runs/calibration-time)",
-    )
-    return p
-
-
 @torch.no_grad()
 def main(argv: Sequence[str] | None = None) -> None:
     args = parser().parse_args(argv)
+    args.device = ALONE.device(args.device)
     geometry = build(args.model, args.device, getattr(torch, args.dtype))
     pipe, adapter = geometry.pipe, adapt(geometry.pipe.transformer)
     if not isinstance(adapter, FromLabels):

@@ -1,10 +1,11 @@
-"""``python -m eval COMMAND``: each command is a module with a ``main(argv)``, imported only when it is asked for."""
+"""``python -m eval COMMAND``: a module with a ``main(argv)``, imported once its options are known to be right."""
 
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from ditfastattn.console import run
+from ditfastattn.console import Parser, run
 
 COMMANDS = {
     "sample": "exactly n images with a plan or without, on one process or many, resumed after a kill",
@@ -82,8 +83,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
 
     def command() -> int:
+        if os.environ.get("WORLD_SIZE", "1") == "1":  # else one process of several tells what is wrong
+            _parser(name).parse_args(rest)  # before all that the command needs is imported
         module, _, function = MODULES.get(name, name.replace("-", "_")).partition(":")
         getattr(import_module(f"eval.{module}"), function or "main")(rest)
         return 0
 
     return run(command, INTERRUPTED.get(name, "interrupted"))
+
+
+def _parser(name: str) -> Parser:
+    if MODULES.get(name, "").startswith("metric_commands:"):
+        from eval.arguments import metric
+
+        return metric.parser(name)
+    parser: Parser = import_module(f"eval.arguments.{name.replace('-', '_')}").parser()
+    return parser

@@ -8,7 +8,6 @@ transformers 5 returns.
 
 from __future__ import annotations
 
-import argparse
 import json
 import shlex
 import sys
@@ -24,6 +23,8 @@ from tqdm import tqdm
 
 from calibration.calibrate import package_versions
 from ditfastattn.errors import DitFastAttnError, LoadError
+from ditfastattn.ranks import ALONE
+from eval.arguments.clip import parser
 from eval.runs import Run, RunError
 from plans.files import write_text
 
@@ -143,27 +144,10 @@ def clip_scores(run: Run, captions: dict[int, str] | None, scorer: ClipScorer, b
     return torch.cat(found).double().numpy()
 
 
-def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
-        prog="python -m eval clip",
-        description="100 x cosine of CLIP's embeddings of each image and the caption it was made from, meant.",
-        epilog="example:\n  python -m eval clip runs/pixart --clip-model openai/clip-vit-large-patch14",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    p.add_argument("run", type=Path, help="a folder of python -m eval sample --prompts")
-    p.add_argument(
-        "--captions", type=Path, help="of a run that records caption_ids alone: COCO's captions_val2014.json"
-    )
-    p.add_argument("--clip-model", required=True, metavar="M", help="folder or hub id of a CLIP model")
-    p.add_argument("--batch", type=int, default=64)
-    p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    p.add_argument("--out", type=Path, help="the JSON file to write (default: RUN/clip.json)")
-    return p
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Print the mean score; write every image's."""
     options = parser().parse_args(argv)
+    options.device = ALONE.device(options.device)
     if options.batch < 1:
         raise RunError(f"--batch must be at least 1, got {options.batch}")
     run, captions = Run.open(options.run), read_captions(options.captions) if options.captions else None

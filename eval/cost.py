@@ -4,9 +4,7 @@ The measured tables stay on disk (``ditfastattn.cost``); from then on calibratio
 take on this device, and ``--plan`` says it here. ``--check`` compares what tables say with runs.
 """
 
-import argparse
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import torch
 
@@ -15,13 +13,14 @@ from ditfastattn.cost.predict import check_measured
 from ditfastattn.cost.rows import cells_of, row_of
 from ditfastattn.errors import DitFastAttnError
 from ditfastattn.execute import Context
-from ditfastattn.kernels import NAMES as KERNEL_NAMES
 from ditfastattn.kernels import make_kernel
 from ditfastattn.models import adapt
 from ditfastattn.models.base import PreparedModel, prepared
+from ditfastattn.ranks import ALONE
 from eval import cost_check
+from eval.arguments.cost import parser
 from eval.cost_plot import plot
-from eval.geometry import DEMO, IMAGES, build
+from eval.geometry import build
 from eval.record import command_line
 from plans import Plan, Window, load
 from plans.site import methods_of
@@ -85,31 +84,9 @@ def _remarks(table: CostTable) -> list[str]:
     return lines
 
 
-def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m eval cost",
-        description="What everything that a plan decides costs, by formula and measured on the model itself.",
-    )
-    add = parser.add_argument
-    add("--model", default=DEMO, help=f"{', '.join(IMAGES)}, or a pipeline folder (default: %(default)s)")
-    add("--images", type=int, nargs="+", default=[1, 8], help="each takes two rows, with guidance (default: 1 8)")
-    add("--kernel", default="auto", choices=KERNEL_NAMES)
-    add("--window", help="keys seen on each side: 32, or 32,16 for left,right (default: tokens // 8, or the plan's)")
-    add("--plan", type=Path, help="a plan of this model: how long will a run of it take?")
-    add("--dtype", choices=("float16", "bfloat16", "float32"), help="default: bfloat16 on a GPU, float32 on a CPU")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    add("--eager", action="store_true", help="leave out the compiled blocks, which take a while to prepare")
-    add("--refresh", action="store_true", help="measure again what is on disk")
-    add("--plot", type=Path, help="a picture of the tables of the last batch: a .png")
-    add("--check", action="store_true", help="time whole runs of some plans too, by the last runtime, and compare")
-    add("--steps", type=int, default=50, help="of these runs (default: 50)")
-    add("--repeats", type=int, default=7, help="of these runs, for a median (default: 7)")
-    add("--out", type=Path, help="the .json file that --check writes to")
-    return parser
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     options = parser().parse_args(argv)
+    options.device = ALONE.device(options.device)
     if min(options.images) < 1:
         raise DitFastAttnError(f"--images must be at least 1, got {min(options.images)}")
     if options.steps < 4 or options.repeats < 1:

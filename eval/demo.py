@@ -22,25 +22,12 @@ from ditfastattn.demo import data as demo_data
 from ditfastattn.demo import figures
 from ditfastattn.demo.vae import psnr, reconstruct
 from ditfastattn.pipelines import load_pipeline
+from ditfastattn.ranks import ALONE
+from eval.arguments.demo import parser
 from eval.features import NAME, WIDTH, features, load_network
 from eval.frechet import Moments, frechet_distance
 from eval.record import device_name
 from plans.files import write_text
-
-
-def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(prog="python -m eval demo", description=__doc__.split("\n\n")[0])
-    p.add_argument("--art", type=Path, required=True, help="the node_modules folder with the packages of ART.md")
-    p.add_argument("--model", default="demo", help='"demo", "demo-long" or a pipeline folder (default: demo)')
-    p.add_argument("--out", type=Path, help="result (default: runs/demo/NAME_quality.json)")
-    p.add_argument("--grid", type=Path, help="also write a sheet of samples of each class here")
-    p.add_argument("--samples", type=int, default=5000)
-    p.add_argument("--steps", type=int, default=50)
-    p.add_argument("--guidance", type=float, default=4.0)
-    p.add_argument("--batch", type=int, default=256)
-    p.add_argument("--seed", type=int, default=0)
-    p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    return p
 
 
 def shares(labels: np.ndarray, count: int) -> np.ndarray:
@@ -63,6 +50,7 @@ def command(args: argparse.Namespace) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     args = parser().parse_args(argv)
+    args.device = ALONE.device(args.device)
     name = Path(args.model).name.replace("-", "_")
     out = args.out or Path(f"runs/demo/{name}_quality.json")
     on_gpu = torch.device(args.device).type == "cuda"

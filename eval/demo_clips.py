@@ -9,10 +9,7 @@ import json
 import math
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
-
-import torch
 
 from calibration.calibrate import calibrate
 from calibration.drift import Drift, Images, drift, sample
@@ -20,44 +17,17 @@ from calibration.memory import keep_freed_memory
 from calibration.settings import Settings
 from calibration.subjects import condition_of
 from ditfastattn.condition import VideoSize
-from ditfastattn.demo.clips import FRAMES, MOTIONS, SIZE, SUBJECTS, caption
-from ditfastattn.kernels import NAMES
+from ditfastattn.demo.clips import MOTIONS, SIZE, SUBJECTS, caption
 from ditfastattn.pipelines import load_pipeline
+from ditfastattn.ranks import ALONE
+from eval.arguments.demo_clips import parser
 from eval.clips_picture import plot, strip
 from eval.record import command_line, device_name, record
 from plans import Plan, save
 from plans.files import write_text
 from plans.macs import plan_macs, shares, site_macs
 
-THRESHOLDS = (0.01, 0.02, 0.03, 0.04, 0.05)
 SHOWN = 3  # videos in the picture
-
-
-def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
-        prog="python -m eval demo-clips",
-        description="What plans of a trained Open-Sora in small save and cost, at several thresholds.",
-    )
-    p.add_argument("--model", type=Path, required=True, help="pipeline/ of python -m ditfastattn.demo.train_clips")
-    p.add_argument(
-        "--out",
-        type=Path,
-        default=Path("runs/demo-clips"),
-        help="folder of the .json and the pictures (runs/demo-clips)",
-    )
-    p.add_argument("--name", default="demo_clips", help="of the files (demo_clips)")
-    p.add_argument("--plans", type=Path, help="also save the plans in this folder")
-    p.add_argument("--threshold", type=float, nargs="+", default=list(THRESHOLDS))
-    p.add_argument("--sampler", choices=["dpm", "ddim", "iddpm"], default="dpm")
-    p.add_argument("--steps", type=int, default=50)
-    p.add_argument("--guidance", type=float, default=2.5)
-    p.add_argument("--frames", type=int, default=FRAMES)
-    p.add_argument("--n-calib", type=int, default=4, help="captions to calibrate on")
-    p.add_argument("--n", type=int, default=8, help="other captions to compare on, from other noise")
-    p.add_argument("--seed", type=int, default=0)
-    p.add_argument("--kernel", choices=NAMES, default="sdpa")
-    p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    return p
 
 
 def captions(count: int, shift: int) -> tuple[str, ...]:
@@ -129,6 +99,7 @@ def describe(found: dict[str, Any]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parser().parse_args(argv)
+    args.device = ALONE.device(args.device)
     keep_freed_memory()
     # float32: rounding plays no part in the drift.
     pipe = load_pipeline(args.model, sampler=args.sampler, device=args.device)

@@ -27,6 +27,8 @@ from ditfastattn.condition import FromLabels
 from ditfastattn.errors import DitFastAttnError
 from ditfastattn.models import adapt
 from ditfastattn.pipelines import load_pipeline
+from ditfastattn.ranks import ALONE
+from eval.arguments.drift import parser
 from eval.drift_runs import Sampled, final_latents, psnr
 from eval.least import check_least
 from eval.record import command_line, device_name, record
@@ -36,33 +38,6 @@ from plans.macs import plan_macs
 
 WITHIN = "within"  # a plan within a budget; its "threshold" is the budget
 UNSEEN = 1000  # seeds from here on are no calibration's
-
-
-def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(prog="python -m eval drift", description=__doc__.split("\n\n")[0])
-    add = p.add_argument
-    add("--model", default="demo", help="a pipeline conditioned on labels (default: demo)")
-    add("--steps", type=int, default=20)
-    add("--reference-steps", type=int, default=50, help="of the uncompressed images of the PSNR (50)")
-    add("--guidance", type=float, default=4.0)
-    add("--labels", type=int, default=8, help="images calibrated on (8)")
-    add("--n", type=int, default=256, help="other images that the thresholds are compared on (256)")
-    add("--batch", type=int, default=64)
-    add("--mrae", type=float, nargs="*", default=[0.0025, 0.005, 0.0075, 0.01, 0.015, 0.025], metavar="T")
-    add("--drift", type=float, nargs="*", default=[0.0025, 0.005, 0.01, 0.02, 0.04, 0.08], metavar="T")
-    add("--macs", type=float, default=70.0, help="percent of attention MACs at which the losses are compared (70)")
-    add("--budgets", type=float, nargs="*", default=[0.1, 0.2, 0.3], metavar="D")
-    add("--seeds", type=int, default=10, help="other seeds that a budget is tested on (10)")
-    add("--classes", type=int, default=10, help="batches of other classes (10)")
-    add("--scales", type=float, nargs="*", default=[2.0, 3.0, 6.0], metavar="S", help="other guidance (2 3 6)")
-    add("--seed", type=int, default=0)
-    add("--dtype", choices=("float32", "float16", "bfloat16"), default="float32")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    add("--compile", action="store_true", help="search with compiled blocks")
-    add(
-        "--out", type=Path, default=Path("runs/drift"), help="folder of drift.json, or of drift-MODEL.json (runs/drift)"
-    )
-    return p
 
 
 class Subject:
@@ -196,6 +171,7 @@ def tested(subject: Subject, plan: Plan, asked: float) -> dict[str, Any]:
 def main(argv: Sequence[str] | None = None) -> None:
     """Print and write drift.json; what is measured is written at once."""
     args = parser().parse_args(argv)
+    args.device = ALONE.device(args.device)
     check_least(args, dict.fromkeys(("steps", "reference_steps", "labels", "n", "batch", "seeds"), 1))
     subject = Subject(args)
     name = Path(args.model).name

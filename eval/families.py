@@ -17,19 +17,17 @@ import torch
 from tqdm import tqdm
 
 import ditfastattn
-from ditfastattn.kernels import NAMES as KERNEL_NAMES
 from ditfastattn.models import adapt
 from ditfastattn.ranks import ALONE
-from eval.geometry import NAMES, TRANSFORMERS, VIDEOS, Geometry, build
-from eval.latency import PAPER_SHARES, SHARES, Clock, read_results
+from eval.arguments.families import FILE, parser
+from eval.geometry import TRANSFORMERS, Geometry, build
+from eval.latency import SHARES, Clock, read_results
+from eval.paper import PAPER_SHARES
 from eval.record import command_line, device_name, record
 from eval.synthetic import synthetic_plan
 from plans import SiteName
 from plans.files import write_text
 from plans.macs import plan_macs, site_macs
-
-FAMILIES = ("dit-xl-2-512", "pixart-sigma-1k", "pixart-sigma-2k", *VIDEOS)
-FILE = "families.json"
 
 
 @dataclass(frozen=True)
@@ -135,33 +133,6 @@ def _show(row: Row) -> None:
     )
     for site, kernel in row.kernels.items():
         tqdm.write(f"          {site}: {kernel}")
-
-
-def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
-        prog="python -m eval families",
-        description=__doc__,
-        epilog="example:\n  python -m eval families --model latte-1-16x512 open-sora-1.1-16x240p --kernel triton",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add = p.add_argument
-    add(
-        "--model",
-        nargs="+",
-        default=FAMILIES,
-        help=f"{', '.join(NAMES)}, or pipeline folders (default: one of each family)",
-    )
-    add("--batch", type=int, default=1, help="images or videos; each takes two rows with guidance (default: 1)")
-    add("--steps", type=int, default=20)
-    add(
-        "--shares", type=float, nargs="+", help="attention MACs of the plans, percent (default: the paper's D2, D4, D6)"
-    )
-    add("--repeats", type=int, default=2, help="timed runs of each variant (default: 2)")
-    add("--dtype", choices=("float16", "bfloat16", "float32"), default="bfloat16")
-    add("--kernel", choices=KERNEL_NAMES, default="auto")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    add("--out", type=Path, default=Path("runs/families"), help=f"folder of {FILE} (runs/families)")
-    return p
 
 
 def main(argv: Sequence[str] | None = None) -> None:

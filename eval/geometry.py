@@ -16,7 +16,6 @@ from diffusers import (
 )
 
 from ditfastattn.condition import Condition
-from ditfastattn.demo import TRANSFORMERS as DEMOS
 from ditfastattn.models import adapt
 from ditfastattn.models.opensora import OpenSora
 from ditfastattn.models.pixart import PixArt
@@ -28,7 +27,6 @@ from plans import GuidanceSpec, Plan
 
 TRAINING = {"num_train_timesteps": 1000, "beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02}
 GUIDANCE_SCALE = 4.0
-DEMO = "demo"
 WORDS = 300  # of an image's prompt, padded
 VIDEO_WORDS = 120  # of Latte's
 FRAMES = 16
@@ -204,9 +202,6 @@ TRANSFORMERS: dict[str, Callable[[], Any]] = {
     "open-sora-1.1-16x480p": STDiT2,
 }
 SIZES = {"open-sora-1.1-16x240p": (240, 426), "open-sora-1.1-16x480p": (480, 854)}  # pixels, height and width
-VIDEOS = ("latte-1-16x512", *SIZES)
-NAMES = (*TRANSFORMERS, *DEMOS)
-IMAGES = tuple(name for name in NAMES if name not in VIDEOS)  # of them, those whose steps can be prepared
 
 
 def build(name: str, device: str, dtype: torch.dtype, seed: int = 0) -> Geometry:

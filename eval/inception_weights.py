@@ -16,10 +16,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ditfastattn.errors import MetricError
+from eval.arguments.common import WEIGHTS as VARIABLE
 from eval.inception import LOGITS, FidInception
 from plans.files import write_whole
 
-VARIABLE = "DITFASTATTN_INCEPTION"
 URL = "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth"
 SHA256_STARTS = "6726825d"  # the publisher put it into the name, as torch.hub does
 FORMS = "pt_inception-2015-12-05-6726825d.pth (pytorch-fid, torch-fidelity) or inception-2015-12-05.pt (TorchScript)"

@@ -6,13 +6,11 @@ its operands moved once at the speed of a copy, and its visible products at the 
 measured in the same process. A kernel that fails, or takes too long to compile, is left out with its reason.
 """
 
-import argparse
 import json
 import math
 from collections.abc import Sequence
 from datetime import date
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +19,7 @@ from ditfastattn.errors import DitFastAttnError, KernelError
 from ditfastattn.kernels import KERNELS
 from ditfastattn.kernels.base import Kernel
 from ditfastattn.kernels.versions import versions
+from eval.arguments.kernels import QUICK, parser
 from eval.kernel_plot import plot
 from eval.record import command_line
 from eval.timing import (
@@ -43,7 +42,6 @@ from plans import Window
 from plans.files import read_text, write_text
 
 SHAPES = [(16, 16, 256, 72), (16, 16, 1024, 72), (2, 16, 4096, 72), (2, 16, 16384, 72), (2, 24, 4608, 128)]
-QUICK = (16, 16, 1024, 72)
 CURVE = [(2, 16, 2**power, 72) for power in range(8, 16)]
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 REQUIRED = ("sdpa", "triton")  # what the others are compared with is never left out for its compile time
@@ -141,22 +139,6 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
             f"{row['us'] / best:>11.2f}{row['us'] / full:>12.2f}"
         )
     return "\n".join(lines)
-
-
-def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m eval kernels",
-        description="Times of attention kernels on this GPU, beside what its memory and arithmetic allow.",
-    )
-    parser.add_argument("--quick", action="store_true", help=f"one shape, {QUICK}, bf16, no curve")
-    parser.add_argument("--kernels", default=",".join(KERNELS), help="comma-separated names (default: %(default)s)")
-    parser.add_argument("--budget", type=float, default=90, metavar="SECONDS",
-                        help="what each kernel may take to compile, in all (default: %(default)s)")  # fmt: skip
-    parser.add_argument(
-        "--out", type=Path, default=Path("runs/kernels"), help="folder for kernels.json and kernels.png (runs/kernels)"
-    )
-    parser.add_argument("--replot", action="store_true", help="only draw kernels.png again, from kernels.json")
-    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> None:

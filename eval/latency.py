@@ -20,10 +20,12 @@ from ditfastattn.layout import Layout
 from ditfastattn.models import adapt
 from ditfastattn.models.base import prepared
 from ditfastattn.ranks import ALONE
+from eval.arguments.latency import parser
 from eval.baselines import Captured, compiled
 from eval.breakdown import ATTENTION, Times, has_parts, part_times, step_parts
-from eval.geometry import DEMO, IMAGES, TRANSFORMERS, Geometry, build, sample
+from eval.geometry import TRANSFORMERS, Geometry, build, sample
 from eval.latency_plot import plot, plot_parts
+from eval.paper import PAPER_SHARES
 from eval.record import command_line, device_name, record
 from eval.synthetic import floor_percent, synthetic_plan
 from plans import Plan, load
@@ -31,11 +33,6 @@ from plans.files import write_text
 from plans.macs import plan_macs
 
 # Attention MACs in percent that the paper reports for D1..D6 (DiTFastAttn, Tables 1 and 2).
-PAPER_SHARES = {
-    "dit-xl-2-512": (85, 69, 59, 49, 41, 34),
-    "pixart-sigma-1k": (90, 74, 63, 52, 44, 37),
-    "pixart-sigma-2k": (81, 60, 46, 36, 29, 24),
-}
 SHARES = (85, 69, 59, 49, 41, 34)  # for models that the paper does not time
 
 
@@ -54,30 +51,6 @@ class Row:
     plan_origin: str | None
     attention_ms: float | None  # of a step: self-attention with its norm and projections, from parts timed alone
     parts_ms: dict[str, float] | None  # all parts of the blocks (eval.breakdown)
-
-
-def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
-        prog="python -m eval latency",
-        description=__doc__,
-        epilog="example:\n  python -m eval latency --model dit-xl-2-512 --batch 1 8\n"
-        "  python -m eval latency --model demo --plan plans/library/demo-dpm50-mrae-0.05.json",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    p.add_argument("--model", default=DEMO, help=f"{', '.join(IMAGES)}, or a pipeline folder")
-    p.add_argument("--batch", type=int, nargs="+", default=[1, 8], help="images; each takes two rows with guidance")
-    p.add_argument("--steps", type=int, default=50)
-    p.add_argument("--shares", type=float, nargs="+", help="attention MACs of the synthetic plans, percent")
-    p.add_argument("--plan", type=Path, help="a calibrated plan to time instead of synthetic ones")
-    p.add_argument("--repeats", type=int, default=5)
-    p.add_argument("--no-eager", action="store_true", help="leave out diffusers' eager default and the compiled rows")
-    p.add_argument("--dtype", choices=("float16", "bfloat16", "float32"), default="bfloat16")
-    p.add_argument("--kernel", default="auto")
-    p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    p.add_argument(
-        "--out", type=Path, default=Path("runs/latency"), help="folder of latency.json and .png (runs/latency)"
-    )
-    return p
 
 
 class Clock:

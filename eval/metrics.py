@@ -23,6 +23,7 @@ from ditfastattn.ranks import ALONE, Ranks
 from ditfastattn.version import VERSION
 from eval.collect import Collected, Needs, collect, report_unreadable
 from eval.frechet import Gaussian, frechet_distance
+from eval.metric_settings import Settings
 from eval.networks import Network, load_network
 from eval.record import device_name
 from eval.scores import check_neighbours, check_subsets, kernel_distance, precision_recall
@@ -38,26 +39,6 @@ _TITLES = {  # what the field calls it, with Inception; what it is called with a
     "kid": ("KID ({0})", "kernel distance ({0} features, not KID)"),
     "precision-recall": ("precision and recall ({0} features)", "precision and recall ({0} features)"),
 }
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What changes a number; written into the result.
-
-    Attributes:
-        splits: of the Inception Score.
-        seed: of the permutation before the splits, and of the subsets of the kernel distance.
-        in_order: cut the splits in file order instead, as improved-gan and ADM do.
-        subsets, subset_size: of the kernel distance.
-        neighbours: k of precision and recall.
-    """
-
-    splits: int = 10
-    seed: int = 0
-    in_order: bool = False
-    subsets: int = 100
-    subset_size: int = 1000
-    neighbours: int = 3
 
 
 def title(metric: str, network: Network) -> str:

@@ -19,9 +19,8 @@ from torch import Tensor
 
 from ditfastattn.errors import MetricError
 from eval import features as lite0
+from eval.arguments.common import INCEPTION, LITE0
 from eval.inception_weights import load_inception
-
-INCEPTION, LITE0 = "inception", "efficientnet-lite0"
 
 
 class Features(NamedTuple):

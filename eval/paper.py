@@ -10,6 +10,11 @@ from dataclasses import dataclass
 
 NAMES = ("full", "D1", "D2", "D3", "D4", "D5", "D6")
 SOURCE = "DiTFastAttn, arXiv 2406.08552"
+PAPER_SHARES = {
+    "dit-xl-2-512": (85, 69, 59, 49, 41, 34),
+    "pixart-sigma-1k": (90, 74, 63, 52, 44, 37),
+    "pixart-sigma-2k": (81, 60, 46, 36, 29, 24),
+}
 
 
 @dataclass(frozen=True)

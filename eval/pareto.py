@@ -7,7 +7,6 @@ its share asks for.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,17 +15,18 @@ from typing import Any
 import torch
 
 from ditfastattn.errors import DitFastAttnError
-from ditfastattn.sampling import label_condition
-from eval import pareto_file, pareto_grid, pareto_options, pareto_plot, pareto_time
+from eval import pareto_file, pareto_grid, pareto_options, pareto_plot, pareto_table, pareto_time
+from eval.arguments.pareto import SHARES, parser
 from eval.drift_runs import mean_psnr
+from eval.pareto_again import retime
 from eval.pareto_bench import Bench, Candidate, Way
 from eval.pareto_cache_dit import DualBlockCache
 from eval.pareto_fd import Distance
 from eval.pareto_grid import METHODS
-from eval.pareto_ours import SPEEDUPS, ours
+from eval.pareto_ours import ours
 from eval.pareto_paper import paper
 from eval.pareto_rivals import cache_dit, rivals, smoothcache
-from eval.pareto_time import Stopwatch, timed_as
+from eval.pareto_time import stopwatch_of, timed_as
 from eval.record import command_line, device_name, record
 from eval.similarity import ssim
 
@@ -37,42 +37,6 @@ SOURCES: dict[str, Callable[[Bench, int], Iterator[Candidate]]] = {
     "ours": ours,
     "paper": paper,
 }
-
-DTYPES = ("float32", "float16", "bfloat16")
-SHARES = (0.8, 0.5, 0.35)  # of the MACs
-
-
-def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(prog="python -m eval pareto", description=__doc__.split("\n\n")[0])
-    add = p.add_argument
-    add("--model", default="demo", help="a pipeline conditioned on labels (default: demo)")
-    add("--base-steps", type=int, nargs="+", default=[50, 20])
-    add("--guidance", type=float, default=4.0)
-    add("--labels", type=int, default=8, help="images calibrated on (8)")
-    add("--only", nargs="+", choices=list(SOURCES), help="what is measured anew (all)")
-    add("--speedups", type=float, nargs="+", default=list(SPEEDUPS), help=f"that ours are asked for ({SPEEDUPS})")
-    add("--evaluations", type=int, default=60, help="runs that ours are searched by, for each speedup (60)")
-    add("--n", type=int, default=256, help="other images that are compared (256)")
-    add("--batch", type=int, default=64)
-    add("--seed", type=int, default=0)
-    add("--dtype", choices=DTYPES, default="float32")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    add("--no-time", action="store_true", help="do not measure speed-ups; a CPU never does")
-    add("--time-batch", type=int, default=32, help="images timed together (32)")
-    add("--time-dtype", choices=DTYPES, default="float16", help="default: float16")
-    add("--fd", type=int, default=0, metavar="N", help="images drawn for a Frechet distance; 0 measures none (default)")
-    add("--fd-reference", type=Path, metavar="FILE", help="real images, or their statistics by eval stats --network "
-        "efficientnet-lite0")  # fmt: skip
-    add("--fd-dtype", choices=DTYPES, help="that they are drawn in (default: as --dtype)")
-    add("--fd-shares", type=float, nargs="+", default=SHARES, metavar="S", help="of the MACs, near which rows get one "
-        "(0.8 0.5 0.35)")  # fmt: skip
-    add(
-        "--out",
-        type=Path,
-        default=Path("runs/pareto"),
-        help="folder of pareto.json, its pictures, and plans/ (runs/pareto)",
-    )
-    return p
 
 
 @dataclass
@@ -90,11 +54,7 @@ class Comparison:
     def __init__(self, bench: Bench, base: int, record: dict[str, Any]) -> None:
         args = bench.args
         self.bench, self.base = bench, base
-        self.stopwatch: Stopwatch | None = None
-        if "timed" in record:
-            labels = [bench.unseen[index % args.n] for index in range(args.time_batch)]
-            condition = label_condition(bench.pipe.transformer, labels)
-            self.stopwatch = Stopwatch(bench.pipe, getattr(torch, args.time_dtype), condition, args.guidance, base)
+        self.stopwatch = stopwatch_of(bench, base) if "timed" in record else None
         bench.stopwatch = self.stopwatch
         self.table = pareto_file.Table(args.out / pareto_file.NAME, {**record, "base_steps": base})
         self.tried: list[Tried] = []
@@ -116,7 +76,7 @@ class Comparison:
             "steps": steps,
             "total_macs": round(100 * macs * steps / self.base, 2),
             "attention_macs": round(100 * attention * steps / self.base, 2),
-            "speedup": self._speedup(way, steps),
+            **self._times(way, steps),
             "psnr": mean_psnr(self.reference, found),
             "ssim": round(float(ssim(a, b).mean()), 4),
             "latent_rel_l2": round(self.reference.distance(found), 5),
@@ -124,18 +84,17 @@ class Comparison:
         }
         self.tried.append(Tried(row, way, found.pixels[: pareto_grid.COLUMNS]))
         self.table.add(row)
-        faster = "" if row["speedup"] is None else f"{row['speedup']:.2f} x"
+        faster = "" if row["speedup"] is None else pareto_table.times(row)
         print(f"{self.base} {method:<30} {setting:<40} {row['total_macs']:6.1f} % {faster:>7} {row['psnr']} dB "
               f"{row['latent_rel_l2']:.4f}", flush=True)  # fmt: skip
 
-    def _speedup(self, way: Way, steps: int) -> float | None:
-        if self.stopwatch is None:
-            return None
-        try:
-            return self.stopwatch.speedup(timed_as(way), steps)
-        except Exception as error:
-            _excused(way, "not timed", error)
-            return None
+    def _times(self, way: Way, steps: int) -> dict[str, float | None]:
+        if self.stopwatch is not None:
+            try:
+                return {**self.stopwatch.speedup(timed_as(way), steps).as_row()}
+            except Exception as error:
+                _excused(way, "not timed", error)
+        return dict.fromkeys(pareto_file.TIMES)
 
     def distances(self, distance: Distance) -> None:
         """Frechet distances of the uncompressed images, and of the rows of `METHODS` nearest to each share."""
@@ -180,14 +139,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     told = {
         "model": Path(args.model).name,
         "base_steps": 0,
+        pareto_file.RUN: pareto_file.run_name(),
         **record(command_line("pareto", argv, ("--out", "--device")), device_name(args.device), args.dtype),
         "images": args.n,
         "guidance": args.guidance,
     }
     if on_gpu and not args.no_time:
         told["timed"] = (
-            f"{pareto_time.what()}; cache-dit with compiled blocks; batch {args.time_batch}, {args.time_dtype}"
+            f"{pareto_time.what(args.repeats)}; cache-dit with compiled blocks; batch {args.time_batch}, "
+            f"{args.time_dtype}"
         )
+    if args.time_only:
+        for base in args.base_steps:
+            plans = args.plans or args.time_only.parent / "plans"
+            retime(bench, stopwatch_of(bench, base), {**told, "base_steps": base}, args.time_only, plans)
+        pareto_plot.plot(pareto_file.read(args.time_only)["rows"], args.time_only.with_name("pareto.png"))
+        print(f"written: {args.time_only}")
+        return
     if args.fd:
         drawn = f"{args.fd} images in {args.fd_dtype or args.dtype}"
         told["fd"] = f"{drawn}, EfficientNet-Lite0 features (not FID), to {args.fd_reference.name}"

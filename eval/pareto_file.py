@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from plans.files import write_text
 
 NAME = "pareto.json"
-KEYS = ("model", "method", "setting", "base_steps", "steps", "total_macs", "attention_macs", "speedup", "psnr", "ssim",
-        "latent_rel_l2", "fd")  # fmt: skip
+TIMES = ("speedup", "speedup_low", "speedup_high")
+MEASURED = ("model", "method", "setting", "base_steps", "steps", "total_macs", "attention_macs", *TIMES, "psnr", "ssim",
+            "latent_rel_l2", "fd")  # fmt: skip
+RUN, TIMED_IN = "run", "timed_in"  # the record that a row is of, and the one that its times are of, by its ``run``
+KEYS = (*MEASURED, RUN, TIMED_IN)
 SPEED_ALONE = "random weights, speed alone"  # at the end of a setting: there are no images to compare
 
 
 def read(file: Path) -> dict[str, Any]:
-    """``runs``: how the rows of a model, of base steps and of methods were measured; ``rows``."""
+    """``runs``: how the rows of a model, of base steps and of methods were measured; ``rows``, in older files without
+    quartiles, and without the run that they are of."""
     return json.loads(file.read_text()) if file.exists() else {"runs": [], "rows": []}
+
+
+def run_name() -> str:
+    """Of a record and its rows: when the run began (UTC), which is the same in whatever file they end."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 class Table:
@@ -24,6 +34,9 @@ class Table:
 
     With the first new row of a method goes what the file had of it, for this model and base. A speedup or distance that
     was not measured anew stays as it was for the same setting and images, and with it the record of how it came about.
+
+    Args:
+        record: of the rows that are added; its ``run`` is put into them.
     """
 
     def __init__(self, file: Path, record: dict[str, Any]) -> None:
@@ -32,7 +45,9 @@ class Table:
         self.rows: list[dict[str, Any]] = []
 
     def add(self, row: dict[str, Any]) -> None:
-        assert tuple(row) == KEYS
+        assert tuple(row) == MEASURED
+        name = self._record[RUN]
+        row.update({RUN: name, TIMED_IN: None if row["speedup"] is None else name})
         self.rows.append(row)
         self.write()
 
@@ -55,17 +70,28 @@ class Table:
         kept = [row for row in before["rows"] if not mine(row) or row["method"] not in methods]
         runs, rows = [*runs, self._record], [*kept, *rows]
         self._written = dict(self._record)
-        self._file.parent.mkdir(parents=True, exist_ok=True)
-        write_text(self._file, _text(runs, rows))
+        write(self._file, runs, rows)
 
 
 def _same(row: dict[str, Any]) -> tuple[Any, ...]:
     """Equal for what was measured before: a search may find another plan of the same name."""
-    return tuple(row[name] for name in KEYS if name not in ("speedup", "fd"))
+    return tuple(row[name] for name in MEASURED if name not in (*TIMES, "fd"))
 
 
 def _filled_up(row: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
-    return row | {name: before[name] for name in ("speedup", "fd") if row[name] is None}
+    times = {name: before.get(name) for name in (*TIMES, TIMED_IN)} if row["speedup"] is None else {}
+    return row | times | ({"fd": before["fd"]} if row["fd"] is None else {})
+
+
+def write(file: Path, runs: list[dict[str, Any]], rows: list[dict[str, Any]]) -> None:
+    """Whole or not at all; its folder is made."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_text(file, _text(runs, rows))
+
+
+def in_order(row: dict[str, Any]) -> dict[str, Any]:
+    """The row with its fields in the order of :data:`KEYS`, as far as it has them."""
+    return {name: row[name] for name in KEYS if name in row}
 
 
 def _text(runs: list[dict[str, Any]], rows: list[dict[str, Any]]) -> str:

@@ -9,7 +9,7 @@ from ditfastattn.errors import DitFastAttnError
 from ditfastattn.ranks import ALONE
 from eval.least import check_least
 
-LEAST = {"base_steps": 2, "labels": 1, "n": 1, "batch": 1, "time_batch": 1, "evaluations": 0, "seed": 0}
+LEAST = {"base_steps": 2, "labels": 1, "n": 1, "batch": 1, "time_batch": 1, "repeats": 1, "evaluations": 0, "seed": 0}
 
 
 def check(args: argparse.Namespace) -> None:
@@ -30,3 +30,7 @@ def check(args: argparse.Namespace) -> None:
     if not 1 <= args.guidance < math.inf:
         raise DitFastAttnError(f"--guidance must be 1 (none) or more, got {args.guidance:g}")
     args.device = ALONE.device(args.device)
+    if args.time_only is not None and (args.no_time or not args.device.startswith("cuda")):
+        raise DitFastAttnError("--time-only measures times, on a GPU: give --device cuda, and leave --no-time out")
+    if args.time_only is not None and not args.time_only.exists():
+        raise DitFastAttnError(f"--time-only {args.time_only} does not exist: name a pareto.json")

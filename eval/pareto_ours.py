@@ -14,8 +14,6 @@ from eval.pareto_bench import Bench, Candidate, full_plan
 from eval.pareto_time import timed_as
 from plans import Plan, save
 
-SPEEDUPS = (1.2, 1.3, 1.5, 1.6, 2.0, 2.5, 3.0)
-
 
 class Timed(Times):
     """Also knows the uncompressed run of fewer steps, compiled as a whole, which no plan has to follow.
@@ -44,7 +42,7 @@ def ours(bench: Bench, base: int) -> Iterator[Candidate]:
     def measured(plan: Plan) -> float:
         if bench.stopwatch is None:
             return prices.of(plan) / full
-        return 1 / bench.stopwatch.speedup(timed_as(plan), plan.steps)
+        return 1 / bench.stopwatch.speedup(timed_as(plan), plan.steps).speedup
 
     for speedup in bench.args.speedups:
         try:
@@ -70,7 +68,7 @@ def _prices(bench: Bench, base: int) -> tuple[Prices, float]:
     table = bench.stopwatch.table()
     times = Times(table)
     bench.slow = times.slow()
-    whole = times.of(plan) * bench.stopwatch.speedup(plan, base)
+    whole = times.of(plan) * bench.stopwatch.speedup(plan, base).speedup
     print(f"uncompressed {bench.stopwatch.full_ms():.1f} ms; all FULL {times.of(plan):.1f} ms by the table, "
           f"{times.of(plan) / whole:.2f} of the uncompressed run's time by the clock", flush=True)  # fmt: skip
     return Timed(table, base, whole), whole

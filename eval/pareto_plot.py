@@ -37,7 +37,8 @@ def curve_of(row: dict[str, Any]) -> str:
 def plot(rows: Sequence[dict[str, Any]], file: Path) -> None:
     """PSNR to the uncompressed images of the base's steps; what equals them has none and is left out.
 
-    Against speed-ups only if some were measured. Models that have only speed are not shown.
+    Against speed-ups only if some were measured, with their quartiles where these are known. Models that have only
+    speed are not shown.
     """
     rows = [row for row in rows if not speed_alone(row)]
     import matplotlib
@@ -61,6 +62,9 @@ def plot(rows: Sequence[dict[str, Any]], file: Path) -> None:
                 )
                 if curve:
                     (shown[name],) = axis.plot(*zip(*curve, strict=True), color=colour, marker=marker, linewidth=1.2)
+                for row in points if cost == "speedup" else ():
+                    if curve_of(row) == name and row["psnr"] is not None and row.get("speedup_low") is not None:
+                        axis.hlines(row["psnr"], row["speedup_low"], row["speedup_high"], color=colour, alpha=0.5)
             axis.set(xlabel=COSTS[cost], title=f"{model}, {base} steps")
             axis.grid(alpha=0.25)
         axes[line][0].set_ylabel("PSNR to the base's images, dB")

@@ -10,47 +10,26 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator, Sequence
 from itertools import zip_longest
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from ditfastattn.errors import DitFastAttnError
 from ditfastattn.ranks import ALONE
-from eval import geometry, pareto_file, pareto_time
+from eval import geometry, pareto_file, pareto_table, pareto_time
+from eval.arguments.pareto_speed import parser
 from eval.geometry import GUIDANCE_SCALE, Geometry
-from eval.latency import PAPER_SHARES
 from eval.least import check_least
-from eval.paper import NAMES
+from eval.paper import NAMES, PAPER_SHARES
 from eval.pareto_bench import Candidate, share
 from eval.pareto_file import SPEED_ALONE
 from eval.pareto_rivals import schedules
-from eval.pareto_time import REPEATS, Stopwatch
+from eval.pareto_time import Faster, Stopwatch
 from eval.record import command_line, device_name, record
 from eval.sample_settings import check_steps
 from eval.synthetic import synthetic_plan
 from plans import Plan
 from plans.macs import plan_macs, total_macs
-
-METHODS = ("full", "fewer steps", "FORA", "TaylorSeer-like", "skip", "PAB", "DiTFastAttn")
-
-
-def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
-        prog="python -m eval pareto-speed",
-        description=__doc__.split("\n\n")[0],
-        epilog="example:\n  python -m eval pareto-speed --model pixart-sigma-2k --base-steps 20 --repeats 1",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    p.add_argument("--model", default="dit-xl-2-512", choices=list(PAPER_SHARES), help="(dit-xl-2-512)")
-    p.add_argument("--base-steps", type=int, nargs="+", default=[50, 20])
-    p.add_argument("--only", nargs="+", choices=METHODS, help="what is measured anew (all)")
-    p.add_argument("--batch", type=int, default=1, help="images; each takes two rows with guidance (1)")
-    p.add_argument("--repeats", type=int, default=REPEATS, help=f"timed runs of each way ({REPEATS})")
-    p.add_argument("--dtype", choices=("float16", "bfloat16", "float32"), default="bfloat16")
-    p.add_argument("--device", default="cuda", help="a GPU")
-    p.add_argument("--out", type=Path, default=Path("runs/pareto"), help="folder of pareto.json (runs/pareto)")
-    return p
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -79,6 +58,7 @@ def measure(args: argparse.Namespace, command: str) -> None:
     told = {
         "model": args.model,
         "base_steps": 0,
+        pareto_file.RUN: pareto_file.run_name(),
         **record(command, device_name(args.device), args.dtype),
         "weights": "random",
         "images": args.batch,
@@ -93,7 +73,7 @@ def measure(args: argparse.Namespace, command: str) -> None:
             if args.only and method not in args.only:
                 continue
             try:
-                speedup = watch.speedup(way, steps)
+                faster = watch.speedup(way, steps)
             except RuntimeError as error:  # out of memory: no reason to lose the rows of other ways
                 failed.append(f"{method} {setting} from {base} steps")
                 print(f"not timed: {failed[-1]}: {' '.join(str(error).split())[:200]}", flush=True)
@@ -101,16 +81,16 @@ def measure(args: argparse.Namespace, command: str) -> None:
             finally:
                 if torch.cuda.is_available():
                     torch.cuda.empty_cache()  # graphs of the last plan keep their memory apart
-            table.add(row(args.model, base, (method, setting, way, steps), speedup))
-            print(
-                f"{base} {method:<16} {setting:<44} {table.rows[-1]['total_macs']:6.1f} % {speedup:.2f} x", flush=True
-            )
+            made = row(args.model, base, (method, setting, way, steps), faster)
+            table.add(made)
+            times = pareto_table.times(made)
+            print(f"{base} {method:<16} {setting:<44} {made['total_macs']:6.1f} % {times}", flush=True)
     if failed:
         raise DitFastAttnError(f"not timed, see above: {', '.join(failed)}")
     print(f"written: {args.out / pareto_file.NAME}")
 
 
-def row(model: str, base: int, candidate: Candidate, speedup: float) -> dict[str, Any]:
+def row(model: str, base: int, candidate: Candidate, faster: Faster) -> dict[str, Any]:
     """Of pareto.json; there are no images to compare."""
     method, setting, _, steps = candidate
     macs, attention = _percents(candidate, base)
@@ -122,7 +102,7 @@ def row(model: str, base: int, candidate: Candidate, speedup: float) -> dict[str
         "steps": steps,
         "total_macs": round(macs, 2),
         "attention_macs": round(attention, 2),
-        "speedup": speedup,
+        **faster.as_row(),
         **dict.fromkeys(("psnr", "ssim", "latent_rel_l2", "fd")),
     }
 

@@ -20,9 +20,9 @@ def images(result: Mapping[str, Any], file: str) -> list[str]:
     dates = ", ".join(sorted({run["date"] for run in runs}))
     note = (
         "PSNR to the uncompressed images of as many steps, the mean over images; x: times as fast as the uncompressed "
-        "model compiled as a whole and captured, 32 images at once in float16, the sampling loop alone. By "
-        f"`python -m eval pareto` on one {devices}; {versions}; {dates}; {len(runs)} runs, whose commands are in "
-        f"[{file}]({file})."
+        "model compiled as a whole and captured, 32 images at once in float16, the sampling loop alone"
+        f"{_spread(result, False)}. By `python -m eval pareto` on one {devices}; {versions}; {dates}; "
+        f"{len(runs)} runs, whose commands are in [{file}]({file})."
     )
     return [*at_speedups(result["rows"]), "", note]
 
@@ -35,9 +35,16 @@ def speed(result: Mapping[str, Any], file: str) -> list[str]:
     timed = [f"{model}: {how}." for model, how in dict.fromkeys((run["model"], run["timed"]) for run in runs)]
     note = (
         f"{SPEED_ALONE.capitalize()}: MACs of attention and MLPs in percent of the uncompressed run's, and times as "
-        f"fast as that run. {' '.join(timed)}"
+        f"fast as that run{_spread(result, True)}. {' '.join(timed)}"
     )
     return [*speeds(result["rows"]), "", note, "", *dict.fromkeys(source_line(run, file) for run in runs)]
+
+
+def _spread(result: Mapping[str, Any], alone: bool) -> str:
+    """What brackets hold, where there are some; ``alone``: in rows of random weights."""
+    rows = [row for row in result["rows"] if speed_alone(row) is alone]
+    known = any(row.get("speedup_low") is not None for row in rows)
+    return ", in brackets the quartiles over rounds where they were kept" if known else ""
 
 
 def at_speedups(rows: Sequence[dict[str, Any]]) -> list[str]:
@@ -65,7 +72,14 @@ def _at(row: dict[str, Any] | None) -> str:
         return ""
     name, _, what = row["setting"].partition(": ") if row["method"] == "ours" else (row["method"], "", row["setting"])
     how = what if row["method"] == "ours" else f"{name} {what}"
-    return f"{row['psnr']:.1f} dB, {row['speedup']:.2f} x ({how})"
+    return f"{row['psnr']:.1f} dB, {times(row)} ({how})"
+
+
+def times(row: Mapping[str, Any]) -> str:
+    """ "1.52 x", and the quartiles where they are known and differ: "1.52 x [1.50 to 1.53]"."""
+    low, high = (row.get(name) for name in ("speedup_low", "speedup_high"))
+    spread = [] if low is None or high is None else [f"{low:.2f}", f"{high:.2f}"]
+    return f"{row['speedup']:.2f} x" + (f" [{' to '.join(spread)}]" if len(set(spread)) > 1 else "")
 
 
 def speeds(rows: Sequence[dict[str, Any]]) -> list[str]:
@@ -82,7 +96,7 @@ def speeds(rows: Sequence[dict[str, Any]]) -> list[str]:
         if row["method"] == "fewer steps":
             how = f"{row['total_macs']:.0f} %"
         here = cells.setdefault((row["method"], how), {})
-        here[row["model"], -row["base_steps"]] = f"{row['total_macs']:.0f} %, {row['speedup']:.2f} x"
+        here[row["model"], -row["base_steps"]] = f"{row['total_macs']:.0f} %, {times(row)}"
     order = list(dict.fromkeys(row["method"] for row in rows))
     lines = [f"| way | {' | '.join(names)} |", "|---" * (1 + len(names)) + "|"]
     for method, how in sorted(cells, key=lambda way: (order.index(way[0]), way[1])):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import statistics
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -18,22 +18,39 @@ from ditfastattn.cost.steps import seconds
 from ditfastattn.models import adapt
 from ditfastattn.models.base import PreparedModel
 from ditfastattn.samplers import inference_steps
-from ditfastattn.sampling import Denoiser, sample_latents
+from ditfastattn.sampling import Denoiser, label_condition, sample_latents
 from eval.baselines import Captured
 from eval.latency import on_device
-from eval.pareto_bench import Way, copied
+from eval.pareto_bench import Bench, Way, copied
 from plans import Plan
 
-REPEATS = 5
 
-
-def what(repeats: int = REPEATS) -> str:
+def what(repeats: int) -> str:
     """How speed-ups are measured, for a record."""
-    runs = f"medians of {repeats} runs" if repeats > 1 else "a single run"
+    rounds = f"medians and quartiles of {repeats} rounds" if repeats > 1 else "a single round"
     return (
-        f"sampling loop without VAE; {runs}, interleaved with the uncompressed model's, which is compiled "
-        "as a whole and captured as a CUDA graph; plans by prepared steps"
+        f"sampling loop without VAE; {rounds}, each of the uncompressed model, which is compiled as a whole and "
+        "captured as a CUDA graph, and then of the other way; plans by prepared steps"
     )
+
+
+class Faster(NamedTuple):
+    """Times as fast as the uncompressed run: of the ratios of all rounds the median, and the quartiles."""
+
+    speedup: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, ratios: Sequence[float]) -> Self:
+        """Rounded as they are written; of a single round all three are its ratio."""
+        enough = ratios if len(ratios) > 1 else 2 * [*ratios]
+        low, median, high = statistics.quantiles(enough, n=4, method="inclusive")
+        return cls(*(round(ratio, 3) for ratio in (median, low, high)))
+
+    def as_row(self) -> dict[str, float]:
+        """The fields of a row of pareto.json."""
+        return {"speedup": self.speedup, "speedup_low": self.low, "speedup_high": self.high}
 
 
 def timed_as(way: Way) -> Way:
@@ -52,7 +69,7 @@ class Stopwatch:
         pipe: left alone; copies are in ``dtype``.
         condition: of the batch, on the pipeline's device; embeddings in ``dtype``.
         base: model calls of the uncompressed run that the others are compared with.
-        repeats: timed runs of each way, and as many of the uncompressed model between them.
+        repeats: rounds in which each way is timed, every time after the uncompressed model.
     """
 
     def __init__(
@@ -62,7 +79,7 @@ class Stopwatch:
         condition: Condition,
         scale: float,
         base: int,
-        repeats: int = REPEATS,
+        repeats: int,
     ) -> None:
         self._planned, self._full = copied(pipe, dtype), copied(pipe, dtype)
         on_device(self._planned)
@@ -79,7 +96,7 @@ class Stopwatch:
         other._base = base
         return other
 
-    def speedup(self, how: Way, steps: int) -> float:
+    def speedup(self, how: Way, steps: int) -> Faster:
         """Time of the uncompressed run of the base's steps by that of a run of ``steps`` model calls by ``how``."""
         planned = self._planned
         if how is None:
@@ -119,17 +136,21 @@ class Stopwatch:
         """Seconds."""
         return seconds(lambda: self._run(self._captured, self._full.scheduler, self._base), self._device)
 
-    def _first(self, run: Callable[[], None]) -> float:
+    def _first(self, run: Callable[[], None]) -> Faster:
         """Compiles and captures in a run of its own; the uncompressed model is past that."""
         run()
         return self._compared(run)
 
-    def _compared(self, run: Callable[[], None]) -> float:
-        full, own = [], []
-        for _ in range(self._repeats):
-            full.append(self._full_run())
-            own.append(seconds(run, self._device))
-        return round(statistics.median(full) / statistics.median(own), 3)
+    def _compared(self, run: Callable[[], None]) -> Faster:
+        return Faster.of([self._full_run() / seconds(run, self._device) for _ in range(self._repeats)])
+
+
+def stopwatch_of(bench: Bench, base: int) -> Stopwatch:
+    """Of the batch that a command's options name, for the images that its plans are judged by."""
+    args = bench.args
+    labels = [bench.unseen[index % args.n] for index in range(args.time_batch)]
+    condition = label_condition(bench.pipe.transformer, labels)
+    return Stopwatch(bench.pipe, getattr(torch, args.time_dtype), condition, args.guidance, base, args.repeats)
 
 
 class _Denoiser(Denoiser):

@@ -3,7 +3,6 @@
 A table stands between ``<!-- table NAME -->`` and ``<!-- end -->``; nothing else of the page is touched.
 """
 
-import argparse
 import json
 import re
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from ditfastattn.layout import Layout
 from ditfastattn.models import REGISTRY, DescribedModel
 from ditfastattn.models.base import ModelAdapter, PreparedModel
 from eval import pareto_table
+from eval.arguments.readme import parser
 from eval.record import source_line
 from plans.files import write_text
 
@@ -280,11 +280,7 @@ def render(page: str) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m eval readme",
-        description="Write the result tables of README.md from the committed files in eval/results.",
-    )
-    parser.parse_args(argv)
+    parser().parse_args(argv)
     path = ROOT / "README.md"
     if not path.exists() or not RESULTS.exists():
         raise DitFastAttnError("this works in a checkout of the project, where README.md and eval/results are")

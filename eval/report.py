@@ -7,7 +7,6 @@ that opens without a network, and as JSON.
 
 from __future__ import annotations
 
-import argparse
 import json
 import shlex
 import sys
@@ -16,13 +15,13 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from calibration.calibrate import package_versions
 from ditfastattn.errors import MetricError
+from ditfastattn.ranks import ALONE
 from eval import paper
+from eval.arguments.report import parser
 from eval.metrics import METRICS
-from eval.networks import INCEPTION, LITE0, load_network
+from eval.networks import INCEPTION, load_network
 from eval.perceptual import HOW, load_perceptual
 from eval.report_page import Page, html, markdown, paper_tables, result_table
 from eval.report_plots import grid, pareto
@@ -39,37 +38,6 @@ from eval.report_rows import (
 )
 from eval.runs import Run, RunError
 from plans.files import write_text
-
-LATENCY = Path("eval/results/latency.json")
-
-
-def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
-        prog="python -m eval report",
-        description=__doc__.split("\n\n")[1],
-        epilog="example:\n  python -m eval report runs/full runs/D1 runs/D2 --reference imagenet512.npz --out report\n"
-        "  python -m eval report runs/* --reference emoji --network efficientnet-lite0",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    p.add_argument(
-        "runs", nargs="+", type=Path, metavar="RUN", help="folders of python -m eval sample; one without a plan"
-    )
-    p.add_argument("--reference", type=Path, help="statistics of python -m eval stats, an .npz or a folder of real "
-                   "images (default: none, and no Frechet distance)")  # fmt: skip
-    p.add_argument("--size", type=int, help="cut a reference folder to this side by ADM's centre crop")
-    p.add_argument(
-        "--network", help=f"{INCEPTION} (the default with --reference, else none), {LITE0}, module:callable, or none"
-    )
-    p.add_argument("--weights", type=Path, help="Inception's weights")
-    p.add_argument("--lpips", default="auto", metavar="auto|none|FILE", help="as in python -m eval similarity")
-    p.add_argument(
-        "--latency", type=Path, default=LATENCY, help="file of python -m eval latency (default: %(default)s)"
-    )
-    p.add_argument("--batch", type=int, default=64, help="images a forward pass (default: %(default)s)")
-    p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    p.add_argument("--title", help="of the page (default: from the model)")
-    p.add_argument("--out", type=Path, default=Path("report"), help="folder (default: %(default)s)")
-    return p
 
 
 def write_report(rows: Sequence[Row], out: Path, *, title: str, how: Measuring, latency: str | None,
@@ -192,6 +160,7 @@ def _as_json(rows: Sequence[Row], page: Page, latency: str | None) -> dict[str, 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure what is not measured yet, print the table, write the page."""
     options = parser().parse_args(argv)
+    options.device = ALONE.device(options.device)
     if options.batch < 1:
         raise RunError(f"--batch must be at least 1, got {options.batch}")
     rows = rows_of([Run.open(path) for path in options.runs])

@@ -15,7 +15,8 @@ from typing import Any
 
 from calibration.settings import THRESHOLDS
 from eval.latency import read_results
-from eval.metrics import Settings, measure
+from eval.metric_settings import Settings
+from eval.metrics import measure
 from eval.networks import Network
 from eval.perceptual import Perceptual
 from eval.runs import Run, RunError

@@ -25,8 +25,10 @@ from calibration.settings import Settings
 from ditfastattn.errors import DitFastAttnError
 from ditfastattn.fewer import sampler_from
 from ditfastattn.models import adapt
+from ditfastattn.ranks import ALONE
 from ditfastattn.resample import resample
 from ditfastattn.samplers import inference_steps
+from eval.arguments.resampled import parser
 from eval.drift import UNSEEN, Subject
 from eval.drift_runs import Sampled, psnr
 from eval.least import check_least
@@ -36,31 +38,7 @@ from plans.compare import setting_differences
 from plans.files import write_text
 from plans.macs import plan_macs
 
-LIBRARY = Path("plans/library")
-PLANS = [LIBRARY / f"demo-dpm50-mrae-{threshold}.json" for threshold in ("0.025", "0.05", "0.1", "0.15")]
-
 Row = dict[str, Any]
-
-
-def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(prog="python -m eval resampled", description=__doc__.split("\n\n")[0])
-    add = p.add_argument
-    add("--model", default="demo", help="a pipeline conditioned on labels (default: demo)")
-    add("--plans", type=Path, nargs="+", default=PLANS, metavar="PLAN", help="of one run of it (the demo's that ship)")
-    add("--steps", type=int, nargs="*", default=[10, 20, 30, 40], metavar="N", help="other steps (10 20 30 40)")
-    add("--scales", type=float, nargs="*", default=[2.0, 7.0], metavar="S", help="other guidance (2 7)")
-    add("--near", type=float, default=1.0, metavar="P", help="percent of attention MACs that count as equal (1)")
-    add("--tries", type=int, default=4, help="calibrations for one plan at one target, at most (4)")
-    add("--labels", type=int, default=8, help="images calibrated on where a plan does not say which (8)")
-    add("--n", type=int, default=128, help="other images that all are compared on (128)")
-    add("--batch", type=int, default=64)
-    add("--seed", type=int, default=0)
-    add("--dtype", choices=("float32", "float16", "bfloat16"), default="float32")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    add("--compile", action="store_true", help="search with compiled blocks")
-    add("--out", type=Path, default=Path("runs/resampled"), help="folder of resampled.json, or of "
-        "resampled-MODEL.json (runs/resampled)")  # fmt: skip
-    return p
 
 
 @dataclass(frozen=True)
@@ -230,6 +208,7 @@ def _target(row: Row) -> Target:
 def main(argv: Sequence[str] | None = None) -> None:
     """Print and write resampled.json; what is measured is written at once."""
     args = parser().parse_args(argv)
+    args.device = ALONE.device(args.device)
     check_least(args, dict.fromkeys(("tries", "labels", "n", "batch"), 1))
     comparison = Comparison(args)
     name = Path(args.model).name

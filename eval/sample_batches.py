@@ -19,7 +19,6 @@ from ditfastattn.condition import Condition
 from ditfastattn.decode import decode
 from ditfastattn.sampling import Denoiser, sample_latents
 
-LABELS = ("random", "balanced")
 _LABEL, _ORDER = 1, 2  # set these random numbers apart from the noise, which is seeded with (seed, index)
 
 

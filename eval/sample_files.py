@@ -15,7 +15,6 @@ from PIL import Image
 
 from plans.files import write_whole
 
-FORMATS = ("png", "npz", "gif", "mp4")  # the last two, and npz, of videos
 _THREADS = 4  # PNG's compression runs outside of Python's lock
 _LEFT_OVER = re.compile(
     r"\.\d{6,}\.(png|npy|gif|mp4)\.\d+\.tmp|\.(samples\.npz|labels\.npy|run\.json|plan\.json)\.\d+\.tmp"

@@ -7,7 +7,6 @@ Of videos: PSNR over all pixels of all frames, the others the mean over the fram
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import shlex
@@ -15,7 +14,6 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import date
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +23,8 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 from tqdm import tqdm
 
 from calibration.calibrate import package_versions
+from ditfastattn.ranks import ALONE
+from eval.arguments.similarity import parser
 from eval.perceptual import HOW, Perceptual, load_perceptual
 from eval.runs import Run, RunError, noise_differences
 from eval.similarity_picture import save_pairs
@@ -193,27 +193,10 @@ def _finite(value: float) -> float | None:
     return round(float(value), 6) if math.isfinite(value) else None
 
 
-def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
-        prog="python -m eval similarity",
-        description="Image or video i of one run against i of another: PSNR, SSIM, LPIPS, relative L2 of the latents.",
-        epilog="example:\n  python -m eval similarity runs/d2 runs/full --out similarity",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    p.add_argument("a", type=Path, help="a folder of python -m eval sample, say compressed")
-    p.add_argument("b", type=Path, help="another from the same noise, say uncompressed: what A is measured against")
-    p.add_argument("--lpips", default="auto", metavar="auto|none|FILE",
-                   help="auto: ST-LPIPS of the package stlpips_pytorch where it is installed; or a file of "
-                   "torchvision's AlexNet or VGG16 weights for LPIPS (default: auto)")  # fmt: skip
-    p.add_argument("--batch", type=int, default=32)
-    p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="for SSIM and LPIPS")
-    p.add_argument("--out", type=Path, help="folder for similarity.json and similarity.png (default: A)")
-    return p
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Print the spread of each measure; write similarity.json and similarity.png."""
     options = parser().parse_args(argv)
+    options.device = ALONE.device(options.device)
     if options.batch < 1:
         raise RunError(f"--batch must be at least 1, got {options.batch}")
     a, b = Run.open(options.a, videos=True), Run.open(options.b, videos=True)

@@ -11,10 +11,11 @@ from pathlib import Path
 
 from ditfastattn.errors import MetricError
 from ditfastattn.ranks import ALONE, Ranks, start
+from eval.arguments.stats import parser
 from eval.collect import Collected, Needs, collect, report_unreadable
 from eval.frechet import Given, Moments
 from eval.networks import INCEPTION, Network, load_network
-from eval.options import add_network, device_of
+from eval.options import device_of
 from eval.sources import ImageSource, open_source
 from eval.statistics import FORMAT, About, Statistics, holds_statistics, load
 from plans import PlanError
@@ -68,19 +69,6 @@ def _cache_file(source: ImageSource, network: Network) -> Path | None:
     made_of = [FORMAT, source.fingerprint(), source.size, getattr(source, "crop", None), network.name, network.digest]
     key = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()
     return Path(folder) / "statistics" / f"{key[:32]}.npz"
-
-
-def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
-        prog="python -m eval stats",
-        description="Reference statistics of real images, for the FID and sFID, made once and kept.",
-    )
-    p.add_argument("images", type=Path, help="folder (class folders or flat), or .npz with arr_0 or with mu and sigma")
-    p.add_argument("--size", type=int, required=True, help="side in pixels: ADM's centre crop of a folder's images")
-    p.add_argument("--out", type=Path, default=Path("stats.npz"), help="the file to write (stats.npz)")
-    p.add_argument("--skip-unreadable", action="store_true", help="leave out files that cannot be read, and say so")
-    add_network(p)
-    return p
 
 
 def main(argv: list[str] | None = None) -> None:

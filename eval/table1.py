@@ -12,58 +12,15 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import torch
-
-from calibration.settings import THRESHOLDS, parse_threshold
+from calibration.settings import parse_threshold
 from ditfastattn.errors import DitFastAttnError
-from ditfastattn.samplers import SAMPLERS
-from eval.networks import INCEPTION, LITE0, load_network
-from eval.paper import TABLE_1_DIT
+from ditfastattn.ranks import ALONE
+from eval.arguments.table1 import parser
+from eval.networks import load_network
 from eval.runs import Run
 from eval.stages import Ledger, Stage
 
 FULL = "full"
-
-
-def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
-        prog="python -m eval table1",
-        description=__doc__.split("\n\n")[1],
-        epilog="examples:\n"
-        "  python -m eval table1 --model facebook/DiT-XL-2-512 --imagenet ILSVRC2012/train --processes 8 --compile\n"
-        "  python -m eval table1 --model facebook/DiT-XL-2-512 --imagenet VIRTUAL_imagenet512.npz\n"
-        "  python -m eval table1 ... --sampler iddpm --steps 250 --guidance 1.5 --out table5    the paper's Table 5\n"
-        "  python -m eval table1 --model demo --imagenet emoji --n 64 --steps 4 --network efficientnet-lite0",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    on_gpu = torch.cuda.is_available()
-    add = p.add_argument
-    add(
-        "--model",
-        default="facebook/DiT-XL-2-512",
-        help='hub id, folder, .pt, "demo" or "demo-long" (default: %(default)s)',
-    )
-    add("--imagenet", type=Path, required=True, help="real images: a folder (ADM's centre crop), an ADM .npz, or the "
-        "file of python -m eval stats")  # fmt: skip
-    add("--n", type=int, default=50000, help="images of each run (default: %(default)s)")
-    add("--thresholds", nargs="+", default=list(THRESHOLDS), metavar="T", help="default: D1 to D6")
-    add("--sampler", default=TABLE_1_DIT.sampler, choices=list(SAMPLERS), help="default: %(default)s")
-    add("--steps", type=int, default=TABLE_1_DIT.steps, help="default: %(default)s")
-    add("--guidance", type=float, default=TABLE_1_DIT.guidance, help="default: %(default)s")
-    add("--n-calib", type=int, default=8, help="labels to calibrate on (default: %(default)s, as the authors' script)")
-    add("--network", default=INCEPTION, help=f"{INCEPTION} (the default), {LITE0}, or module:callable")
-    add("--weights", type=Path, help="Inception's weights")
-    add("--lpips", default="auto", metavar="auto|none|FILE", help="as in python -m eval similarity")
-    add("--vae", help="of a .pt checkpoint")
-    add("--seed", type=int, default=0)
-    add("--dtype", default="float16" if on_gpu else "float32", choices=["float32", "float16", "bfloat16"])
-    add("--batch", type=int, help="images drawn together (default: that of python -m eval sample)")
-    add("--compile", action="store_true", help="compile the model for sampling")
-    add("--format", default="png", choices=["png", "npz"], help="of the samples (default: %(default)s)")
-    add("--device", default="cuda" if on_gpu else "cpu")
-    add("--processes", type=int, default=1, help="GPUs of this host to calibrate and sample on (default: 1)")
-    add("--out", type=Path, default=Path("table1"), help="folder (default: %(default)s)")
-    return p
 
 
 def stages(o: argparse.Namespace) -> list[Callable[[], Stage]]:
@@ -124,6 +81,8 @@ def _is_whole(folder: Path) -> bool:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run every stage that is not done."""
     options = parser().parse_args(argv)
+    options.device = ALONE.device(options.device)
+    options.dtype = options.dtype or ("float16" if options.device.startswith("cuda") else "float32")
     for name, value in (("--n", options.n), ("--n-calib", options.n_calib), ("--processes", options.processes)):
         if value < 1:
             raise DitFastAttnError(f"{name} must be at least 1, got {value}")

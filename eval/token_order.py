@@ -5,7 +5,6 @@ FULL: along the uncompressed trajectory, over layers and steps, with residuals o
 makes of it: the attention MACs of whole plans.
 """
 
-import argparse
 import json
 import math
 import statistics
@@ -36,6 +35,7 @@ from ditfastattn.models.base import ModelAdapter
 from ditfastattn.order import Ordering
 from ditfastattn.pipelines import load_pipeline
 from ditfastattn.sampling import Denoiser, Trajectory, label_condition
+from eval.arguments.token_order import parser
 from eval.record import command_line, device_name, record
 from plans import Method, TokenOrder, Window
 from plans.files import write_text
@@ -184,27 +184,6 @@ def plot(result: dict[str, Any], file: Path) -> None:
         panel.spines[["top", "right"]].set_visible(False)
     figure.savefig(file, dpi=150)
     plt.close(figure)
-
-
-def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m eval token-order",
-        description="Does a window in another token order cost less accuracy at equal MACs?",
-    )
-    add = parser.add_argument
-    add("--steps", type=int, default=50, help="of the trajectory on which losses are measured (default: %(default)s)")
-    add("--every", type=int, default=6, help="measure losses at every so many steps (default: %(default)s)")
-    add("--labels", type=int, default=2, help="how many (default: %(default)s)")
-    add("--thresholds", type=float, nargs="*", default=[0.025, 0.05, 0.1], help="(default: 0.025 0.05 0.1)")
-    add("--calibration-steps", type=int, default=10, help="of the calibrated plans (default: %(default)s)")
-    add("--seed", type=int, default=0)
-    add(
-        "--out",
-        type=Path,
-        default=Path("runs/token-order"),
-        help="folder for token_order.json and token_order.png (runs/token-order)",
-    )
-    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> None:

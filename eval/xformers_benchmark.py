@@ -25,8 +25,10 @@ from torch import nn
 from ditfastattn import load_pipeline
 from ditfastattn.cost.steps import seconds
 from ditfastattn.errors import DitFastAttnError
+from ditfastattn.ranks import ALONE
 from ditfastattn.samplers import make_sampler
 from ditfastattn.sampling import sample_latents
+from eval.arguments.xformers import parser
 from eval.geometry import TRAINING, XL
 from eval.kernels import versions
 from eval.record import command_line, device_name
@@ -154,33 +156,10 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m eval xformers",
-        description="DiT by materialised softmax, by SDPA and by xFormers, the weights kept.",
-    )
-    add = parser.add_argument
-    add("--model", help="folder, hub id or .pt of a trained DiT (default: XL/2 and XL/4 at 256 px, random weights)")
-    add("--batches", default="10,50,100,200", help="images of a call (default: %(default)s)")
-    add("--images", type=int, default=50, help="images of a whole run (default: %(default)s)")
-    add("--steps", type=int, default=50, help="sampler steps of a run (default: %(default)s)")
-    add("--repeats", type=int, default=5, help="timed calls of each variant (default: %(default)s)")
-    add("--runs", type=int, default=1, help="timed runs of each variant (default: %(default)s)")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    add("--dtype", choices=["bfloat16", "float16", "float32"], help="default: bfloat16 on a GPU, float32 on a CPU")
-    add("--quick", action="store_true", help="two narrow layers, two small batches, two steps: does it run at all?")
-    add(
-        "--out",
-        type=Path,
-        default=Path("runs/xformers"),
-        help="folder for xformers.json and its two pictures (runs/xformers)",
-    )
-    return parser
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Check, measure, print, write xformers.json, xformers-bars.png, xformers-lines.png (--quick: xformers-quick*)."""
     options = parser().parse_args(argv)
+    options.device = ALONE.device(options.device)
     if options.quick:
         options.batches, options.images, options.steps, options.repeats = "1,2", 2, 2, 1
     try:

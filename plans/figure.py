@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from itertools import groupby
 from os import PathLike
 from pathlib import Path
-from textwrap import shorten
+from textwrap import wrap
 from typing import TYPE_CHECKING
 
 from plans.errors import PlanError
@@ -34,7 +34,8 @@ _STRIP = 0.75
 _CURVE = 0.6  # sensitivities, where the plan has them
 _GAP = 0.14
 _LEFT, _RIGHT, _TOP, _BOTTOM = 0.75, 0.25, 1.24, 0.55
-_NOTE = 0.2  # the line of a plan's note, where it has one
+_NOTE, _NOTE_LINES = 0.18, 3  # a line of a plan's note, and how many are shown
+_NOTE_SIZE = 8.0  # points
 _LETTER = 0.068  # of a label that stands upright beside its grid
 _DPI = 160
 _STORE = "#9db4c0"
@@ -76,7 +77,7 @@ def figure(plan: Plan) -> Figure:
     width = _LEFT + grid_width + _RIGHT
     weights = plan.calibration.sensitivity if plan.calibration else ()
     curve_height = _CURVE + _GAP if weights else 0.0
-    head = _TOP + (_NOTE if plan.note else 0.0)
+    head = _TOP + _NOTE * len(_note(plan, width))
     height = head + sum(heights.values()) + _GAP * len(heights) + curve_height + _STRIP + _BOTTOM
     fig = Figure(figsize=(width, height), facecolor="white")
 
@@ -182,9 +183,9 @@ def _write_titles(fig: Figure, plan: Plan, *, left: float, height: float) -> Non
     fig.text(left, 1 - 0.22 / height, title, fontsize=title_size, fontweight="bold", va="center")
     fig.text(left, 1 - 0.44 / height, cost, fontsize=cost_size, color="#333333", va="center")
     below = 0.68  # inches from the top to the middle of the legend
-    if plan.note:
-        note = shorten(noteline(plan), int(72 * room / (0.60 * 8.0)), placeholder="...")
-        fig.text(left, 1 - 0.64 / height, note, fontsize=8, color="#333333", va="center", parse_math=False)
+    for line in _note(plan, fig.get_size_inches()[0]):
+        fig.text(left, 1 - (below - 0.04) / height, line, fontsize=_NOTE_SIZE, color="#333333", va="center",
+                 parse_math=False)  # fmt: skip
         below += _NOTE
     share = shares(plan)
     handles = [
@@ -212,6 +213,12 @@ def _write_titles(fig: Figure, plan: Plan, *, left: float, height: float) -> Non
         columnspacing=1.4,
         handletextpad=0.5,
     )
+
+
+def _note(plan: Plan, width: float) -> list[str]:
+    """The note in as many lines as are shown in a picture of so many inches; its end is left out where it is longer."""
+    letters = int(72 * (width - _LEFT - 0.1) / (0.60 * _NOTE_SIZE))
+    return wrap(noteline(plan), letters, max_lines=_NOTE_LINES, placeholder="...")
 
 
 def _tick_steps(plan: Plan) -> range:

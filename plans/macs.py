@@ -30,7 +30,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from plans.method import Method, Window
-from plans.model import MLP_RATIO, SITES, MlpShape, ModelSpec, SiteName
+from plans.model import SITES, ModelSpec, SiteName
 from plans.schema import Plan
 
 Convention = Literal["module", "core"]
@@ -160,7 +160,7 @@ def mlp_macs(plan: Plan) -> PlanMacs:
     model = plan.model
     if not knows_mlps(plan):
         raise ValueError(f"the plan does not say how many MLPs {model.class_name} has; a plan with the site mlp does")
-    mlp = model.mlp or MlpShape(layers=model.layers, hidden=MLP_RATIO * model.width)
+    mlp = model.mlp or model.usual("mlp")
     frames = 1 if model.temporal is None else model.temporal.frames
     return _module_macs(plan, "mlp", mlp.layers, 2 * frames * model.tokens * model.width * mlp.hidden)
 

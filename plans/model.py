@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, Self, get_args, overload
 
 from pydantic import SerializerFunctionWrapHandler, model_serializer
 
@@ -84,6 +84,12 @@ class ModelSpec(Frozen):
     def sites(self) -> tuple[SiteName, ...]:
         """The sites that a plan for this model must have, in the order of `SITES`; ``model`` is free to any plan."""
         return tuple(site for site in SITES if site == "attn" or getattr(self, site, None) is not None)
+
+    @overload
+    def usual(self, site: Literal["mlp"]) -> MlpShape: ...
+
+    @overload
+    def usual(self, site: SiteName) -> CrossShape | MlpShape: ...
 
     def usual(self, site: SiteName) -> CrossShape | MlpShape:
         """How large an optional site is, where nobody says.

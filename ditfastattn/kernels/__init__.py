@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from ditfastattn.errors import KernelError
+from ditfastattn.kernel_names import NAMES
 from ditfastattn.kernels import auto
 from ditfastattn.kernels.base import Kernel
 from ditfastattn.kernels.flash2 import Flash2
@@ -18,7 +19,6 @@ from plans import Window
 
 _ALL: tuple[type[Kernel], ...] = (SDPA, Flex, Triton, XFormers, Varlen, Flash2, Flash3, Flash4)
 KERNELS: dict[str, type[Kernel]] = {kernel.name: kernel for kernel in _ALL}
-NAMES = ("auto", *KERNELS)
 CHOSEN = "auto:"  # and a name: what ``auto`` is once it has chosen, for other processes to do the same
 HALF = (torch.float16, torch.bfloat16)
 

@@ -3,7 +3,9 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -11,7 +13,7 @@ from small_models import small_pipeline
 
 from calibration.cli import main
 from ditfastattn import load_pipeline
-from ditfastattn.cost import CostTable
+from ditfastattn.cost import CostTable, PlanTime, predict
 from ditfastattn.kernels import NAMES
 from ditfastattn.models import adapt
 from plans import load
@@ -66,6 +68,28 @@ def test_the_predicted_time_is_told_once_blocks_were_measured(
     assert main(base(folder, tmp_path / "b.json", *command)) == 0
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "predicted run time" in line]
     assert " ms of " in line and " ms full, measured on " in line and line.endswith("(eager, 4 rows a call)")
+
+
+def test_a_plan_that_is_slower_than_none_is_said_plainly(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DITFASTATTN_CACHE", str(tmp_path / "cache"))
+    CostTable.of(adapt(load_pipeline(folder).transformer), 4, 16, "sdpa", repeats=1)
+    for total, said in ((1394.3, True), (1200.0, False)):
+
+        def known(*measured: Any, total: float = total) -> PlanTime:
+            time = predict(*measured)
+            assert time is not None
+            return replace(time, total=total, full=1200.0)
+
+        monkeypatch.setattr("calibration.calibrate_cli.predict", known)
+        assert main(base(folder, tmp_path / "a.json", "--threshold", "0.5", "--kernel", "sdpa")) == 0
+        printed = capsys.readouterr().out
+        assert (
+            "slower here than uncompressed, by measured times 1394.3 ms against 1200.0:\nask for a plan by time"
+            in printed
+        ) is said
+        assert ("python -m calibration advise" in printed) is said
 
 
 def test_little_compression_is_said_plainly(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,7 +19,8 @@ from ditfastattn.errors import MetricError
 from eval import metrics, scores
 from eval.cli import main
 from eval.frechet import Moments, frechet_distance
-from eval.metrics import Settings, measure
+from eval.metric_settings import Settings
+from eval.metrics import measure
 from eval.networks import load_network
 from eval.statistics import load
 

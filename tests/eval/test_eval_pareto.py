@@ -13,6 +13,8 @@ from unittest.mock import MagicMock
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from small_models import full_plan as small_plan
 from small_models import random_plan, small_pipeline
@@ -70,7 +72,7 @@ def test_from_the_command_line(small: Path, tmp_path: Path, monkeypatch: pytest.
     assert "4 images in bfloat16" in run["fd"] and "x.npz" in run["fd"]
     assert "--n 3" in run["command"] and "--out" not in run["command"]
     full, fewer, plan = found["rows"]
-    assert tuple(full) == pareto_file.KEYS
+    assert tuple(full) == pareto_file.KEYS and all(row["run"] == run["run"] for row in found["rows"])
     assert full["psnr"] is None and full["ssim"] == 1 and full["latent_rel_l2"] == 0 and full["speedup"] is None
     assert (fewer["steps"], fewer["total_macs"], fewer["attention_macs"]) == (3, 50, 50)
     assert 5 < plan["psnr"] < 80 and 0 < plan["ssim"] < 1 and plan["steps"] == STEPS
@@ -85,7 +87,7 @@ def test_rows_are_what_the_images_say(small: Path, tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(pareto, "SOURCES", {"few": few})
     args = pareto.parser().parse_args(options(small, "--out", str(tmp_path)))
     bench = Bench(args)
-    compared = pareto.Comparison(bench, STEPS, {"model": "small"})
+    compared = pareto.Comparison(bench, STEPS, {"model": "small", "run": "now"})
     plan = make.fora(small_plan(bench.pipe, STEPS), 2, shape=bench.mlp)
     compared.add("a plan", "", plan, STEPS)
     (told,) = compared.table.rows
@@ -98,7 +100,7 @@ def test_rows_are_what_the_images_say(small: Path, tmp_path: Path, monkeypatch: 
 
 def test_macs_are_of_the_bases_run_and_residuals_are_stored(small: Path, tmp_path: Path) -> None:
     bench = Bench(pareto.parser().parse_args(options(small, "--out", str(tmp_path))))
-    compared = pareto.Comparison(bench, STEPS, {"model": "small"})
+    compared = pareto.Comparison(bench, STEPS, {"model": "small", "run": "now"})
     plans = [random_plan(bench.pipe, steps=steps) for steps in (STEPS, STEPS // 2)]
     for plan in plans:
         compared.add("a plan", "", plan, plan.steps)
@@ -198,9 +200,9 @@ def test_stopwatch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pareto_time, "captured", counted)
     monkeypatch.setattr(pareto_time, "seconds", lambda work, _: (before := calls[0], work(), calls[0] - before)[-1])
     condition = label_condition(pipe.transformer, [1, 2])
-    watch = pareto_time.Stopwatch(pipe, torch.float32, condition, 4.0, base=6)
-    assert watch.speedup(None, 3) == 2.0
-    assert watch.at(12).speedup(None, 3) == 4.0 and watch.speedup(None, 6) == 1.0
+    watch = pareto_time.Stopwatch(pipe, torch.float32, condition, 4.0, base=6, repeats=2)
+    assert watch.speedup(None, 3) == (2.0, 2.0, 2.0)
+    assert watch.at(12).speedup(None, 3).speedup == 4.0 and watch.speedup(None, 6).speedup == 1.0
     applied: dict[str, Any] = {}
 
     def apply(given: Any, plan: Plan, **how: Any) -> Any:
@@ -211,7 +213,25 @@ def test_stopwatch(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(pareto_time, "ditfastattn", SimpleNamespace(apply=apply))
     plan = random_plan(pipe, steps=2)
-    assert watch.speedup(plan, 2) == 3.0 and applied == {"compile": True, "graphs": True, "plan": plan}
+    assert watch.speedup(plan, 2).speedup == 3.0 and applied == {"compile": True, "graphs": True, "plan": plan}
+
+
+@given(st.lists(st.floats(0.1, 10), min_size=1, max_size=12))
+def test_a_speedup_lies_between_its_quartiles(ratios: list[float]) -> None:
+    found = pareto_time.Faster.of(ratios)
+    lower, upper = np.quantile(ratios, [0.25, 0.75])
+    assert found == pytest.approx((np.median(ratios), lower, upper), abs=1e-3)
+    assert found.low <= found.speedup <= found.high and "a single round" in pareto_time.what(1)
+
+
+def test_every_round_has_its_own_uncompressed_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a device that grows slower, ratios of neighbouring runs say nothing of it."""
+    taken = iter([2.0, 1.0, 4.0, 2.0, 9.0, 3.0])
+    watch = object.__new__(pareto_time.Stopwatch)
+    watch._repeats, watch._device = 3, torch.device("cpu")
+    monkeypatch.setattr(watch, "_full_run", lambda: next(taken), raising=False)
+    monkeypatch.setattr(pareto_time, "seconds", lambda *_: next(taken))
+    assert watch._compared(lambda: None) == (2.0, 2.0, 2.5)
 
 
 def test_cache_dit_is_left_out_if_it_is_not_there(monkeypatch: pytest.MonkeyPatch, capsys: Any, tmp_path: Path) -> None:
@@ -247,7 +267,9 @@ def test_what_cache_dit_cannot_run_loses_no_other_row(
     small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     compared = pareto.Comparison(
-        Bench(pareto.parser().parse_args(options(small, "--out", str(tmp_path)))), STEPS, {"model": "small"}
+        Bench(pareto.parser().parse_args(options(small, "--out", str(tmp_path)))),
+        STEPS,
+        {"model": "small", "run": "now"},
     )
 
     def fails(*_: Any) -> Any:

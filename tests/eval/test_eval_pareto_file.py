@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,8 @@ from eval import pareto_cache_dit, pareto_file, pareto_plot, pareto_table, readm
 
 def row(method: str = "FORA", macs: float = 50.0, **changes: Any) -> dict[str, Any]:
     known = {"model": "m", "method": method, "setting": "", "base_steps": 50, "steps": 50, "total_macs": macs,
-             "attention_macs": macs, "speedup": None, "psnr": 20.0, "ssim": 0.9, "latent_rel_l2": 0.1,
-             "fd": None}  # fmt: skip
+             "attention_macs": macs, **dict.fromkeys(pareto_file.TIMES), "psnr": 20.0, "ssim": 0.9,
+             "latent_rel_l2": 0.1, "fd": None}  # fmt: skip
     return {**known, **changes}
 
 
@@ -21,7 +22,7 @@ def test_the_file_keeps_what_is_not_measured_anew(tmp_path: Path) -> None:
     file = tmp_path / "pareto.json"
 
     def table(model: str, base: int) -> pareto_file.Table:
-        return pareto_file.Table(file, {"model": model, "base_steps": base})
+        return pareto_file.Table(file, {"model": model, "base_steps": base, "run": "now"})
 
     for model, base in (("a", 50), ("a", 20), ("b", 50)):
         one = table(model, base)
@@ -45,11 +46,11 @@ def test_the_file_keeps_what_is_not_measured_anew(tmp_path: Path) -> None:
 def test_what_is_not_measured_anew_stays(tmp_path: Path) -> None:
     """Distances by a run that times nothing: speedups stay, and how they were measured."""
     file = tmp_path / "pareto.json"
-    timed = pareto_file.Table(file, {"model": "m", "base_steps": 50, "timed": "so"})
-    timed.add(row("FORA", setting="2", speedup=1.5))
+    timed = pareto_file.Table(file, {"model": "m", "base_steps": 50, "run": "first", "timed": "so"})
+    timed.add(row("FORA", setting="2", speedup=1.5, speedup_low=1.4, speedup_high=1.6))
     timed.add(row("PAB", setting="2", speedup=1.2, fd=4.0))
     timed.add(row("ours", setting="1.5 x", speedup=1.5, fd=5.0, psnr=30.0))
-    table = pareto_file.Table(file, {"model": "m", "base_steps": 50, "fd": "thus"})
+    table = pareto_file.Table(file, {"model": "m", "base_steps": 50, "run": "second", "fd": "thus"})
     for method, setting in (("FORA", "2"), ("FORA", "3"), ("PAB", "2")):
         table.add(row(method, setting=setting, fd=None if method == "PAB" else 7.0))
     table.add(row("ours", setting="1.5 x", psnr=31.0))  # another plan of the same name
@@ -62,6 +63,30 @@ def test_what_is_not_measured_anew_stays(tmp_path: Path) -> None:
     assert [(run.get("timed"), run["methods"]) for run in found["runs"]] == [
         ("so", ["FORA", "PAB"]), (None, ["FORA", "PAB", "ours"])
     ]  # fmt: skip
+    assert [(r["run"], r["timed_in"], r["speedup_low"], r["speedup_high"]) for r in found["rows"]] == [
+        ("second", "first", 1.4, 1.6), ("second", None, None, None), ("second", "first", None, None),
+        ("second", None, None, None)
+    ]  # fmt: skip
+    assert all(tuple(r) == pareto_file.KEYS for r in found["rows"])
+
+
+def test_rows_of_older_files_are_filled_up(tmp_path: Path) -> None:
+    """They know neither quartiles nor the run that they are of."""
+    file = tmp_path / "pareto.json"
+    older = {name: value for name, value in row("FORA", speedup=1.5).items() if not name.startswith("speedup_")}
+    run = {"model": "m", "base_steps": 50, "timed": "so", "methods": ["FORA"]}
+    file.write_text(json.dumps({"runs": [run], "rows": [older]}))
+    pareto_file.Table(file, {"model": "m", "base_steps": 50, "run": "now"}).add(row("FORA"))
+    found = pareto_file.read(file)
+    assert found["rows"] == [{**row("FORA", speedup=1.5), "run": "now", "timed_in": None}]
+    assert [run.get("run") for run in found["runs"]] == [None, "now"]
+
+
+def test_times() -> None:
+    known = {"speedup_low": 1.501, "speedup_high": 1.53}
+    assert pareto_table.times(row(speedup=1.52, **known)) == "1.52 x [1.50 to 1.53]"
+    assert pareto_table.times(row(speedup=1.52, **dict.fromkeys(known, 1.519))) == "1.52 x"
+    assert pareto_table.times(row(speedup=1.52)) == pareto_table.times({"speedup": 1.52}) == "1.52 x"
 
 
 def test_nearest_rows() -> None:

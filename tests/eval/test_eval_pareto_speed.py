@@ -17,8 +17,10 @@ from torch import Tensor
 from ditfastattn.errors import DitFastAttnError
 from ditfastattn.models import adapt
 from eval import geometry, pareto_file, pareto_plot, pareto_speed, pareto_table, pareto_time
+from eval.arguments.pareto_speed import METHODS
 from eval.cli import main
 from eval.geometry import Geometry
+from eval.pareto_time import Faster
 from plans import Plan, make
 from plans.macs import plan_macs, total_macs
 
@@ -48,9 +50,10 @@ def test_every_way_is_timed(model: str, on_cpu: None, tmp_path: Path) -> None:
     found = json.loads((tmp_path / "pareto.json").read_text())
     (run,) = found["runs"]
     assert (run["model"], run["weights"], run["images"], run["command"]) == (model, "random", 2, "a command")
-    assert "a single run" in run["timed"] and run["methods"] == list(pareto_speed.METHODS)
+    assert "a single round" in run["timed"] and run["methods"] == list(METHODS)
     for row in found["rows"]:
         assert tuple(row) == pareto_file.KEYS and pareto_file.speed_alone(row) and row["speedup"] > 0
+        assert row["run"] == row["timed_in"] == run["run"]
         assert row["psnr"] is row["ssim"] is row["latent_rel_l2"] is row["fd"] is None
     by_method = {
         name: [row["total_macs"] for row in group]
@@ -68,10 +71,10 @@ def test_the_first_turn_has_one_of_each_method(on_cpu: None) -> None:
     model = geometry.build("dit-xl-2-512", "cpu", torch.float32)
     found = list(pareto_speed.ways(model, 50))
     names = [method for method, *_ in found]
-    assert names[:2] == ["full", "full"] and sorted(names[2:8]) == sorted(pareto_speed.METHODS[1:])
+    assert names[:2] == ["full", "full"] and sorted(names[2:8]) == sorted(METHODS[1:])
     assert len(found) == 2 + 5 + 3 + 6 + 3 + 2 + 6
     for method, setting, way, steps in found:
-        row = pareto_speed.row("m", 50, (method, setting, way, steps), 1.0)
+        row = pareto_speed.row("m", 50, (method, setting, way, steps), Faster(1, 1, 1))
         if isinstance(way, Plan):
             for name, macs in (("total_macs", total_macs(way)), ("attention_macs", plan_macs(way))):
                 assert row[name] == round(100 * (macs.total + macs.residual_store) / macs.full, 2)
@@ -98,10 +101,10 @@ def test_the_transformer_is_told_what_the_pipeline_tells_it(model: str, on_cpu: 
 def test_a_way_that_fails_loses_no_other(
     on_cpu: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def speedup(_: Any, way: Any, steps: int) -> float:
+    def speedup(_: Any, way: Any, steps: int) -> Faster:
         if steps == 4:
             raise torch.OutOfMemoryError("too\nlarge")
-        return 2.0
+        return Faster(2, 2, 2)
 
     monkeypatch.setattr(pareto_time.Stopwatch, "speedup", speedup)
     monkeypatch.setattr(pareto_time.Stopwatch, "_run", lambda *_: None)
@@ -132,7 +135,7 @@ def test_table(tmp_path: Path) -> None:
     """Ways stand in lines, models in columns; fewer steps by share; rows with images are in the other table alone."""
 
     def row(method: str, setting: str, model: str, base: int, macs: float, speedup: float) -> dict[str, Any]:
-        known = pareto_speed.row(model, base, (method, setting, None, base), speedup)
+        known = pareto_speed.row(model, base, (method, setting, None, base), Faster(speedup, speedup, speedup))
         return {**known, "total_macs": macs}
 
     images = {**row("FORA", "interval 2", "demo", 50, 50, 1.7), "setting": "interval 2", "psnr": 30.0}
@@ -155,6 +158,10 @@ def test_table(tmp_path: Path) -> None:
     ]
     assert lines[5].startswith("Random weights, speed alone: ") and lines[5].endswith("a: a loop.")
     assert lines[7:] == ["`c` on one d; f 1; e; [file](file)."]
+    rows[1] |= {"speedup_low": 1.9, "speedup_high": 2.0}
+    lines = pareto_table.speed({"runs": [run], "rows": rows}, "file")
+    assert lines[2] == "| fewer steps, 50 % | 50 %, 1.97 x [1.90 to 2.00] | 50 %, 1.95 x | 50 %, 1.96 x |"
+    assert "in brackets the quartiles" in lines[5]
     assert all(line.startswith("| demo, 50") for line in pareto_table.at_speedups(rows)[2:])
     assert pareto_table.speed({"runs": [], "rows": []}, "")[0].startswith("Not measured yet")
     pareto_plot.plot(rows, tmp_path / "a.png")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from pathlib import Path
 from xml.etree import ElementTree
@@ -177,6 +178,29 @@ def test_text_stays_inside_the_picture(steps: int) -> None:
     for text in [*drawn.texts, *legends, *(axes.xaxis.label for axes in drawn.axes)]:
         box = text.get_window_extent()
         assert box.x0 >= 0 and box.x1 <= width and box.y0 >= 0 and box.y1 <= height, text.get_text()
+
+
+@pytest.mark.parametrize(("words", "lines"), [(0, 0), (3, 1), (30, 2), (55, 3), (200, 3)])
+def test_a_long_note_is_wrapped_in_the_picture(words: int, lines: int) -> None:
+    pytest.importorskip("matplotlib")
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    from plans.figure import figure
+
+    note = " ".join(f"word{index}" for index in range(words))
+    plan = golden()["dit-12x50"].model_copy(update={"note": note})
+    drawn = figure(plan)
+    canvas = FigureCanvasAgg(drawn)
+    canvas.draw()
+    *_, below = boxes = [text.get_window_extent() for text in (*drawn.texts, *drawn.legends[0].get_texts()[:1])]
+    assert all(above.y0 > box.y1 for above, box in itertools.pairwise(boxes))  # headline, costs, note, legend
+    assert below.y0 > drawn.axes[0].get_tightbbox().y1 and max(box.x1 for box in boxes) <= canvas.get_width_height()[0]
+    found = [text.get_text() for text in drawn.texts[2:]]
+    assert len(found) == lines
+    if words < 200:
+        assert " ".join(found) == note
+    else:
+        assert note.startswith(" ".join(found).removesuffix("..."))
 
 
 def test_other_suffixes_are_refused(tmp_path: Path) -> None:

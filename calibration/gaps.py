@@ -1,0 +1,138 @@
+"""What steps of a run that do not call the model do: the errors of gaps between model calls.
+
+Between two calls a step of the uncompressed run can be left out of the timesteps, or kept with the model's output
+forecast from its last ones, which costs little and leaves the sampler its short steps. The sampler's formula is linear
+in latents and outputs, so what it makes of either is a combination of those that one uncompressed run has recorded, and
+its error is that combination's norm: no model, and hardly any arithmetic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from calibration.recorded import Recording
+from plans.forecast import forecast_weights
+
+
+class Gap(NamedTuple):
+    """From one model call, ``computed[-1]``, to the next, or to the end of the run.
+
+    Attributes:
+        before: the step before the call, which the sampler remembers; None if there is none.
+        computed: the last calls, as many as forecasts may go by.
+        forecast: the steps between that are kept; the others are left out.
+        order: of the forecasts; 0 if there are none.
+        to: the next call, or the number of steps.
+    """
+
+    before: int | None
+    computed: tuple[int, ...]
+    forecast: tuple[int, ...]
+    order: int
+    to: int
+
+
+class State(NamedTuple):
+    """A model call, and all that the errors after it depend on: ``before`` and ``computed`` of the gaps after it."""
+
+    before: int | None
+    computed: tuple[int, ...]
+
+
+BEGIN = State(None, (0,))
+
+
+class Gaps:
+    """All gaps that a run may have.
+
+    Args:
+        orders: of forecasts that may be used, above 0.
+        longest: steps from one call to the next, at most.
+    """
+
+    def __init__(self, run: Recording, orders: Sequence[int], longest: int) -> None:
+        self.run, self.orders, self.longest = run, tuple(orders), longest
+        self._read = max(orders, default=0) + 1
+        self._times = run.run.timesteps
+
+    def after(self, state: State) -> Iterator[Gap]:
+        """The gaps that may follow a call. After a forecast, by which the sampler extrapolates, comes no leap."""
+        before, computed = state
+        now = computed[-1]
+        forecast_before = before not in (None, *computed)
+        for to in range(now + 1, min(now + self.longest, self.run.steps) + 1):
+            for forecast, order in self._fillings(computed, to):
+                if not forecast_before or (*forecast, to)[0] == now + 1:
+                    yield Gap(before, computed, forecast, order, to)
+
+    def reached(self, gap: Gap) -> State | None:
+        """Where a gap leads; None is the end of the run."""
+        if gap.to == self.run.steps:
+            return None
+        return State((gap.forecast or gap.computed)[-1], (*gap.computed, gap.to)[-self._read :])
+
+    def _fillings(self, computed: tuple[int, ...], to: int) -> Iterator[tuple[tuple[int, ...], int]]:
+        """Which steps before ``to`` are forecast, none or at even distances, and by which order."""
+        now, leaps = computed[-1], self.run.leaps
+        if leaps or to == now + 1:
+            yield (), 0
+        strides = range(1, to - now) if leaps else range(1, min(2, to - now))
+        for forecast in dict.fromkeys(tuple(range(now + stride, to, stride)) for stride in strides):
+            for order in self.orders:
+                if order < len(computed):
+                    yield forecast, order
+
+    def errors(self, gaps: Sequence[Gap]) -> np.ndarray:
+        """The squared error of each gap at the end of the run, as a share of the final latents; the images' mean."""
+        each = np.stack([self.at_the_end(gap) for gap in gaps])  # (gaps, 2 steps + 1)
+        squares: np.ndarray = ((each @ self._products) * each).sum(1)
+        return squares
+
+    def at_the_end(self, gap: Gap) -> np.ndarray:
+        """The error of a gap as it will be at the end: what each latent and each output of the run counts in it.
+
+        The latents that the gap ends at are off, and where it ends in a forecast also what the sampler remembers in its
+        next step. (2 steps + 1,): latents, then outputs.
+        """
+        times, growth = self._times, self.run.growth
+        before, now = gap.before, gap.computed[-1]
+        at, read = (self._latents(now), self._output(now)), gap.computed[-1 - gap.order :]
+        old = at if before is None else (self._latents(before), self._output(before))
+        for to in (*gap.forecast, gap.to):
+            reached = _sum(self.run.weights(before, now, to), (*at, *old))
+            before, now, old = now, to, at
+            if to != gap.to:
+                weights = forecast_weights(times[to], [times[step] for step in read])
+                at = reached, _sum(weights, [self._output(step) for step in read])
+        off: np.ndarray = growth[gap.to] * (reached - self._latents(gap.to))
+        if gap.forecast and gap.to < self.run.steps:
+            weights = self.run.weights(before, gap.to, gap.to + 1)[2:]
+            wrong = old[0] - self._latents(before), old[1] - self._output(before)
+            off = off + growth[gap.to + 1] * _sum(weights, wrong)
+        return off
+
+    def _latents(self, step: int) -> np.ndarray:
+        found = np.zeros(2 * self.run.steps + 1)
+        found[step] = 1
+        return found
+
+    def _output(self, step: int) -> np.ndarray:
+        return self._latents(self.run.steps + 1 + step)
+
+    @cached_property
+    def _products(self) -> np.ndarray:
+        """Scalar products of all latents and outputs, as shares of the final latents', the images' mean."""
+        parts = torch.stack([part.double().flatten(1) for part in (*self.run.latents, *self.run.outputs)])  # (D, B, P)
+        parts = parts / parts[self.run.steps].norm(dim=1)[:, None]
+        found: np.ndarray = torch.einsum("ibp,jbp->ij", parts, parts).cpu().numpy() / parts.shape[1]
+        return found
+
+
+def _sum(weights: Sequence[float], parts: Sequence[np.ndarray]) -> np.ndarray:
+    found: np.ndarray = sum(weight * part for weight, part in zip(weights, parts, strict=True))  # type: ignore[assignment]
+    return found

@@ -25,13 +25,25 @@ class Schedule:
     error: float
 
 
+@dataclass(frozen=True)
+class _Table:
+    """``gaps`` with the states that they follow; at [calls, forecasts] the ``least`` error of a whole run, and of the
+    best way to every state (None is the run's end) the number of the ``last`` gap."""
+
+    gaps: list[tuple[State, Gap]]
+    least: np.ndarray
+    last: dict[State | None, np.ndarray]
+
+
 class Calls:
+    """Chooses from the gaps of a run."""
+
     def __init__(self, gaps: Gaps) -> None:
         self._gaps, self._steps = gaps, gaps.run.steps
 
     def best(self, calls: int, forecasts: int) -> Schedule | None:
-        """Of the schedules of so many calls, and no more than so many forecasts, that of the least error."""
-        errors = self._least[calls, : forecasts + 1]
+        """The schedule of least error with so many calls and at most so many forecasts; None if there is none."""
+        errors = self._table.least[calls, : forecasts + 1]
         count = int(np.argmin(errors))
         if not np.isfinite(errors[count]):
             return None
@@ -43,55 +55,48 @@ class Calls:
         return Schedule(tuple(kept), tuple(column), float(errors[count]))
 
     def _path(self, calls: int, forecasts: int) -> list[Gap]:
-        """The gaps of the best schedule, from its end."""
-        found: list[Gap] = []
+        table, found = self._table, list[Gap]()
         state: State | None = None
         while state != BEGIN:
-            state, gap = self._edges[self._last[state][calls, forecasts]]
+            state, gap = table.gaps[table.last[state][calls, forecasts]]
             calls, forecasts = calls - 1, forecasts - len(gap.forecast)
             found.append(gap)
         return found[::-1]
 
-    @property
-    def _least(self) -> np.ndarray:
-        """(calls, forecasts): the least error."""
-        return self._table[0]
-
-    @property
-    def _last(self) -> dict[State | None, np.ndarray]:
-        """The last gap to every state, by calls before it and forecasts."""
-        return self._table[1]
-
-    @property
-    def _edges(self):
-        return self._table[2]
-
     @cached_property
-    def _table(self):
-        steps = self._steps
-        levels: list[dict[State, None]] = [{} for _ in range(steps)]
-        levels[0][BEGIN] = None
-        edges = []
+    def _table(self) -> _Table:
+        levels = self._levels()
+        gaps = [(state, gap) for level in levels for state, after in level.items() for gap in after]
+        errors = iter(self._gaps.errors([gap for _, gap in gaps]))
+        shape = (self._steps + 1, self._steps + 1)
+        begin = np.full(shape, np.inf)
+        begin[0, 0] = 0
+        least: dict[State | None, np.ndarray] = {BEGIN: begin}
+        last: dict[State | None, np.ndarray] = {}
+        number = 0
+        for level in levels:
+            for state, after in level.items():
+                so_far = least.pop(state)
+                for gap in after:
+                    reached, count = self._gaps.reached(gap), len(gap.forecast)
+                    if reached not in least:
+                        least[reached], last[reached] = np.full(shape, np.inf), np.full(shape, -1, dtype=np.int32)
+                    found = so_far[:-1, : shape[1] - count] + next(errors)
+                    into = least[reached][1:, count:]
+                    better = found < into
+                    into[better] = found[better]
+                    last[reached][1:, count:][better] = number
+                    number += 1
+        return _Table(gaps, least[None], last)
+
+    def _levels(self) -> list[dict[State, list[Gap]]]:
+        """The states of every step, with the gaps that follow them."""
+        levels: list[dict[State, list[Gap]]] = [{} for _ in range(self._steps)]
+        levels[0][BEGIN] = []
         for level in levels:
             for state in level:
-                for gap in self._gaps.after(state):
-                    edges.append((state, gap))
-                    reached = self._gaps.reached(gap)
-                    if reached is not None:
-                        levels[gap.to].setdefault(reached)
-        errors = self._gaps.errors([gap for _, gap in edges])
-        shape = (steps + 1, steps + 1)
-        least = {BEGIN: np.full(shape, np.inf)}
-        least[BEGIN][0, 0] = 0
-        last = {}
-        for number, (state, gap) in enumerate(edges):
-            reached = self._gaps.reached(gap)
-            if reached not in least:
-                least[reached], last[reached] = np.full(shape, np.inf), np.full(shape, -1, dtype=np.int32)
-            k = len(gap.forecast)
-            found = least[state][:-1, : steps + 1 - k] + errors[number]
-            into, by = least[reached][1:, k:], last[reached][1:, k:]
-            better = found < into
-            into[better] = found[better]
-            by[better] = number
-        return least[None], last, edges
+                level[state] = list(self._gaps.after(state))
+                for gap in level[state]:
+                    if (reached := self._gaps.reached(gap)) is not None:
+                        levels[gap.to].setdefault(reached, [])
+        return levels

@@ -53,10 +53,11 @@ class Gaps:
     Args:
         orders: of forecasts that may be used, above 0.
         longest: steps from one call to the next, at most.
+        leaps: steps may be left out; else all that are not computed are forecast.
     """
 
-    def __init__(self, run: Recording, orders: Sequence[int], longest: int) -> None:
-        self.run, self.orders, self.longest = run, tuple(orders), longest
+    def __init__(self, run: Recording, orders: Sequence[int], longest: int, leaps: bool) -> None:
+        self.run, self.orders, self.longest, self.leaps = run, tuple(orders), longest, leaps
         self._read = max(orders, default=0) + 1
         self._times = run.run.timesteps
 
@@ -78,10 +79,10 @@ class Gaps:
 
     def _fillings(self, computed: tuple[int, ...], to: int) -> Iterator[tuple[tuple[int, ...], int]]:
         """Which steps before ``to`` are forecast, none or at even distances, and by which order."""
-        now, leaps = computed[-1], self.run.leaps
-        if leaps or to == now + 1:
+        now = computed[-1]
+        if self.leaps or to == now + 1:
             yield (), 0
-        strides = range(1, to - now) if leaps else range(1, min(2, to - now))
+        strides = range(1, to - now) if self.leaps else range(1, min(2, to - now))
         for forecast in dict.fromkeys(tuple(range(now + stride, to, stride)) for stride in strides):
             for order in self.orders:
                 if order < len(computed):
@@ -100,8 +101,8 @@ class Gaps:
         next step. (2 steps + 1,): latents, then outputs.
         """
         times, growth = self._times, self.run.growth
-        before, now = gap.before, gap.computed[-1]
-        at, read = (self._latents(now), self._output(now)), gap.computed[-1 - gap.order :]
+        before, now, read = gap.before, gap.computed[-1], gap.computed[-1 - gap.order :]
+        at = self._latents(now), self._output(now)
         old = at if before is None else (self._latents(before), self._output(before))
         for to in (*gap.forecast, gap.to):
             reached = _sum(self.run.weights(before, now, to), (*at, *old))
@@ -111,8 +112,9 @@ class Gaps:
                 at = reached, _sum(weights, [self._output(step) for step in read])
         off: np.ndarray = growth[gap.to] * (reached - self._latents(gap.to))
         if gap.forecast and gap.to < self.run.steps:
-            weights = self.run.weights(before, gap.to, gap.to + 1)[2:]
-            wrong = old[0] - self._latents(before), old[1] - self._output(before)
+            last = gap.forecast[-1]
+            weights = self.run.weights(last, gap.to, gap.to + 1)[2:]
+            wrong = old[0] - self._latents(last), old[1] - self._output(last)
             off = off + growth[gap.to + 1] * _sum(weights, wrong)
         return off
 

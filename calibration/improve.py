@@ -1,7 +1,7 @@
 """Local search by whole runs: what one cell does to the image depends on all others, and a run knows.
 
 The changes that are tried leave the cost about as it is: two steps exchange what they do, the parts of a site that are
-reused at a step are forecast by another order, and own timesteps move. A change is kept if the images end nearer by
+reused at a step are forecast by another order, own timesteps move, and of them those that are skipped come and go. A change is kept if the images end nearer by
 more than chance (``Outcome.beats``), so that a few images do not choose a plan for themselves alone.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 from calibration.pool import compresses_nothing, uses
 from calibration.prices import Prices
@@ -70,6 +71,11 @@ def _changed(
             if timesteps != plan.sampler.timesteps:
                 return plan.with_timesteps(timesteps)
             continue
+        if "model" in plan.sites:
+            skips = _other_skips(plan, draw, orders)
+            if skips is not None and skips.sites != plan.sites and prices.of(skips) <= budget * (1 + 1e-9):
+                return skips
+            continue
         grid: Grid = {name: [list(row) for row in site.methods] for name, site in plan.sites.items()}
         if draw.random() < 0.5:
             _exchange(grid, plan.steps, draw)
@@ -101,6 +107,39 @@ def _reorder(grid: Grid, steps: int, draw: random.Random, orders: Sequence[Metho
     row = grid[draw.choice(list(grid))][draw.randrange(1, steps)]
     order = draw.choice(list(orders))
     row[:] = [order if method.reuses_output else method for method in row]
+
+
+def _other_skips(plan: Plan, draw: random.Random, orders: Sequence[Method]) -> Plan | None:
+    """A plan that computes all of its layers where it calls the model, and skips other steps, or by another order."""
+    times, column = list(plan.sampler.timesteps), list(plan.column(0, "model"))
+    skipped, change = sorted(plan.skipped), draw.random()
+    if plan.sampler.own_timesteps and change < 0.3:
+        if draw.random() < 0.5 and skipped:
+            at = draw.choice(skipped)
+            del times[at], column[at]
+        else:
+            at = draw.randrange(1, plan.steps)
+            times.insert(at, float(round((times[at - 1] + times[at]) / 2)))
+            column.insert(at, draw.choice(list(orders)))
+        if any(before <= after for before, after in pairwise(times)):
+            return None
+    elif change < 0.5 and skipped:
+        column[draw.choice(skipped)] = draw.choice(list(orders))
+    else:
+        rows: Grid = {"model": [[method] for method in column]}
+        _exchange(rows, plan.steps, draw)
+        column = [method for (method,) in rows["model"]]
+    column = list(feasible(column, times))
+    if not set(column) <= {Method.FULL, *orders}:
+        return None  # a forecast was lowered to a method that is not to be used
+    full = Plan.full(
+        model=plan.model.required,
+        sampler=plan.sampler.model_copy(update={"timesteps": tuple(times)}),
+        guidance=plan.guidance,
+        window=plan.window,
+        token_order=plan.token_order,
+    )
+    return (full.with_mlp(plan.model.mlp) if "mlp" in plan.sites else full).skipping(column)
 
 
 def _plan_of(plan: Plan, grid: Grid) -> Plan:

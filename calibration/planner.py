@@ -13,7 +13,9 @@ from calibration.errors import CalibrationError
 from calibration.pool import pool
 from calibration.priced import CANDIDATES, Priced, priced
 from calibration.prices import Prices
+from calibration.recorded import Recording
 from calibration.settings import Settings
+from calibration.skips import Skips
 from calibration.spacing import Spacing
 from calibration.speedup import Front, within
 from calibration.trials import Outcome, Trials
@@ -50,7 +52,8 @@ class Planner:
         if len(self.condition) != count:
             raise CalibrationError(f"the condition is of {len(self.condition)} images, the settings of {count}")
         full = self.full.sampler
-        self.spacing = Spacing(self.pipe, self.condition, settings.guidance_scale, full, settings.seed)
+        recording = Recording(self.pipe, self.condition, settings.guidance_scale, full, settings.seed)
+        self.spacing, self.skips = Spacing(recording), Skips(recording)
         self.seen, self.unseen = (
             Trials(
                 self.pipe,
@@ -78,9 +81,8 @@ class Planner:
     def within(self, budget: float, on_trial: Callable[[str, Outcome], None] | None = None) -> Front:
         """The best that is found within a budget, in the unit of the prices; ``on_trial`` is told of every run."""
         errors = self.errors()
-        candidates = list(
-            pool(self.plan, self.settings.steps, budget, self.prices, self.slow, errors, self.spacing.chosen)
-        )
+        base, own = self.settings.steps, self.spacing.chosen
+        candidates = list(pool(self.plan, base, budget, self.prices, self.slow, errors, own, self.skips))
         return within(
             budget,
             candidates,

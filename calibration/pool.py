@@ -10,27 +10,30 @@ from dataclasses import dataclass
 from calibration.errors import CalibrationError
 from calibration.priced import Priced
 from calibration.prices import Prices
+from calibration.skips import Skips, evenly
 from plans import Method, Plan
 from plans.make import ORDERS, spaced
 
 FITS = 6  # tries to come within a budget
 COUNTS = (1.0, 0.8, 2 / 3, 0.5)  # of the base's steps, that compressed plans take
 FEWER, OWN = "fewer steps", "own timesteps"
+SKIPPED, BOTH = "skipped steps", "own timesteps, skipped steps"  # chosen by the errors of gaps
 
 Timesteps = tuple[float, ...]
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A plan, and what it is: "fewer steps"; as few, at "own timesteps"; evenly spaced "reuse" or "forecasts of order
-    1"; or chosen from a table of errors, "attention", "cells" or "together"."""
+    """A plan, and what it is: "fewer steps"; as few, at "own timesteps"; "skipped steps", all the run's or at "own
+    timesteps", or evenly spaced "skips of order 1"; evenly spaced "reuse" or "forecasts of order 1" of attention and
+    MLPs; or chosen from a table of errors, "attention", "cells" or "together"."""
 
     kind: str
     plan: Plan
 
     @property
     def name(self) -> str:
-        return f"{self.kind}, {self.plan.steps} steps"
+        return f"{self.kind}, {self.plan.steps} steps{calls_of(self.plan)}"
 
 
 def pool(
@@ -41,6 +44,7 @@ def pool(
     slow: Sequence[Method] = (),
     priced: Priced | None = None,
     spaced_by: Callable[[int], Sequence[Timesteps]] | None = None,
+    skips: Skips | None = None,
 ) -> Iterator[Candidate]:
     """Plans that cost no more than the budget.
 
@@ -50,9 +54,10 @@ def pool(
         slow: methods that are not faster than FULL, which no plan takes.
         priced: errors of all cells over ``base`` steps; None leaves out what is chosen by them.
         spaced_by: own timesteps for a number of steps; None leaves them to the sampler.
+        skips: what chooses the steps that call the model; None leaves those plans out.
     """
     kept: list[Candidate] = []
-    for candidate in _candidates(full, base, budget, prices, slow, priced, spaced_by):
+    for candidate in _candidates(full, base, budget, prices, slow, priced, spaced_by, skips):
         if uses(candidate.plan, slow) or any(same_work(candidate.plan, other.plan) for other in kept):
             continue
         kept.append(candidate)
@@ -60,8 +65,19 @@ def pool(
 
 
 def uses(plan: Plan, methods: Sequence[Method]) -> bool:
-    """Whether a plan has a cell of any of these methods."""
-    return any(method in methods for site in plan.sites.values() for row in site.methods for method in row)
+    """Whether a plan has a cell of any of these methods, besides those of layers in steps that are skipped."""
+    return any(
+        method in methods
+        for name, site in plan.sites.items()
+        for step, row in enumerate(site.methods)
+        if name == "model" or step not in plan.skipped
+        for method in row
+    )
+
+
+def calls_of(plan: Plan) -> str:
+    """ ", 25 of them computed", where some are skipped."""
+    return f", {plan.steps - len(plan.skipped)} of them computed" if plan.skipped else ""
 
 
 def compresses_nothing(plan: Plan) -> bool:
@@ -82,6 +98,7 @@ def _candidates(
     slow: Sequence[Method],
     priced: Priced | None,
     spaced_by: Callable[[int], Sequence[Timesteps]] | None,
+    skips: Skips | None,
 ) -> Iterator[Candidate]:
     orders = [method for method in ORDERS if method not in slow]
     most = most_steps(full, base, budget, prices)
@@ -93,6 +110,13 @@ def _candidates(
         for steps in range(most, max(1, most - 2), -1):
             for timesteps in spaced_by(steps):
                 yield Candidate(OWN, full(steps).with_timesteps(timesteps))
+    forecasts = [ORDERS.index(method) for method in orders if method.forecasts]
+    if skips is not None:
+        for kind, leaps in ((SKIPPED, False), (BOTH, True)):
+            yield from (Candidate(kind, one) for one in skips.chosen(full, forecasts, budget, prices, leaps))
+    for number in forecasts:
+        if base > 1 and (even := evenly(full(base), number, budget, prices)) is not None:
+            yield Candidate(f"skips of order {number}", even)
     for steps in sorted({round(share * base) for share in COUNTS}, reverse=True):
         if steps > most:
             spacings = [] if spaced_by is None else spaced_by(steps)[-1:]  # the last is by the errors of leaps

@@ -104,13 +104,14 @@ class Recording:
         for step, timestep in zip(steps, scheduler.timesteps, strict=False):
             latents = scheduler.step(self.outputs[step], timestep, self.latents[step]).prev_sample
         return latents.double()
-    
+
     def weighed(self, leap: Leap) -> Tensor:
         """(B, C, h, w) float64: the same latents from the sampler's weights."""
-        before, now, to = leap
+        before, now, _ = leap
         first = now if before is None else before
         given = (self.latents[now], self.outputs[now], self.latents[first], self.outputs[first])
-        return sum(weight * part.double() for weight, part in zip(self.weights(*leap), given, strict=True))
+        each = [weight * part.double() for weight, part in zip(self.weights(*leap), given, strict=True)]
+        return torch.stack(each).sum(0)
 
     def _begun(self, steps: list[int], to: int) -> Any:
         """A scheduler that stands before the first of one or two steps, of which the last reaches ``to``."""

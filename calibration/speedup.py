@@ -12,13 +12,15 @@ from dataclasses import dataclass, replace
 
 from calibration.errors import CalibrationError
 from calibration.improve import improve
-from calibration.pool import FEWER, OWN, Candidate, compresses_nothing
+from calibration.pool import BOTH, FEWER, OWN, SKIPPED, Candidate, compresses_nothing
 from calibration.prices import Prices
 from calibration.trials import Outcome, Trials
 from plans import Method, Plan
 
 SEARCHED = 2  # candidates that are improved
-COUNTS = 3  # of fewer steps, and of own timesteps, that are verified: which suit shows on many images only
+COUNTS = (
+    3  # of fewer steps, of own timesteps, and of skipped steps, that are verified: which suit shows on many images only
+)
 HOPELESS = 1.5  # times as far as the best candidate, from where no search is begun
 NEAR = 0.03  # of a time
 ATTEMPTS = 2  # at keeping it
@@ -88,7 +90,7 @@ def within(
     tried.sort(key=lambda one: one.seen.typical)
     best_of_kind = {one.kind: one for one in reversed(tried)}
     finalists = list(best_of_kind.values())
-    for kind in (FEWER, OWN):
+    for kind in (FEWER, OWN, SKIPPED, BOTH):
         finalists += [one for one in tried if one.kind == kind][1:COUNTS]
     chosen = sorted((one for one in finalists if one.kind != FEWER), key=lambda one: one.seen.typical)[:SEARCHED]
     chosen = [one for one in chosen if one.seen.typical <= HOPELESS * chosen[0].seen.typical]

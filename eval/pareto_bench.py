@@ -16,7 +16,9 @@ from calibration.loss import DRIFT
 from calibration.planner import UNSEEN as UNSEEN_BATCHES
 from calibration.priced import CANDIDATES, Priced, priced
 from calibration.prices import Prices
+from calibration.recorded import Recording
 from calibration.settings import Settings
+from calibration.skips import Skips
 from calibration.spacing import Spacing
 from calibration.subjects import condition_of
 from calibration.trials import Trials
@@ -70,7 +72,7 @@ class Bench:
         self.stopwatch: Stopwatch | None = None  # of the base that is measured now
         self._trials: dict[int, tuple[Trials, Trials]] = {}
         self._priced: dict[int, Priced] = {}
-        self._spacing: dict[int, Spacing] = {}
+        self._steps: dict[int, tuple[Spacing, Skips]] = {}
 
     def settings(self, steps: int, **how: Any) -> Settings:
         args = self.args
@@ -116,12 +118,14 @@ class Bench:
             self._trials[base] = seen, unseen
         return self._trials[base]
 
-    def spacing(self, base: int) -> Spacing:
-        """What chooses timesteps from the base's."""
-        if base not in self._spacing:
+    def steps(self, base: int) -> tuple[Spacing, Skips]:
+        """What chooses timesteps from the base's, and the steps that call the model."""
+        if base not in self._steps:
             args, condition = self.args, label_condition(self.pipe.transformer, self.labels)
-            self._spacing[base] = Spacing(self.pipe, condition, args.guidance, full_plan(self, base).sampler, args.seed)
-        return self._spacing[base]
+            run = full_plan(self, base).sampler
+            recording = Recording(self.pipe, condition, args.guidance, run, args.seed)
+            self._steps[base] = Spacing(recording), Skips(recording)
+        return self._steps[base]
 
     def priced(self, base: int) -> Priced:
         """Errors of all cells over the base's steps."""

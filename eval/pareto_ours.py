@@ -76,8 +76,11 @@ def _prices(bench: Bench, base: int) -> tuple[Prices, float]:
 
 def searched(bench: Bench, base: int, prices: Prices, budget: float) -> Front:
     """All that is found within one budget."""
-    full, spaced_by = lambda steps: every_site(bench, steps), bench.spacing(base).chosen
-    candidates = pool(full, base, budget, prices, bench.slow, bench.priced(base), spaced_by)
+    spacing, skips = bench.steps(base)
+    errors = bench.priced(base)
+    candidates = pool(
+        lambda steps: every_site(bench, steps), base, budget, prices, bench.slow, errors, spacing.chosen, skips
+    )
     seen, unseen = bench.trials(base)
     return within(budget, list(candidates), prices, seen, unseen, bench.args.evaluations, bench.args.seed, bench.slow)
 

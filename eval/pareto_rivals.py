@@ -32,6 +32,8 @@ def schedules(full: Plan) -> Iterator[Candidate]:
             plan = make.taylorseer(full, interval, order)
             yield "TaylorSeer-like", f"interval {interval}, order {order}", plan, base
         yield "skip", f"interval {interval}", make.skip(full, interval), base
+        for order in (1, 2):
+            yield "skip", f"interval {interval}, order {order}", make.skip(full, interval, order), base
     for interval in (2, 3):
         yield "PAB", f"interval {interval}", make.pab(full, interval), base
 

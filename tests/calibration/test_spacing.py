@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_models import full_plan, label_denoiser, small_pipeline
 
+from calibration.recorded import Recording
 from calibration.spacing import WIDER, Spacing, moved
 from ditfastattn.samplers import make_sampler
 from ditfastattn.sampling import Trajectory, label_condition, sample_latents
@@ -21,7 +22,7 @@ STEPS, SCALE, LABELS = 9, 4.0, (1, 2, 3)
 
 def spacing(pipe: Any, steps: int = STEPS) -> Spacing:
     condition = label_condition(pipe.transformer, LABELS)
-    return Spacing(pipe, condition, SCALE, full_plan(pipe, steps, SCALE).sampler, 0)
+    return Spacing(Recording(pipe, condition, SCALE, full_plan(pipe, steps, SCALE).sampler, 0))
 
 
 @pytest.fixture(scope="module")
@@ -44,16 +45,16 @@ def test_leaps_are_what_a_run_that_leaves_steps_out_does(found: Spacing, now: in
     with torch.no_grad():
         for step in range(now + 1):
             trajectory.advance(step, trajectory.predict(step))
-    assert torch.equal(found._reached((now - 1 if now else None, now, to)), trajectory.latents.double())
+    assert torch.equal(found._recording.reached((now - 1 if now else None, now, to)), trajectory.latents.double())
 
 
 def test_growth_is_what_runs_from_a_wrong_state_show(found: Spacing) -> None:
     """At the first probe: the shortened run itself goes on from the leap, but for what its sampler remembers."""
-    growth = found._growth
+    growth = found._recording.growth
     assert growth.shape == (STEPS + 1,) and growth[STEPS] == 1 and (growth > 0).all()
-    step = min(step for step in found._recorded.stands if step > 2)
-    wrong, recorded = found._reached((step - 3, step - 2, step)), found._recorded
-    run = recorded.stands[step].fork()
+    step = min(step for step in found._recording._kept.stands if step > 2)
+    wrong, recorded = found._recording.reached((step - 3, step - 2, step)), found._recording
+    run = recorded._kept.stands[step].fork()
     run.latents = wrong.float()
     with torch.no_grad():
         for later in range(step, STEPS):
@@ -107,7 +108,7 @@ def test_samplers_that_cannot_have_none(name: str) -> None:
     pipe.scheduler = make_sampler(name, pipe.scheduler.config)
     state = torch.random.get_rng_state()
     found = spacing(pipe)
-    assert not found.usable and not found.chosen(4)
+    assert not found._recording.leaps and not found.chosen(4)
     assert torch.equal(torch.random.get_rng_state(), state)
 
 

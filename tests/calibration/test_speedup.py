@@ -12,6 +12,7 @@ from calibration.errors import CalibrationError
 from calibration.improve import improve
 from calibration.pool import FEWER, OWN, Candidate, most_steps, pool
 from calibration.prices import Macs, fixed
+from calibration.recorded import Recording
 from calibration.settings import Settings
 from calibration.spacing import Spacing
 from calibration.speedup import within
@@ -98,7 +99,7 @@ def test_own_timesteps_are_candidates_and_move(pipe: Any) -> None:
     prices, seen, unseen = Macs(), trials(pipe), trials(pipe, 3)
     budget = 0.5 * prices.of(full(pipe, STEPS))
     run, condition = full(pipe, STEPS).sampler, label_condition(pipe.transformer, [1, 2, 3])
-    spacing = Spacing(pipe, condition, SCALE, run, 0)
+    spacing = Spacing(Recording(pipe, condition, SCALE, run, 0))
     found = list(pool(lambda steps: full(pipe, steps), STEPS, budget, prices, spaced_by=spacing.chosen))
     own = [one.plan for one in found if one.kind == OWN]
     assert [plan.sampler.timesteps for plan in own] == spacing.chosen(4) + spacing.chosen(3)

@@ -1,0 +1,117 @@
+"""Candidates that skip steps: the model is not called, its output is forecast, and the sampler goes on in short steps.
+
+A skipped step is nearly free, and forecasts of the model's output end nearer than those of every layer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+
+from calibration.calls import Calls, Schedule
+from calibration.gaps import Gaps
+from calibration.prices import Prices
+from calibration.recorded import Recording
+from plans import Method, Plan
+from plans.forecast import feasible
+from plans.make import ORDERS, skip
+
+LONGEST = 5  # steps from one call to the next, at most
+WIDER = 2  # steps by which a gap may be longer than all would be if even
+MOST = 100  # steps of a run; the tables of longer ones would be too large
+TRIED = 3  # schedules of each kind
+
+
+@dataclass(frozen=True)
+class StepPrices:
+    """What plans cost that skip steps: ``begin``, and ``call`` and ``skip`` for each step."""
+
+    begin: float
+    call: float
+    skip: float
+
+    @classmethod
+    def of(cls, full: Callable[[int], Plan], base: int, order: int, prices: Prices) -> StepPrices:
+        """From three plans that skip steps. ``base``: at least 6."""
+        # a steps, half computed; as many, a third; half as many, half computed: three equations
+        plans = [skip(full(base), 2, order), skip(full(base), 3, order), skip(full(base // 2), 2, order)]
+        costs = [prices.of(plan) for plan in plans]
+        skips = [len(plan.skipped) for plan in plans]
+        calls = [plan.steps - count for plan, count in zip(plans, skips, strict=True)]
+        more = (costs[0] - costs[1]) / (calls[0] - calls[1])  # a call than a skipped step
+        each = (costs[0] - costs[2] - more * (calls[0] - calls[2])) / (plans[0].steps - plans[2].steps)
+        return cls(costs[0] - more * calls[0] - each * plans[0].steps, more + each, each)
+
+    def calls(self, budget: float) -> int:
+        """How many fit into a budget."""
+        return math.floor((budget - self.begin) / self.call + 1e-9)
+
+    def skips(self, budget: float, calls: int, most: int) -> int:
+        """How many skipped steps fit beside so many calls, but no more than ``most``."""
+        left = budget - self.begin - calls * self.call
+        return most if self.skip <= 0 else max(0, min(most, math.floor(left / self.skip + 1e-9)))
+
+
+class Skips:
+    """Plans that skip steps, by the errors of an uncompressed run's gaps."""
+
+    def __init__(self, recording: Recording) -> None:
+        self._recording = recording
+        self._calls = cache(lambda orders, longest, leaps: Calls(Gaps(recording, orders, longest, leaps)))
+
+    def chosen(
+        self,
+        full: Callable[[int], Plan],
+        orders: Sequence[int],
+        budget: float,
+        prices: Prices,
+        leaps: bool,
+    ) -> list[Plan]:
+        """Plans within a budget, of different numbers of model calls, the least error expected first.
+
+        Args:
+            full: the all-FULL plan of so many steps.
+            orders: of forecasts.
+            leaps: steps may be left out too; the timesteps are then the plans' own.
+        """
+        base = self._recording.steps
+        usable = self._recording.leaps if leaps else self._recording.replays
+        if not orders or not 6 <= base <= MOST or not usable:
+            return []
+        price = StepPrices.of(full, base, max(orders), prices)
+        most = min(price.calls(budget), base - 1)
+        if most < 2:
+            return []
+        longest = min(LONGEST, math.ceil(base / most) + WIDER)
+        calls = self._calls(tuple(orders), longest, leaps)
+        found = [calls.best(count, price.skips(budget, count, base - count)) for count in range(2, most + 1)]
+        plans = [self._plan(full, one) for one in sorted(filter(None, found), key=lambda one: one.error)]
+        cheap = (plan for plan in plans if plan.skipped and prices.of(plan) <= budget * (1 + 1e-9))
+        return [plan for plan, _ in zip(cheap, range(TRIED), strict=False)]
+
+    def _plan(self, full: Callable[[int], Plan], schedule: Schedule) -> Plan:
+        plan, times = full(len(schedule.kept)), self._recording.run.timesteps
+        if len(schedule.kept) < len(times):
+            plan = plan.with_timesteps([times[step] for step in schedule.kept])
+        return plan.skipping(schedule.column)
+
+
+def evenly(full: Plan, order: int, budget: float, prices: Prices) -> Plan | None:
+    """The model called at as many steps as the budget allows, evenly spaced, its output forecast between them."""
+    found = None
+    low, high = 1, full.steps - 1
+    while low <= high:
+        calls = (low + high) // 2
+        plan = _at(full, {index * full.steps // calls for index in range(calls)}, order)
+        if prices.of(plan) <= budget * (1 + 1e-9):
+            found, low = plan, calls + 1
+        else:
+            high = calls - 1
+    return found
+
+
+def _at(full: Plan, calls: set[int], order: int) -> Plan:
+    column = [Method.FULL if step in calls else ORDERS[order] for step in range(full.steps)]
+    return full.skipping(feasible(column, full.sampler.timesteps))

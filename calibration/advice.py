@@ -76,7 +76,7 @@ def steps_of(tried: Tried, scheduler: Any) -> str:
 
 
 def name_of(tried: Tried, scheduler: Any) -> str:
-    """ "cells, 12 steps"; "skipped steps, 12 steps, 7 of them computed"."""
+    """ "cells, 12 steps"; "skipped steps, 12 steps, 7 model calls"."""
     return f"{tried.kind}, {steps_of(tried, scheduler)}{calls_of(tried.plan)}"
 
 

@@ -1,8 +1,9 @@
 """Local search by whole runs: what one cell does to the image depends on all others, and a run knows.
 
 The changes that are tried leave the cost about as it is: two steps exchange what they do, the parts of a site that are
-reused at a step are forecast by another order, own timesteps move, and of them those that are skipped come and go. A change is kept if the images end nearer by
-more than chance (``Outcome.beats``), so that a few images do not choose a plan for themselves alone.
+reused at a step are forecast by another order, own timesteps move, and of them those that are skipped come and go. A
+change is kept if the images end nearer by more than chance (``Outcome.beats``), so that a few images do not choose a
+plan for themselves alone.
 """
 
 from __future__ import annotations

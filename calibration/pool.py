@@ -76,8 +76,8 @@ def uses(plan: Plan, methods: Sequence[Method]) -> bool:
 
 
 def calls_of(plan: Plan) -> str:
-    """ ", 25 of them computed", where some are skipped."""
-    return f", {plan.steps - len(plan.skipped)} of them computed" if plan.skipped else ""
+    """ ", 25 model calls", where steps are skipped."""
+    return f", {plan.steps - len(plan.skipped)} model calls" if plan.skipped else ""
 
 
 def compresses_nothing(plan: Plan) -> bool:

@@ -6,7 +6,7 @@ A skipped step is nearly free, and forecasts of the model's output end nearer th
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 

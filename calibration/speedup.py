@@ -18,9 +18,8 @@ from calibration.trials import Outcome, Trials
 from plans import Method, Plan
 
 SEARCHED = 2  # candidates that are improved
-COUNTS = (
-    3  # of fewer steps, of own timesteps, and of skipped steps, that are verified: which suit shows on many images only
-)
+COUNTS = 3  # of each kind in `MANY` that are verified: which of them suit shows on many images only
+MANY = (FEWER, OWN, SKIPPED, BOTH)
 HOPELESS = 1.5  # times as far as the best candidate, from where no search is begun
 NEAR = 0.03  # of a time
 ATTEMPTS = 2  # at keeping it
@@ -90,7 +89,7 @@ def within(
     tried.sort(key=lambda one: one.seen.typical)
     best_of_kind = {one.kind: one for one in reversed(tried)}
     finalists = list(best_of_kind.values())
-    for kind in (FEWER, OWN, SKIPPED, BOTH):
+    for kind in MANY:
         finalists += [one for one in tried if one.kind == kind][1:COUNTS]
     chosen = sorted((one for one in finalists if one.kind != FEWER), key=lambda one: one.seen.typical)[:SEARCHED]
     chosen = [one for one in chosen if one.seen.typical <= HOPELESS * chosen[0].seen.typical]

@@ -1,0 +1,151 @@
+"""Candidates that skip model calls: within the budget, what they are said to be, and moved by the search."""
+
+import random
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from small_models import small_pipeline
+
+from calibration.calibrate import empty_plan
+from calibration.improve import _other_skips, improve
+from calibration.pool import BOTH, SKIPPED, pool
+from calibration.prices import Macs
+from calibration.recorded import Recording
+from calibration.settings import Settings
+from calibration.skips import Skips, StepPrices, evenly
+from calibration.spacing import Spacing
+from calibration.trials import Trials
+from ditfastattn.models import adapt
+from ditfastattn.samplers import make_sampler
+from ditfastattn.sampling import label_condition
+from plans import Method, Plan
+from plans.make import skip
+
+STEPS, SCALE = 9, 4.0
+
+
+@dataclass
+class Linear(Macs):
+    """A price that steps and calls alone decide."""
+
+    begin: float = 3.0
+    call: float = 2.0
+    skip: float = 0.25
+
+    def of(self, plan: Plan) -> float:
+        return self.begin + self.call * (plan.steps - len(plan.skipped)) + self.skip * len(plan.skipped)
+
+
+@pytest.fixture(scope="module")
+def pipe() -> Any:
+    return small_pipeline(layers=2)
+
+
+def full(pipe: Any, steps: int) -> Plan:
+    adapter = adapt(pipe.transformer)
+    shape = label_condition(pipe.transformer, [0]).latent_shape
+    settings = Settings(labels=(0,), steps=steps, guidance_scale=SCALE)
+    return empty_plan(adapter, pipe.scheduler, settings, shape).with_mlp(adapter.mlp)
+
+
+def recording(pipe: Any) -> Recording:
+    return Recording(pipe, label_condition(pipe.transformer, [1, 2, 3]), SCALE, full(pipe, STEPS).sampler, 0)
+
+
+def calls(plan: Plan) -> int:
+    return plan.steps - len(plan.skipped)
+
+
+@pytest.mark.parametrize("base", [6, 7, 20, 50])
+def test_prices_of_steps(pipe: Any, base: int) -> None:
+    price = StepPrices.of(lambda steps: full(pipe, steps), base, 1, Linear())
+    assert (price.begin, price.call, price.skip) == pytest.approx((3.0, 2.0, 0.25))
+    assert price.calls(3.0 + 5 * 2.0) == 5
+    assert price.skips(3.0 + 5 * 2.0 + 0.5, 5, 9) == 2
+    assert price.skips(3.0 + 5 * 2.0 + 0.5, 5, 1) == 1
+    free = StepPrices.of(lambda steps: full(pipe, steps), base, 2, Macs())
+    assert free.begin == pytest.approx(0, abs=1e-6 * free.call) and free.skip == pytest.approx(0, abs=1e-6 * free.call)
+
+
+@pytest.mark.parametrize("share", [0.75, 0.6, 0.5])
+def test_chosen_are_within_the_budget_and_cost_what_they_may(pipe: Any, share: float) -> None:
+    prices, skips = Linear(), Skips(recording(pipe))
+    budget = share * prices.of(full(pipe, STEPS))
+    own = skips.chosen(lambda steps: full(pipe, steps), [1], budget, prices, True)
+    kept = skips.chosen(lambda steps: full(pipe, steps), [1], budget, prices, False)
+    assert own and kept
+    for plan in (*own, *kept):
+        assert prices.of(plan) <= budget and plan.skipped
+        assert plan.column(0, "model")[0] is Method.FULL and not set(plan.column(0, "model")) & {Method.AST_2}
+    times = set(full(pipe, STEPS).sampler.timesteps)
+    assert all(set(plan.sampler.timesteps) <= times for plan in own)
+    assert all(not plan.sampler.own_timesteps and plan.steps == STEPS for plan in kept)
+    assert len({calls(plan) for plan in own}) == len(own)
+    assert not skips.chosen(lambda steps: full(pipe, steps), [], budget, prices, False)
+    assert not skips.chosen(lambda steps: full(pipe, steps), [1], 0.1 * budget, prices, False)
+
+
+def test_leaps_need_a_sampler_that_takes_timesteps() -> None:
+    pipe = small_pipeline(layers=2)
+    pipe.scheduler = make_sampler("ddim", pipe.scheduler.config)
+    prices, skips = Linear(), Skips(recording(pipe))
+    budget = 0.6 * prices.of(full(pipe, STEPS))
+    assert skips.chosen(lambda steps: full(pipe, steps), [1], budget, prices, False)
+    assert not skips.chosen(lambda steps: full(pipe, steps), [1], budget, prices, True)
+
+
+def test_as_many_even_calls_as_fit(pipe: Any) -> None:
+    prices, whole = Linear(), full(pipe, STEPS)
+    for count in range(1, STEPS):
+        budget = 3.0 + 2.0 * count + 0.25 * (STEPS - count)
+        plan = evenly(whole, 1, budget, prices)
+        assert plan is not None and calls(plan) == count
+    assert evenly(whole, 1, 1.0, prices) is None
+    plan = evenly(whole, 2, prices.of(skip(whole, 3, 2)), prices)
+    assert plan is not None and plan.column(0, "model") == skip(whole, 3, 2).column(0, "model")
+
+
+@pytest.mark.parametrize(
+    ("price", "kinds"),
+    [(0.25, {SKIPPED, "skips of order 1", "skips of order 2"}), (0.8, {BOTH, "skips of order 1"})],  # 0.8: leaps pay
+)
+def test_in_the_pool_by_their_names(pipe: Any, price: float, kinds: set[str]) -> None:
+    prices, run = Linear(skip=price), recording(pipe)
+    budget = 0.6 * prices.of(full(pipe, STEPS))
+    found = list(
+        pool(lambda steps: full(pipe, steps), STEPS, budget, prices, spaced_by=Spacing(run).chosen, skips=Skips(run))
+    )
+    assert kinds <= {one.kind for one in found}
+    for one in found:
+        if one.kind in (SKIPPED, BOTH):
+            assert one.name == f"{one.kind}, {one.plan.steps} steps, {calls(one.plan)} model calls"
+    slow = [Method.AST_1, Method.AST_2]
+    without = pool(lambda steps: full(pipe, steps), STEPS, budget, prices, slow, skips=Skips(run))
+    assert not any(one.plan.skipped for one in without)
+
+
+def test_search_changes_which_steps_are_skipped(pipe: Any) -> None:
+    prices, run = Linear(), full(pipe, STEPS).sampler
+    condition = label_condition(pipe.transformer, [1, 2, 3])
+    trials = Trials(pipe, condition, SCALE, run, 0, range(3))
+    budget = 0.6 * prices.of(full(pipe, STEPS))
+    (start, *_) = Skips(recording(pipe)).chosen(lambda steps: full(pipe, steps), [1, 2], budget, prices, True)
+    plan, outcome = improve(start, trials, prices, budget, 25, 0)
+    assert prices.of(plan) <= budget and outcome.typical <= trials.of(start).typical
+    assert plan.sampler.timesteps[0] == run.timesteps[0] and plan.skipped
+
+
+def test_changes_keep_to_the_methods_that_may_be_used(pipe: Any) -> None:
+    start = skip(full(pipe, STEPS), 3, 1)
+    draw, seen = random.Random(0), set[tuple[Method, ...]]()
+    for _ in range(100):
+        changed = _other_skips(start, draw, [Method.AST, Method.AST_1])
+        if changed is not None:
+            column = changed.column(0, "model")
+            assert column[0] is Method.FULL and set(column) <= {Method.FULL, Method.AST, Method.AST_1}
+            assert changed.sampler == start.sampler and calls(changed) == calls(start)
+            seen.add(column)
+    assert len(seen) > 5
+    # its first forecasts have one output to go by, and AST may not be used
+    assert all(_other_skips(start, draw, [Method.AST_1]) is None for _ in range(20))

@@ -14,7 +14,7 @@ from calibration.picture import save_grid
 from eval.pareto_file import nearest
 
 COLUMNS = 4  # images a share
-METHODS = ("fewer steps", "FORA", "TaylorSeer-like", "SmoothCache", "cache-dit DBCache",
+METHODS = ("fewer steps", "FORA", "TaylorSeer-like", "skip", "PAB", "SmoothCache", "cache-dit DBCache",
            "cache-dit DBCache + TaylorSeer", "DiTFastAttn", "ours, attention only", "ours")  # fmt: skip
 
 

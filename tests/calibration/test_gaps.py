@@ -168,3 +168,11 @@ def test_errors_of_many_gaps_are_those_of_each(run: Recording) -> None:
     gaps = Gaps(run, (1,), 4, True)
     some = [gap for way in schedules(gaps)[:5] for gap in way]
     assert np.allclose(gaps.errors(some), [gaps.errors([gap])[0] for gap in some], rtol=1e-9, atol=1e-15)
+
+
+def test_no_leap_follows_a_forecast(run: Recording) -> None:
+    """What the sampler remembers of a forecast is counted in its next step alone, if that is the run's own."""
+    gaps = Gaps(run, (1,), 4, True)
+    forecast_before, computed_before = State(2, (1, 3)), State(1, (1, 3))
+    assert {(*gap.forecast, gap.to)[0] for gap in gaps.after(forecast_before)} == {4}
+    assert {(*gap.forecast, gap.to)[0] for gap in gaps.after(computed_before)} == {4, 5, 6, 7}

@@ -54,7 +54,7 @@ class HostTensor:
     def fits(self, value: Any) -> bool:
         if value is self._known and value._version == self._version:
             return True
-        return isinstance(value, Tensor) and value.dtype == self._values.dtype and torch.equal(value, self._values)
+        return isinstance(value, Tensor) and _kind(value) == _kind(self._values) and torch.equal(value, self._values)
 
     def sources(self, value: Any) -> Iterator[tuple[Tensor, Tensor]]:
         return iter(())

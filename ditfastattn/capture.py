@@ -1,6 +1,7 @@
 """Work recorded as a CUDA graph."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -15,22 +16,39 @@ def capture(work: Callable[[], object], pool: Any = None) -> torch.cuda.CUDAGrap
     """A graph of ``work``, which must have run before and reads and writes tensors that never move.
 
     Args:
-        pool: of another graph's memory, for work that never runs at the same time.
+        pool: of another graph's memory, for work that never runs at the same time. After an error torch may refuse it.
 
     Raises:
         CaptureError: it cannot be recorded.
     """
     graph = torch.cuda.CUDAGraph()
+    pool = torch.cuda.graph_pool_handle() if pool is None else pool
     # Only this thread's calls are recorded: another pipeline may run beside this one.
     try:
-        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+        with (
+            torch.cuda.stream(torch.cuda.current_stream()),  # which a capture that fails does not set back
+            torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"),
+        ):
             work()
-    except torch.OutOfMemoryError:
-        raise
     except RuntimeError as error:
-        _ready_again(torch.cuda.default_generators[torch.cuda.current_device()])
+        _give_up(graph, pool)
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
         raise CaptureError(f"a step could not be captured ({str(error).splitlines()[0]})") from error
     return graph
+
+
+def _give_up(graph: torch.cuda.CUDAGraph, pool: Any) -> None:
+    """Ends what a capture that failed has begun and torch would leave so: memory that is never freed, and a generator
+    that refuses every later draw."""
+    device = torch.cuda.current_device()
+    try:
+        graph.pool()
+    except RuntimeError:  # the capture was not ended
+        with suppress(RuntimeError):  # nor begun
+            torch._C._cuda_endAllocateToPool(device, pool)
+            torch._C._cuda_releasePool(device, pool)
+    _ready_again(torch.cuda.default_generators[device])
 
 
 def _ready_again(generator: torch.Generator) -> None:

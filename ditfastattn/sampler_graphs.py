@@ -99,7 +99,7 @@ class SamplerGraphs:
             again = recorded.replay(state, args[0], args[2])
             same = _alike(tensors_of(result), tensors_of(again)) and _alike(_held(after), _held(state))
         except Exception:  # numbers that are read from the device, say, which no graph can do
-            same = False
+            same, self._pool = False, None
         if same:
             return recorded, result
         _set(state, after)
@@ -139,8 +139,9 @@ class SamplerGraphs:
         found = [torch.get_rng_state(), *(each.get_state() for each in generators)]
         if (device := args[0].device).type == "cuda":
             found.append(torch.cuda.get_rng_state(device))
-        there = [*tensors_of(args), *tensors_of(state)]
-        return [*found, torch.tensor([0 if tensor.is_inference() else tensor._version for tensor in there])]
+        for tensor in (*tensors_of(args), *tensors_of(state)):  # nothing counts what is written to inference tensors
+            found.append(tensor.clone() if tensor.is_inference() else torch.tensor(tensor._version))
+        return found
 
 
 class _Recorded:

@@ -14,6 +14,7 @@ from diffusers import (
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     HeunDiscreteScheduler,
+    PNDMScheduler,
 )
 from small_models import random_plan, sample, small_pipeline
 from torch import Tensor
@@ -212,12 +213,54 @@ def test_a_step_that_cannot_be_recorded_leaves_the_sampler_as_it_would_be(midway
     assert graphs.count == 0
 
 
+def test_memory_that_a_capture_failed_in_takes_no_other_step() -> None:
+    class Pooled(Tape):
+        def __init__(self, work: Callable[[], object], pool: Any = None) -> None:
+            recordings.append(pool)
+            self._pool = object() if pool is None else pool
+            if pool in broken:
+                raise RuntimeError("already recording to mempool_id")
+            if len(recordings) == 3:
+                broken.append(self._pool)
+                raise RuntimeError("operation not permitted when stream is capturing")
+            super().__init__(work)
+
+        def pool(self) -> Any:
+            return self._pool
+
+    recordings: list[Any] = []
+    broken: list[Any] = []
+    scheduler = RECORDED["dpm"]()
+    graphs = SamplerGraphs(scheduler, Pooled)
+    run(scheduler, replayed(scheduler, graphs), 0)
+    assert len(broken) == 1 and graphs.count == 6
+
+
+def test_what_is_written_to_inference_tensors_is_seen() -> None:
+    def refuses_the_first(work: Callable[[], object], pool: Any = None) -> Any:
+        calls.append(1)
+        if len(calls) == 1:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        return Tape(work, pool)
+
+    calls: list[int] = []
+    scheduler, other = PNDMScheduler(), PNDMScheduler()  # its Runge-Kutta steps add to a tensor of the step before
+    graphs = SamplerGraphs(scheduler, refuses_the_first)
+    with torch.inference_mode():
+        for seed in (0, 1, 2):
+            expected, _ = run(other, plainly(other), seed)
+            found, _ = run(scheduler, replayed(scheduler, graphs), seed)
+            assert same(expected, found)
+    assert graphs.count > 0
+
+
 def test_tensors_on_the_host_are_told_apart_by_their_numbers() -> None:
     sigmas = torch.linspace(1, 0, 5)
     part = part_of([sigmas, None, 3], ELSEWHERE, lambda tensor: False)
     assert part.fits([sigmas, None, 3]) and part.fits([sigmas.clone(), None, 3])
     assert not part.fits([sigmas, None, 4]) and not part.fits([sigmas, 0, 3]) and not part.fits([sigmas, None])
     assert not part.fits([sigmas.double(), None, 3])
+    assert not part.fits([sigmas.to(ELSEWHERE), None, 3])  # as add_noise moves them
     sigmas[2] = 7
     assert not part.fits([sigmas, None, 3])
     with pytest.raises(RuntimeError, match="dict"):

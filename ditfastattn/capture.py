@@ -83,10 +83,11 @@ class Replayed:
         return found
 
     def _first(self, tensors: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], torch.cuda.CUDAGraph, Tensor] | None:
-        buffers, found = tuple(tensor.clone() for tensor in tensors), list[Tensor]()
-        self._function(*buffers)
-        try:
-            graph = capture(lambda: found.append(self._function(*buffers)))
-        except CaptureError:
-            return None
+        with torch.inference_mode(False), torch.no_grad():  # buffers that calls in every mode may write to
+            buffers, found = tuple(tensor.clone() for tensor in tensors), list[Tensor]()
+            self._function(*buffers)
+            try:
+                graph = capture(lambda: found.append(self._function(*buffers)))
+            except CaptureError:
+                return None
         return buffers, graph, found[-1]

@@ -1,4 +1,4 @@
-"""What a capture that fails leaves behind: nothing."""
+"""What a capture that fails leaves behind: nothing. And functions that are recorded once."""
 
 import gc
 from collections.abc import Callable
@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ditfastattn.capture import CaptureError, capture
+from ditfastattn.capture import CaptureError, Replayed, capture
 
 pytestmark = pytest.mark.gpu
 
@@ -19,19 +19,19 @@ def reserved() -> int:
     return int(torch.cuda.memory_reserved())
 
 
-def reads(numbers: Tensor) -> None:
+def reads(numbers: Tensor) -> object:
     """Waits for the device, which ends a capture before its time."""
-    (numbers * 3 == 3).nonzero()
+    return (numbers * 3 == 3).nonzero()
 
 
-def raises(numbers: Tensor) -> None:
+def raises(numbers: Tensor) -> object:
     """Fails by itself: the capture can be ended as usual."""
     raise RuntimeError(f"{(numbers * 3).shape}")
 
 
 @pytest.mark.parametrize("work", [reads, raises])
 @pytest.mark.parametrize("shared", [False, True])
-def test_a_capture_that_fails_leaves_nothing_behind(work: Callable[[Tensor], None], shared: bool) -> None:
+def test_a_capture_that_fails_leaves_nothing_behind(work: Callable[[Tensor], object], shared: bool) -> None:
     numbers = torch.ones(1 << 20, device="cuda")
     stream = torch.cuda.current_stream()
     reads(numbers)
@@ -48,3 +48,10 @@ def test_a_capture_that_fails_leaves_nothing_behind(work: Callable[[Tensor], Non
     del graph
     kept.clear()
     assert reserved() <= before
+
+
+def test_a_function_recorded_in_inference_mode_is_replayed_out_of_it() -> None:
+    twice = Replayed(lambda numbers: numbers * 2)
+    with torch.inference_mode():
+        assert twice(torch.ones(3, device="cuda")).tolist() == [2, 2, 2]
+    assert twice(torch.full((3,), 2.0, device="cuda")).tolist() == [4, 4, 4]

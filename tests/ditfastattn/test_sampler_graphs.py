@@ -1,5 +1,7 @@
 """A sampler's steps, recorded and replayed: the same numbers and the same sampler afterwards."""
 
+import gc
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -92,8 +94,8 @@ def plainly(scheduler: Any) -> Callable[..., Any]:
     return lambda place, args, kwargs: scheduler.step(*args, **kwargs)
 
 
-def replayed(scheduler: Any, graphs: SamplerGraphs) -> Callable[..., Any]:
-    return lambda place, args, kwargs: graphs.step(place, scheduler.step, args, kwargs)
+def replayed(scheduler: Any, graphs: SamplerGraphs, entered_at: int = 0) -> Callable[..., Any]:
+    return lambda place, args, kwargs: graphs.step(entered_at, place, scheduler.step, args, kwargs)
 
 
 def same(a: Any, b: Any) -> bool:
@@ -156,7 +158,7 @@ def test_a_timestep_that_is_not_the_recorded_one_is_not_replayed() -> None:
     other.set_timesteps(7)
     for timestep in (other.timesteps[2], other.timesteps[4], 123):
         expected = other.step(output, timestep, latents).prev_sample
-        found = graphs.step(2, scheduler.step, (output, timestep, latents), {}).prev_sample
+        found = graphs.step(0, 2, scheduler.step, (output, timestep, latents), {}).prev_sample
         assert torch.equal(found, expected)
 
 
@@ -191,7 +193,7 @@ def test_results_come_as_they_were_asked_for() -> None:
         latents = torch.randn(SHAPE, generator=torch.Generator().manual_seed(seed))
         for place, timestep in enumerate(scheduler.timesteps):
             args = (model(latents, timestep), timestep, latents)
-            found = graphs.step(place, scheduler.step, args, {"return_dict": place % 2 == 0})
+            found = graphs.step(0, place, scheduler.step, args, {"return_dict": place % 2 == 0})
             latents = found.prev_sample if place % 2 == 0 else found[0]
             assert isinstance(found, tuple) == (place % 2 == 1)
     assert graphs.count == 7
@@ -211,6 +213,46 @@ def test_a_step_that_cannot_be_recorded_leaves_the_sampler_as_it_would_be(midway
         found, _ = run(scheduler, replayed(scheduler, graphs), seed)
         assert same(expected, found)
     assert graphs.count == 0
+
+
+def test_runs_that_came_longest_ago_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    scheduler, other, recordings = RECORDED["dpm"](), RECORDED["dpm"](), []
+
+    def record(work: Callable[[], object], pool: Any = None) -> Tape:
+        recordings.append(Tape(work, pool))
+        return recordings[-1]
+
+    graphs = SamplerGraphs(scheduler, record)
+    for entered_at in (0, 0, 1, 2, 3, 3):
+        expected, _ = run(other, plainly(other), entered_at)
+        begun = len(recordings)
+        found, _ = run(scheduler, replayed(scheduler, graphs, entered_at), entered_at)
+        assert same(expected, found)
+        if entered_at == 0:
+            nbytes = sum(one.nbytes for one in graphs._recordings())
+            monkeypatch.setattr("ditfastattn.sampler_graphs.KEPT_BYTES", int(2.5 * nbytes))
+    assert nbytes > 7 * 3 * 4 * 2 * 4 * 8 * 8  # latents, output and result of each step
+    assert graphs.count == 14 and begun == len(recordings) == 28
+
+
+@pytest.mark.filterwarnings("ignore:no CUDA graphs")
+def test_a_removed_session_holds_no_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    tapes: weakref.WeakSet[Tape] = weakref.WeakSet()
+
+    def record(work: Callable[[], object], pool: Any = None) -> Tape:
+        tape = Tape(work, pool)
+        tapes.add(tape)
+        return tape
+
+    monkeypatch.setattr("ditfastattn.session.on_gpu", lambda value: isinstance(value, Tensor))
+    monkeypatch.setattr("ditfastattn.session.SamplerGraphs", lambda scheduler: SamplerGraphs(scheduler, record))
+    pipe = small_pipeline()
+    session = apply(pipe, random_plan(pipe), graphs=True)
+    found = [sample(pipe) for _ in range(2)]
+    assert torch.equal(*found) and len(tapes) > 2
+    session.remove()
+    gc.collect()
+    assert len(tapes) == 0
 
 
 def test_memory_that_a_capture_failed_in_takes_no_other_step() -> None:
@@ -285,6 +327,8 @@ def test_on_a_gpu_images_are_those_of_the_samplers_own_steps(
 
     counts: list[int] = []
     found = three()
-    monkeypatch.setattr(SamplerGraphs, "step", lambda self, place, original, args, kwargs: original(*args, **kwargs))
+    monkeypatch.setattr(
+        SamplerGraphs, "step", lambda self, entered_at, place, original, args, kwargs: original(*args, **kwargs)
+    )
     assert all(torch.equal(a, b) for a, b in zip(found, three(), strict=True))
     assert counts[0] >= (0 if sampler == "ddpm" else 2 * (plan.steps - 2)) and counts[1] == 0

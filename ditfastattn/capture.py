@@ -1,7 +1,8 @@
 """Work recorded as a CUDA graph."""
 
-from collections.abc import Callable
-from contextlib import suppress
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ def capture(work: Callable[[], object], pool: Any = None) -> torch.cuda.CUDAGrap
     # Only this thread's calls are recorded: another pipeline may run beside this one.
     try:
         with (
+            _silent_if_empty(),
             torch.cuda.stream(torch.cuda.current_stream()),  # which a capture that fails does not set back
             torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"),
         ):
@@ -36,6 +38,14 @@ def capture(work: Callable[[], object], pool: Any = None) -> torch.cuda.CUDAGrap
             raise
         raise CaptureError(f"a step could not be captured ({str(error).splitlines()[0]})") from error
     return graph
+
+
+@contextmanager
+def _silent_if_empty() -> Iterator[None]:
+    """Work that fails at its beginning leaves an empty graph, which nobody is going to replay."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The CUDA Graph is empty")
+        yield
 
 
 def _give_up(graph: torch.cuda.CUDAGraph, pool: Any) -> None:

@@ -110,9 +110,10 @@ class SamplerGraphs:
             again = recorded.replay(state, args[0], args[2])
             same = _alike(tensors_of(result), tensors_of(again)) and _alike(_held(after), _held(state))
         except Exception:  # numbers that are read from the device, say, which no graph can do
-            same, self._pool = False, None
+            same = False
         if same:
             return recorded, result
+        self._pool = None  # torch may refuse what a capture failed in, or what has lost its only graph
         _set(state, after)
         return None, result
 

@@ -1,6 +1,7 @@
 """What a capture that fails leaves behind: nothing. And functions that are recorded once."""
 
 import gc
+import warnings
 from collections.abc import Callable
 
 import pytest
@@ -48,6 +49,17 @@ def test_a_capture_that_fails_leaves_nothing_behind(work: Callable[[Tensor], obj
     del graph
     kept.clear()
     assert reserved() <= before
+
+
+def test_work_that_fails_at_once_is_no_reason_to_warn() -> None:
+    def fails() -> None:
+        raise RuntimeError("at once")
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with pytest.raises(CaptureError, match="at once"):
+            capture(fails)
+    assert not caught
 
 
 def test_a_function_recorded_in_inference_mode_is_replayed_out_of_it() -> None:

@@ -305,6 +305,13 @@ def test_tensors_on_the_host_are_told_apart_by_their_numbers() -> None:
     assert not part.fits([sigmas.to(ELSEWHERE), None, 3])  # as add_noise moves them
     sigmas[2] = 7
     assert not part.fits([sigmas, None, 3])
+    with torch.inference_mode():
+        sigmas = torch.linspace(1, 0, 5)
+    part = part_of(sigmas, ELSEWHERE, lambda tensor: False)
+    assert part.fits(sigmas) and part.fits(sigmas.clone())
+    with torch.inference_mode():
+        sigmas[2] = 7
+    assert not part.fits(sigmas)
     with pytest.raises(RuntimeError, match="dict"):
         part_of({"sigma": 1.0}, ELSEWHERE, lambda tensor: False)
 

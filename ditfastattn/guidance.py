@@ -43,6 +43,10 @@ class GuidanceCheck:
         """The run is over."""
         self._output = None
 
+    def close(self) -> None:
+        """Frees everything; there is nothing more to check."""
+        self._output, self._products = None, self._compared
+
     def check(self, given: Tensor, watch: Watch) -> None:
         """Raises PlanMismatch, now or when ``watch`` learns it, if what the sampler is ``given`` is guided otherwise.
 

@@ -46,15 +46,16 @@ class HostTensor:
     """A tensor elsewhere than on the device: its numbers are part of the recording."""
 
     def __init__(self, value: Tensor) -> None:
-        self._known, self._version, self._values = value, value._version, value.clone()
+        self._known, self._values = value, value.clone()
+        self._version = None if value.is_inference() else value._version  # nothing counts changes of inference tensors
 
     def stand_in(self) -> Tensor:
         return self._known
 
     def fits(self, value: Any) -> bool:
-        if value is self._known and value._version == self._version:
+        if value is self._known and self._version is not None and value._version == self._version:
             return True
-        return isinstance(value, Tensor) and value.dtype == self._values.dtype and torch.equal(value, self._values)
+        return isinstance(value, Tensor) and _kind(value) == _kind(self._values) and torch.equal(value, self._values)
 
     def sources(self, value: Any) -> Iterator[tuple[Tensor, Tensor]]:
         return iter(())

@@ -6,7 +6,7 @@ very host state that it was made in; in any other the sampler's code runs as it 
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 from ditfastattn.capture import capture
 from ditfastattn.host_state import Part, copied, part_of, tensors_of
 
-KEPT = 4  # shapes of latents whose steps are kept
+KEPT_BYTES = 2**30  # of all recordings: those of the runs that came longest ago are forgotten first
 OVERRIDDEN = ("step", "set_timesteps")  # by the session that replays
 
 Step = Callable[..., Any]
@@ -33,40 +33,51 @@ class SamplerGraphs:
     def __init__(self, scheduler: Any, record: Callable[..., Any] = capture) -> None:
         self._scheduler, self._record = scheduler, record
         self._known = type(scheduler).__module__.split(".")[0] in ("diffusers", "ditfastattn")
-        self._shapes: OrderedDict[Hashable, dict[Hashable, _Recorded | None]] = OrderedDict()
+        self._runs: OrderedDict[Hashable, dict[Hashable, _Recorded | None]] = OrderedDict()  # by shape and first step
         self._pool: Any = None
 
     @property
     def count(self) -> int:
         """Steps that are recorded, of all shapes."""
-        return sum(found is not None for steps in self._shapes.values() for found in steps.values())
+        return sum(1 for _ in self._recordings())
 
     def report(self) -> list[str]:
         """A line for the session's summary, once there is something to say."""
         return [f"sampler          {self.count} of its steps captured"] if self.count else []
 
-    def step(self, place: Hashable, original: Step, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    def close(self) -> None:
+        """Frees everything."""
+        self._runs.clear()
+        self._pool = None
+
+    def step(
+        self, entered_at: Hashable, place: Hashable, original: Step, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Any:
         """What ``original(*args, **kwargs)`` returns, to the bit; the scheduler is left as it would leave it.
 
         Args:
-            place: what tells this step from the others of a run.
+            entered_at: the step that this run began with.
+            place: which step this is.
             original: the scheduler's own ``step``.
             args: (model_output, timestep, sample); a step with others is not replayed.
         """
         shape = self._shape(original, args, kwargs)
         if shape is None:
             return original(*args, **kwargs)
-        steps = self._shapes.setdefault(shape, {})
-        self._shapes.move_to_end(shape)
-        if len(self._shapes) > KEPT:
-            self._shapes.popitem(last=False)
+        steps = self._runs.setdefault((shape, entered_at), {})
+        self._runs.move_to_end((shape, entered_at))
         if place not in steps:
             steps[place], result = self._first(original, args, kwargs)
+            while len(self._runs) > 1 and sum(one.nbytes for one in self._recordings()) > KEPT_BYTES:
+                self._runs.popitem(last=False)
             return result
         recorded, state = steps[place], self._scheduler.__dict__
         if recorded is None or not recorded.fits(state, args[1]):
             return original(*args, **kwargs)
         return recorded.replay(state, args[0], args[2])
+
+    def _recordings(self) -> "Iterator[_Recorded]":
+        return (found for steps in self._runs.values() for found in steps.values() if found is not None)
 
     def _shape(self, original: Step, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Hashable | None:
         """Of what a step is given; None if such a step is not to be recorded."""
@@ -102,6 +113,7 @@ class SamplerGraphs:
             same = False
         if same:
             return recorded, result
+        self._pool = None  # torch may refuse what a capture failed in, or what has lost its only graph
         _set(state, after)
         return None, result
 
@@ -113,7 +125,7 @@ class SamplerGraphs:
         place = _place_of(timestep, before)
         if place is None:
             raise RuntimeError("the timestep cannot be told without waiting for it")
-        kept = {id(tensor) for steps in self._shapes.values() for one in steps.values() if one for tensor in one.kept}
+        kept = {id(tensor) for one in self._recordings() for tensor in one.kept}
         with torch.inference_mode(False), torch.no_grad():
             needed = {
                 name: part_of(value, output.device, lambda tensor: id(tensor) in kept)
@@ -139,8 +151,9 @@ class SamplerGraphs:
         found = [torch.get_rng_state(), *(each.get_state() for each in generators)]
         if (device := args[0].device).type == "cuda":
             found.append(torch.cuda.get_rng_state(device))
-        there = [*tensors_of(args), *tensors_of(state)]
-        return [*found, torch.tensor([0 if tensor.is_inference() else tensor._version for tensor in there])]
+        for tensor in (*tensors_of(args), *tensors_of(state)):  # nothing counts what is written to inference tensors
+            found.append(tensor.clone() if tensor.is_inference() else torch.tensor(tensor._version))
+        return found
 
 
 class _Recorded:
@@ -166,6 +179,8 @@ class _Recorded:
         self._needed, self._timestep, self._given = needed, timestep, given
         self._graph, self._result, self._changed = graph, result, changed
         self.kept = list(tensors_of(changed))  # where they are until the graph is gone
+        held = (*given, *tensors_of(result), *self.kept)
+        self.nbytes = sum({tensor.data_ptr(): tensor.nbytes for tensor in held}.values())
 
     def fits(self, state: Attributes, timestep: Any) -> bool:
         """Whether it holds for the scheduler as it is now."""

@@ -106,6 +106,8 @@ class Session:
     def _take_off(self) -> None:
         self._end_run()
         self._runner.close()
+        self._sampler_graphs.close()
+        self._guidance.close()
         foreign = self._overrides.restore()
         if foreign:
             names = ", ".join(f"{type(owner).__name__}.{name}" for owner, name in foreign[:3])
@@ -341,7 +343,7 @@ class Session:
         if not self._runner.captures or self._removed or self._run is None or not on_gpu(args[0] if args else None):
             return original(*args, **kwargs)
         with torch.cuda.device_of(args[0]):
-            return self._sampler_graphs.step((self._run.entered_at, self._clock.step), original, args, kwargs)
+            return self._sampler_graphs.step(self._run.entered_at, self._clock.step, original, args, kwargs)
 
 
 def _instead(original: Callable[..., Any], ours: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,5 +1,7 @@
 """A sampler's steps, recorded and replayed: the same numbers and the same sampler afterwards."""
 
+import gc
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +16,7 @@ from diffusers import (
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     HeunDiscreteScheduler,
+    PNDMScheduler,
 )
 from small_models import random_plan, sample, small_pipeline
 from torch import Tensor
@@ -91,8 +94,8 @@ def plainly(scheduler: Any) -> Callable[..., Any]:
     return lambda place, args, kwargs: scheduler.step(*args, **kwargs)
 
 
-def replayed(scheduler: Any, graphs: SamplerGraphs) -> Callable[..., Any]:
-    return lambda place, args, kwargs: graphs.step(place, scheduler.step, args, kwargs)
+def replayed(scheduler: Any, graphs: SamplerGraphs, entered_at: int = 0) -> Callable[..., Any]:
+    return lambda place, args, kwargs: graphs.step(entered_at, place, scheduler.step, args, kwargs)
 
 
 def same(a: Any, b: Any) -> bool:
@@ -155,7 +158,7 @@ def test_a_timestep_that_is_not_the_recorded_one_is_not_replayed() -> None:
     other.set_timesteps(7)
     for timestep in (other.timesteps[2], other.timesteps[4], 123):
         expected = other.step(output, timestep, latents).prev_sample
-        found = graphs.step(2, scheduler.step, (output, timestep, latents), {}).prev_sample
+        found = graphs.step(0, 2, scheduler.step, (output, timestep, latents), {}).prev_sample
         assert torch.equal(found, expected)
 
 
@@ -190,7 +193,7 @@ def test_results_come_as_they_were_asked_for() -> None:
         latents = torch.randn(SHAPE, generator=torch.Generator().manual_seed(seed))
         for place, timestep in enumerate(scheduler.timesteps):
             args = (model(latents, timestep), timestep, latents)
-            found = graphs.step(place, scheduler.step, args, {"return_dict": place % 2 == 0})
+            found = graphs.step(0, place, scheduler.step, args, {"return_dict": place % 2 == 0})
             latents = found.prev_sample if place % 2 == 0 else found[0]
             assert isinstance(found, tuple) == (place % 2 == 1)
     assert graphs.count == 7
@@ -212,14 +215,103 @@ def test_a_step_that_cannot_be_recorded_leaves_the_sampler_as_it_would_be(midway
     assert graphs.count == 0
 
 
+def test_runs_that_came_longest_ago_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    scheduler, other, recordings = RECORDED["dpm"](), RECORDED["dpm"](), []
+
+    def record(work: Callable[[], object], pool: Any = None) -> Tape:
+        recordings.append(Tape(work, pool))
+        return recordings[-1]
+
+    graphs = SamplerGraphs(scheduler, record)
+    for entered_at in (0, 0, 1, 2, 3, 3):
+        expected, _ = run(other, plainly(other), entered_at)
+        begun = len(recordings)
+        found, _ = run(scheduler, replayed(scheduler, graphs, entered_at), entered_at)
+        assert same(expected, found)
+        if entered_at == 0:
+            nbytes = sum(one.nbytes for one in graphs._recordings())
+            monkeypatch.setattr("ditfastattn.sampler_graphs.KEPT_BYTES", int(2.5 * nbytes))
+    assert nbytes > 7 * 3 * 4 * 2 * 4 * 8 * 8  # latents, output and result of each step
+    assert graphs.count == 14 and begun == len(recordings) == 28
+
+
+@pytest.mark.filterwarnings("ignore:no CUDA graphs")
+def test_a_removed_session_holds_no_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    tapes: weakref.WeakSet[Tape] = weakref.WeakSet()
+
+    def record(work: Callable[[], object], pool: Any = None) -> Tape:
+        tape = Tape(work, pool)
+        tapes.add(tape)
+        return tape
+
+    monkeypatch.setattr("ditfastattn.session.on_gpu", lambda value: isinstance(value, Tensor))
+    monkeypatch.setattr("ditfastattn.session.SamplerGraphs", lambda scheduler: SamplerGraphs(scheduler, record))
+    pipe = small_pipeline()
+    session = apply(pipe, random_plan(pipe), graphs=True)
+    found = [sample(pipe) for _ in range(2)]
+    assert torch.equal(*found) and len(tapes) > 2
+    session.remove()
+    gc.collect()
+    assert len(tapes) == 0
+
+
+def test_memory_that_a_capture_failed_in_takes_no_other_step() -> None:
+    class Pooled(Tape):
+        def __init__(self, work: Callable[[], object], pool: Any = None) -> None:
+            recordings.append(pool)
+            self._pool = object() if pool is None else pool
+            if pool in broken:
+                raise RuntimeError("already recording to mempool_id")
+            if len(recordings) == 3:
+                broken.append(self._pool)
+                raise RuntimeError("operation not permitted when stream is capturing")
+            super().__init__(work)
+
+        def pool(self) -> Any:
+            return self._pool
+
+    recordings: list[Any] = []
+    broken: list[Any] = []
+    scheduler = RECORDED["dpm"]()
+    graphs = SamplerGraphs(scheduler, Pooled)
+    run(scheduler, replayed(scheduler, graphs), 0)
+    assert len(broken) == 1 and graphs.count == 6
+
+
+def test_what_is_written_to_inference_tensors_is_seen() -> None:
+    def refuses_the_first(work: Callable[[], object], pool: Any = None) -> Any:
+        calls.append(1)
+        if len(calls) == 1:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        return Tape(work, pool)
+
+    calls: list[int] = []
+    scheduler, other = PNDMScheduler(), PNDMScheduler()  # its Runge-Kutta steps add to a tensor of the step before
+    graphs = SamplerGraphs(scheduler, refuses_the_first)
+    with torch.inference_mode():
+        for seed in (0, 1, 2):
+            expected, _ = run(other, plainly(other), seed)
+            found, _ = run(scheduler, replayed(scheduler, graphs), seed)
+            assert same(expected, found)
+    assert graphs.count > 0
+
+
 def test_tensors_on_the_host_are_told_apart_by_their_numbers() -> None:
     sigmas = torch.linspace(1, 0, 5)
     part = part_of([sigmas, None, 3], ELSEWHERE, lambda tensor: False)
     assert part.fits([sigmas, None, 3]) and part.fits([sigmas.clone(), None, 3])
     assert not part.fits([sigmas, None, 4]) and not part.fits([sigmas, 0, 3]) and not part.fits([sigmas, None])
     assert not part.fits([sigmas.double(), None, 3])
+    assert not part.fits([sigmas.to(ELSEWHERE), None, 3])  # as add_noise moves them
     sigmas[2] = 7
     assert not part.fits([sigmas, None, 3])
+    with torch.inference_mode():
+        sigmas = torch.linspace(1, 0, 5)
+    part = part_of(sigmas, ELSEWHERE, lambda tensor: False)
+    assert part.fits(sigmas) and part.fits(sigmas.clone())
+    with torch.inference_mode():
+        sigmas[2] = 7
+    assert not part.fits(sigmas)
     with pytest.raises(RuntimeError, match="dict"):
         part_of({"sigma": 1.0}, ELSEWHERE, lambda tensor: False)
 
@@ -242,6 +334,8 @@ def test_on_a_gpu_images_are_those_of_the_samplers_own_steps(
 
     counts: list[int] = []
     found = three()
-    monkeypatch.setattr(SamplerGraphs, "step", lambda self, place, original, args, kwargs: original(*args, **kwargs))
+    monkeypatch.setattr(
+        SamplerGraphs, "step", lambda self, entered_at, place, original, args, kwargs: original(*args, **kwargs)
+    )
     assert all(torch.equal(a, b) for a, b in zip(found, three(), strict=True))
     assert counts[0] >= (0 if sampler == "ddpm" else 2 * (plan.steps - 2)) and counts[1] == 0

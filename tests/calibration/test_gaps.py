@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from small_models import full_plan, small_pipeline
+from diffusers import EulerDiscreteScheduler, LMSDiscreteScheduler
+from diffusers.utils import logging
+from small_models import TRAINING, full_plan, small_pipeline
 from torch import Tensor
 
 from calibration.calls import Calls
@@ -114,6 +116,33 @@ def test_of_other_samplers_what_can_be(name: str, replays: bool, leaps: bool) ->
     found = recording(pipe)
     assert (found.replays, found.leaps) == (replays, leaps)
     assert torch.equal(torch.random.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_rounding_of_the_latents_is_not_the_samplers(dtype: torch.dtype) -> None:
+    pipe = small_pipeline(layers=2)
+    pipe.transformer.to(dtype)
+    found = recording(pipe)
+    assert found.replays and found.leaps
+
+
+def test_a_sampler_that_looks_far_back_is_not_replayed() -> None:
+    """What the outputs further back add to one step is little here: a thousandth of the latents."""
+    pipe = small_pipeline(layers=2)
+    pipe.scheduler = LMSDiscreteScheduler(**TRAINING)
+    assert not recording(pipe, 8).replays
+
+
+def test_a_replay_warns_of_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    pipe = small_pipeline(layers=2)
+    pipe.scheduler = EulerDiscreteScheduler(**TRAINING)
+    found = recording(pipe)
+    logging.enable_propagation()
+    try:
+        assert found.replays and found.leaps
+    finally:
+        logging.disable_propagation()
+    assert not caplog.records
 
 
 def schedules(gaps: Gaps) -> list[list[Gap]]:

@@ -12,6 +12,7 @@ from diffusers import EulerDiscreteScheduler, LMSDiscreteScheduler
 from diffusers.utils import logging
 from small_models import TRAINING, full_plan, small_pipeline
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from calibration.calls import Calls
 from calibration.gaps import BEGIN, Gap, Gaps, State
@@ -197,6 +198,25 @@ def test_errors_of_many_gaps_are_those_of_each(run: Recording) -> None:
     gaps = Gaps(run, (1,), 4, True)
     some = [gap for way in schedules(gaps)[:5] for gap in way]
     assert np.allclose(gaps.errors(some), [gaps.errors([gap])[0] for gap in some], rtol=1e-9, atol=1e-15)
+
+
+def test_products_are_made_image_by_image(run: Recording) -> None:
+    """In float64, all images of a large model's run at once would take more memory than there may be."""
+    with Largest() as largest:
+        Gaps(run, (1,), 4, True).errors([Gap(None, (0,), (), 0, END)])
+    assert largest.numel == (2 * STEPS + 1) * run.latents[0][0].numel()
+
+
+class Largest(TorchFunctionMode):
+    """Of all tensors that are made."""
+
+    numel = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        if isinstance(found, Tensor):
+            self.numel = max(self.numel, found.numel())
+        return found
 
 
 def test_no_leap_follows_a_forecast(run: Recording) -> None:

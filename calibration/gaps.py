@@ -129,9 +129,12 @@ class Gaps:
     @cached_property
     def _products(self) -> np.ndarray:
         """Scalar products of all latents and outputs, as shares of the final latents', the images' mean."""
-        parts = torch.stack([part.double().flatten(1) for part in (*self.run.latents, *self.run.outputs)])  # (D, B, P)
-        parts = parts / parts[self.run.steps].norm(dim=1)[:, None]
-        found: np.ndarray = torch.einsum("ibp,jbp->ij", parts, parts).cpu().numpy() / parts.shape[1]
+        kept, images = (*self.run.latents, *self.run.outputs), len(self.run.latents[0])
+        found = np.zeros((len(kept), len(kept)))
+        for image in range(images):  # one at a time: in float64 all would take more than the run itself
+            parts = torch.stack([part[image].double().flatten() for part in kept])  # (2 steps + 1, C h w)
+            parts /= parts[self.run.steps].norm()
+            found += (parts @ parts.T).cpu().numpy() / images
         return found
 
 

@@ -6,6 +6,7 @@ or go by outputs that are not the model's, are computed without the model.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any
@@ -21,7 +22,8 @@ from ditfastattn.sampling import Denoiser, Trajectory
 from plans import SamplerSpec
 
 PROBES = 8  # steps from which an error is followed to the end
-EXACT = 1e-3  # relative L2, up to which the sampler's formula counts as found again
+EXACT = 1e-3  # relative L2, up to which a leap to the next step counts as the run's own
+LINEAR = 1e-5  # up to which the sampler's weights count as all that it does, in float64
 
 Leap = tuple[int | None, int, int]  # the step before, the step that is left, the step that is reached
 
@@ -66,7 +68,7 @@ class Recording:
     def replays(self) -> bool:
         """Whether the sampler's formula can be replayed: it adds no noise, is linear in what it is given, and looks
         back by one step at most."""
-        return self._finds_again(own=False)
+        return self._holds(self._is_weighed)
 
     @cached_property
     def leaps(self) -> bool:
@@ -76,24 +78,39 @@ class Recording:
             given = sampler_spec(self.scheduler, self.run.model_copy(update={"own_timesteps": True}))
         except (DitFastAttnError, TypeError, ValueError):  # what is raised by those that take none
             return False
-        return given.timesteps == times and self._finds_again(own=True)
+        return given.timesteps == times and self._holds(self._is_reached)
 
-    def _finds_again(self, own: bool) -> bool:
+    def _holds(self, check: Callable[[], bool]) -> bool:
         times = self.run.timesteps
         if len(times) < 3 or len(set(times)) < len(times):
             return False
         device = self._denoiser.adapter.device
         try:
             with torch.random.fork_rng([device] if device.type == "cuda" else []):  # for samplers that add noise
-                return all(self._found_again(now, own) for now in range(len(times)))
+                return check()
         except (DitFastAttnError, TypeError, ValueError, IndexError):  # what is raised by those that cannot
             return False
 
-    def _found_again(self, now: int, own: bool) -> bool:
-        wanted = self.latents[now + 1].double()
-        leap = (now - 1 if now else None, now, now + 1)
-        found = self.reached(leap) if own else self.weighed(leap)
-        return bool((found - wanted).norm() <= EXACT * wanted.norm())
+    def _is_reached(self) -> bool:
+        return all(
+            _near(self.reached(leap), wanted.double(), EXACT)
+            for leap, wanted in zip(self._own_steps(), self.latents[1:], strict=True)
+        )
+
+    def _is_weighed(self) -> bool:
+        """Beside a sampler that remembers the whole run, in float64: the run's own latents may be rounded by more than
+        what looking further back adds."""
+        scheduler = type(self.scheduler).from_config(self.scheduler.config)
+        begin_run(scheduler, self.run)
+        for leap, timestep in zip(self._own_steps(), scheduler.timesteps, strict=True):
+            output, latents = self.outputs[leap[1]].double(), self.latents[leap[1]].double()
+            wanted = _stepped(scheduler, output, timestep, latents)
+            if not _near(self.weighed(leap), wanted.double(), LINEAR):
+                return False
+        return True
+
+    def _own_steps(self) -> Iterator[Leap]:
+        return ((step - 1 if step else None, step, step + 1) for step in range(self.steps))
 
     def reached(self, leap: Leap) -> Tensor:
         """(B, C, h, w) float64: the latents that the sampler makes of the run's own by one leap, at own timesteps."""
@@ -102,7 +119,7 @@ class Recording:
         scheduler = self._begun(steps, to)
         latents = self.latents[steps[0]]
         for step, timestep in zip(steps, scheduler.timesteps, strict=False):
-            latents = scheduler.step(self.outputs[step], timestep, self.latents[step]).prev_sample
+            latents = _stepped(scheduler, self.outputs[step], timestep, self.latents[step])
         return latents.double()
 
     def weighed(self, leap: Leap) -> Tensor:
@@ -137,9 +154,8 @@ class Recording:
             times = list(scheduler.timesteps[: len(steps)])
         one = torch.eye(4, dtype=torch.float64)[:, :, None, None, None]  # (4, B = 4, 1, 1, 1)
         if before is not None:
-            scheduler.step(one[3], times[0], one[2])
-        found = scheduler.step(one[1], times[-1], one[0]).prev_sample
-        return tuple(found.double().flatten().tolist())
+            _stepped(scheduler, one[3], times[0], one[2])
+        return tuple(_stepped(scheduler, one[1], times[-1], one[0]).double().flatten().tolist())
 
     @cached_property
     @torch.no_grad()
@@ -168,9 +184,9 @@ class Recording:
             if step < 2:
                 continue
             wrong = self._wrong(step)
-            off = (wrong - self.latents[step].double()).flatten(1).norm(dim=1)
+            off = (wrong.double() - self.latents[step].double()).flatten(1).norm(dim=1)
             run = stand.fork()
-            run.latents = wrong.to(run.latents.dtype)
+            run.latents = wrong
             for later in range(step, self.steps):
                 run.advance(later, run.predict(later))
             moved = (run.latents.double() - self.latents[-1].double()).flatten(1).norm(dim=1)
@@ -179,10 +195,23 @@ class Recording:
         return np.exp(np.interp(np.arange(self.steps + 1), [*at, self.steps], [*found, 0.0]))
 
     def _wrong(self, step: int) -> Tensor:
-        """(B, C, h, w) float64: latents before a step as a leap over the step before it leaves them; where there are no
-        leaps, as that step does by the output of the one before."""
+        """(B, C, h, w) in the run's dtype: latents before a step as a leap over the step before it leaves them; where
+        there are no leaps, as that step does by the output of the one before."""
+        latents = self.latents[step]
         if self.leaps:
-            return self.reached((step - 3 if step > 2 else None, step - 2, step))
+            return self.reached((step - 3 if step > 2 else None, step - 2, step)).to(latents.dtype)
         weight = self.weights(step - 2, step - 1, step)[1]
         off = self.outputs[step - 2].double() - self.outputs[step - 1].double()
-        return self.latents[step].double() + weight * off
+        return (latents.double() + weight * off).to(latents.dtype)
+
+
+def _stepped(scheduler: Any, output: Tensor, timestep: Tensor, latents: Tensor) -> Tensor:
+    """The latents after a step. Euler's sampler warns of each before which it was not asked for the model's input."""
+    if hasattr(scheduler, "scale_model_input"):
+        scheduler.scale_model_input(latents, timestep)
+    found: Tensor = scheduler.step(output, timestep, latents).prev_sample
+    return found
+
+
+def _near(found: Tensor, wanted: Tensor, share: float) -> bool:
+    return bool((found - wanted).norm() <= share * wanted.norm())

@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import islice
 
 from calibration.calls import Calls, Schedule
 from calibration.gaps import Gaps
@@ -51,7 +52,8 @@ class StepPrices:
     def skips(self, budget: float, calls: int, most: int) -> int:
         """How many skipped steps fit beside so many calls, but no more than ``most``."""
         left = budget - self.begin - calls * self.call
-        return most if self.skip <= 0 else max(0, min(most, math.floor(left / self.skip + 1e-9)))
+        free = self.skip <= 1e-9 * self.call  # but for rounding
+        return most if free else max(0, min(most, math.floor(left / self.skip + 1e-9)))
 
 
 class Skips:
@@ -74,22 +76,24 @@ class Skips:
         Args:
             full: the all-FULL plan of so many steps.
             orders: of forecasts.
-            leaps: steps may be left out too; the timesteps are then the plans' own.
+            leaps: steps are left out too; the timesteps are then the plans' own.
         """
         base = self._recording.steps
-        usable = self._recording.leaps if leaps else self._recording.replays
-        if not orders or not 6 <= base <= MOST or not usable:
+        if not orders or not 6 <= base <= MOST:
             return []
         price = StepPrices.of(full, base, max(orders), prices)
         most = min(price.calls(budget), base - 1)
-        if most < 2:
+        if most < 2 or most * LONGEST < base:
+            return []
+        if not self._recording.replays or (leaps and not self._recording.leaps):
             return []
         longest = min(LONGEST, math.ceil(base / most) + WIDER)
         calls = self._calls(tuple(orders), longest, leaps)
         found = [calls.best(count, price.skips(budget, count, base - count)) for count in range(2, most + 1)]
         plans = [self._plan(full, one) for one in sorted(filter(None, found), key=lambda one: one.error)]
-        cheap = (plan for plan in plans if plan.skipped and prices.of(plan) <= budget * (1 + 1e-9))
-        return [plan for plan, _ in zip(cheap, range(TRIED), strict=False)]
+        meant = (plan for plan in plans if plan.skipped and plan.sampler.own_timesteps == leaps)
+        cheap = (plan for plan in meant if prices.of(plan) <= budget * (1 + 1e-9))
+        return list(islice(cheap, TRIED))
 
     def _plan(self, full: Callable[[int], Plan], schedule: Schedule) -> Plan:
         plan, times = full(len(schedule.kept)), self._recording.run.timesteps

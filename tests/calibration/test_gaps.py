@@ -8,8 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from small_models import full_plan, small_pipeline
+from diffusers import EulerDiscreteScheduler, LMSDiscreteScheduler
+from diffusers.utils import logging
+from small_models import TRAINING, full_plan, small_pipeline
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from calibration.calls import Calls
 from calibration.gaps import BEGIN, Gap, Gaps, State
@@ -116,6 +119,33 @@ def test_of_other_samplers_what_can_be(name: str, replays: bool, leaps: bool) ->
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_rounding_of_the_latents_is_not_the_samplers(dtype: torch.dtype) -> None:
+    pipe = small_pipeline(layers=2)
+    pipe.transformer.to(dtype)
+    found = recording(pipe)
+    assert found.replays and found.leaps
+
+
+def test_a_sampler_that_looks_far_back_is_not_replayed() -> None:
+    """What the outputs further back add to one step is little here: a thousandth of the latents."""
+    pipe = small_pipeline(layers=2)
+    pipe.scheduler = LMSDiscreteScheduler(**TRAINING)
+    assert not recording(pipe, 8).replays
+
+
+def test_a_replay_warns_of_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    pipe = small_pipeline(layers=2)
+    pipe.scheduler = EulerDiscreteScheduler(**TRAINING)
+    found = recording(pipe)
+    logging.enable_propagation()
+    try:
+        assert found.replays and found.leaps
+    finally:
+        logging.disable_propagation()
+    assert not caplog.records
+
+
 def schedules(gaps: Gaps) -> list[list[Gap]]:
     """All ways through a run."""
 
@@ -168,6 +198,25 @@ def test_errors_of_many_gaps_are_those_of_each(run: Recording) -> None:
     gaps = Gaps(run, (1,), 4, True)
     some = [gap for way in schedules(gaps)[:5] for gap in way]
     assert np.allclose(gaps.errors(some), [gaps.errors([gap])[0] for gap in some], rtol=1e-9, atol=1e-15)
+
+
+def test_products_are_made_image_by_image(run: Recording) -> None:
+    """In float64, all images of a large model's run at once would take more memory than there may be."""
+    with Largest() as largest:
+        Gaps(run, (1,), 4, True).errors([Gap(None, (0,), (), 0, END)])
+    assert largest.numel == (2 * STEPS + 1) * run.latents[0][0].numel()
+
+
+class Largest(TorchFunctionMode):
+    """Of all tensors that are made."""
+
+    numel = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        if isinstance(found, Tensor):
+            self.numel = max(self.numel, found.numel())
+        return found
 
 
 def test_no_leap_follows_a_forecast(run: Recording) -> None:

@@ -2,6 +2,7 @@
 
 import random
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -68,18 +69,18 @@ def test_prices_of_steps(pipe: Any, base: int) -> None:
     assert free.begin == pytest.approx(0, abs=1e-6 * free.call) and free.skip == pytest.approx(0, abs=1e-6 * free.call)
 
 
-@pytest.mark.parametrize("share", [0.75, 0.6, 0.5])
-def test_chosen_are_within_the_budget_and_cost_what_they_may(pipe: Any, share: float) -> None:
-    prices, skips = Linear(), Skips(recording(pipe))
+@pytest.mark.parametrize(("share", "price"), [(0.75, 1.2), (0.6, 0.7), (0.6, 0.8)])  # of a skip, where leaps pay
+def test_chosen_are_within_the_budget_and_cost_what_they_may(pipe: Any, share: float, price: float) -> None:
+    skips, dear, prices = Skips(recording(pipe)), Linear(skip=price), Linear()
     budget = share * prices.of(full(pipe, STEPS))
-    own = skips.chosen(lambda steps: full(pipe, steps), [1], budget, prices, True)
+    own = skips.chosen(lambda steps: full(pipe, steps), [1], budget, dear, True)
     kept = skips.chosen(lambda steps: full(pipe, steps), [1], budget, prices, False)
     assert own and kept
     for plan in (*own, *kept):
-        assert prices.of(plan) <= budget and plan.skipped
+        assert (dear if plan in own else prices).of(plan) <= budget and plan.skipped
         assert plan.column(0, "model")[0] is Method.FULL and not set(plan.column(0, "model")) & {Method.AST_2}
     times = set(full(pipe, STEPS).sampler.timesteps)
-    assert all(set(plan.sampler.timesteps) <= times for plan in own)
+    assert all(set(plan.sampler.timesteps) < times and plan.sampler.own_timesteps for plan in own)
     assert all(not plan.sampler.own_timesteps and plan.steps == STEPS for plan in kept)
     assert len({calls(plan) for plan in own}) == len(own)
     assert not skips.chosen(lambda steps: full(pipe, steps), [], budget, prices, False)
@@ -93,6 +94,36 @@ def test_leaps_need_a_sampler_that_takes_timesteps() -> None:
     budget = 0.6 * prices.of(full(pipe, STEPS))
     assert skips.chosen(lambda steps: full(pipe, steps), [1], budget, prices, False)
     assert not skips.chosen(lambda steps: full(pipe, steps), [1], budget, prices, True)
+
+
+def test_own_timesteps_are_not_those_of_the_run(pipe: Any) -> None:
+    """Where a skip is cheap nothing is left out, and the plan is one of skipped steps alone."""
+    prices, run = Linear(), recording(pipe)
+    budget = 0.6 * prices.of(full(pipe, STEPS))
+    found = Skips(run).chosen(lambda steps: full(pipe, steps), [1], budget, prices, True)
+    assert all(plan.sampler.own_timesteps for plan in found)
+
+
+def test_leaps_by_weights_need_a_sampler_that_is_linear() -> None:
+    pipe = small_pipeline(layers=2)
+    pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, thresholding=True)
+    prices, run = Linear(skip=0.8), recording(pipe)
+    assert run.leaps and not run.replays  # what leaps leave is found by the sampler itself
+    budget = 0.6 * prices.of(full(pipe, STEPS))
+    assert not Skips(run).chosen(lambda steps: full(pipe, steps), [1], budget, prices, True)
+
+
+def test_nothing_is_sampled_for_what_cannot_be(pipe: Any) -> None:
+    """Too few calls for gaps of five steps; more steps than a table is made for."""
+    prices = Linear(skip=0.01)
+    for base, share in ((100, 0.15), (101, 0.5)):
+        unsampled: Any = SimpleNamespace(steps=base)
+        budget = share * prices.of(full(pipe, base))
+        assert not Skips(unsampled).chosen(lambda steps: full(pipe, steps), [1], budget, prices, True)
+
+
+def test_free_skips_stay_free_with_rounding() -> None:
+    assert StepPrices(0.0, 1.0, 1e-13).skips(2.0 - 1e-12, 2, 9) == 9
 
 
 def test_as_many_even_calls_as_fit(pipe: Any) -> None:
@@ -126,7 +157,7 @@ def test_in_the_pool_by_their_names(pipe: Any, price: float, kinds: set[str]) ->
 
 
 def test_search_changes_which_steps_are_skipped(pipe: Any) -> None:
-    prices, run = Linear(), full(pipe, STEPS).sampler
+    prices, run = Linear(skip=0.8), full(pipe, STEPS).sampler
     condition = label_condition(pipe.transformer, [1, 2, 3])
     trials = Trials(pipe, condition, SCALE, run, 0, range(3))
     budget = 0.6 * prices.of(full(pipe, STEPS))

@@ -39,7 +39,7 @@ def improve(
 
     Args:
         plan: one that is within the budget.
-        slow: methods that are not faster than FULL.
+        slow: methods that are not faster than FULL, which no layer takes.
         on_trial: called with the best outcome so far after every trial.
     """
     draw = random.Random(seed)
@@ -73,7 +73,7 @@ def _changed(
                 return plan.with_timesteps(timesteps)
             continue
         if "model" in plan.sites:
-            skips = _other_skips(plan, draw, orders)
+            skips = _other_skips(plan, draw)
             if skips is not None and skips.sites != plan.sites and prices.of(skips) <= budget * (1 + 1e-9):
                 return skips
             continue
@@ -110,7 +110,7 @@ def _reorder(grid: Grid, steps: int, draw: random.Random, orders: Sequence[Metho
     row[:] = [order if method.reuses_output else method for method in row]
 
 
-def _other_skips(plan: Plan, draw: random.Random, orders: Sequence[Method]) -> Plan | None:
+def _other_skips(plan: Plan, draw: random.Random) -> Plan | None:
     """A plan that computes all of its layers where it calls the model, and skips other steps, or by another order."""
     times, column = list(plan.sampler.timesteps), list(plan.column(0, "model"))
     skipped, change = sorted(plan.skipped), draw.random()
@@ -121,18 +121,16 @@ def _other_skips(plan: Plan, draw: random.Random, orders: Sequence[Method]) -> P
         else:
             at = draw.randrange(1, plan.steps)
             times.insert(at, float(round((times[at - 1] + times[at]) / 2)))
-            column.insert(at, draw.choice(list(orders)))
+            column.insert(at, draw.choice(ORDERS))
         if any(before <= after for before, after in pairwise(times)):
             return None
     elif change < 0.5 and skipped:
-        column[draw.choice(skipped)] = draw.choice(list(orders))
+        column[draw.choice(skipped)] = draw.choice(ORDERS)
     else:
         rows: Grid = {"model": [[method] for method in column]}
         _exchange(rows, plan.steps, draw)
         column = [method for (method,) in rows["model"]]
     column = list(feasible(column, times))
-    if not set(column) <= {Method.FULL, *orders}:
-        return None  # a forecast was lowered to a method that is not to be used
     full = Plan.full(
         model=plan.model.required,
         sampler=plan.sampler.model_copy(update={"timesteps": tuple(times)}),

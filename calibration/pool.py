@@ -51,7 +51,7 @@ def pool(
     Args:
         full: the all-FULL plan of so many steps of the sampler, with the site ``mlp``.
         base: steps of the uncompressed run that the budget is a part of.
-        slow: methods that are not faster than FULL, which no plan takes.
+        slow: methods that are not faster than FULL, which no layer of a plan takes.
         priced: errors of all cells over ``base`` steps; None leaves out what is chosen by them.
         spaced_by: own timesteps for a number of steps; None leaves them to the sampler.
         skips: what chooses the steps that call the model; None leaves those plans out.
@@ -65,12 +65,13 @@ def pool(
 
 
 def uses(plan: Plan, methods: Sequence[Method]) -> bool:
-    """Whether a plan has a cell of any of these methods, besides those of layers in steps that are skipped."""
+    """Whether a plan has a layer of any of these methods, besides those in steps that are skipped."""
     return any(
         method in methods
         for name, site in plan.sites.items()
+        if name != "model"
         for step, row in enumerate(site.methods)
-        if name == "model" or step not in plan.skipped
+        if step not in plan.skipped
         for method in row
     )
 
@@ -110,7 +111,7 @@ def _candidates(
         for steps in range(most, max(1, most - 2), -1):
             for timesteps in spaced_by(steps):
                 yield Candidate(OWN, full(steps).with_timesteps(timesteps))
-    forecasts = [ORDERS.index(method) for method in orders if method.forecasts]
+    forecasts = [number for number, method in enumerate(ORDERS) if method.forecasts]  # a skipped step is never slow
     if skips is not None:
         for kind, leaps in ((SKIPPED, False), (BOTH, True)):
             yield from (Candidate(kind, one) for one in skips.chosen(full, forecasts, budget, prices, leaps))

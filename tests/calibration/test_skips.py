@@ -21,7 +21,7 @@ from ditfastattn.models import adapt
 from ditfastattn.samplers import make_sampler
 from ditfastattn.sampling import label_condition
 from plans import Method, Plan
-from plans.make import skip
+from plans.make import ORDERS, skip
 
 STEPS, SCALE = 9, 4.0
 
@@ -151,9 +151,9 @@ def test_in_the_pool_by_their_names(pipe: Any, price: float, kinds: set[str]) ->
     for one in found:
         if one.kind in (SKIPPED, BOTH):
             assert one.name == f"{one.kind}, {one.plan.steps} steps, {calls(one.plan)} model calls"
-    slow = [Method.AST_1, Method.AST_2]
+    slow = [Method.AST_1, Method.AST_2]  # in a layer: a step that is skipped is none the slower for it
     without = pool(lambda steps: full(pipe, steps), STEPS, budget, prices, slow, skips=Skips(run))
-    assert not any(one.plan.skipped for one in without)
+    assert {one.kind for one in without if one.plan.skipped} == {one.kind for one in found if one.plan.skipped}
 
 
 def test_search_changes_which_steps_are_skipped(pipe: Any) -> None:
@@ -167,16 +167,14 @@ def test_search_changes_which_steps_are_skipped(pipe: Any) -> None:
     assert plan.sampler.timesteps[0] == run.timesteps[0] and plan.skipped
 
 
-def test_changes_keep_to_the_methods_that_may_be_used(pipe: Any) -> None:
+def test_changes_leave_the_number_of_calls(pipe: Any) -> None:
     start = skip(full(pipe, STEPS), 3, 1)
     draw, seen = random.Random(0), set[tuple[Method, ...]]()
     for _ in range(100):
-        changed = _other_skips(start, draw, [Method.AST, Method.AST_1])
+        changed = _other_skips(start, draw)
         if changed is not None:
             column = changed.column(0, "model")
-            assert column[0] is Method.FULL and set(column) <= {Method.FULL, Method.AST, Method.AST_1}
+            assert column[0] is Method.FULL and set(column) <= {Method.FULL, *ORDERS}
             assert changed.sampler == start.sampler and calls(changed) == calls(start)
             seen.add(column)
     assert len(seen) > 5
-    # its first forecasts have one output to go by, and AST may not be used
-    assert all(_other_skips(start, draw, [Method.AST_1]) is None for _ in range(20))

@@ -92,7 +92,7 @@ def test_candidates_are_within_the_budget(pipe: Any, share: float) -> None:
     assert max(one.plan.steps for one in found if one.kind == FEWER) == math.floor(share * STEPS)
     assert {one.kind for one in found} >= {FEWER, "forecasts of order 1", "reuse"}
     without = list(pool(lambda steps: full(pipe, steps), STEPS, budget, prices, slow=[Method.AST_1, Method.AST_2]))
-    assert {one.kind for one in without} == {FEWER, "reuse"}
+    assert {one.kind for one in without if not one.plan.skipped} == {FEWER, "reuse"}
 
 
 def test_own_timesteps_are_candidates_and_move(pipe: Any) -> None:

@@ -18,11 +18,10 @@ from ditfastattn.errors import DitFastAttnError
 from eval import pareto_file, pareto_grid, pareto_options, pareto_plot, pareto_table, pareto_time
 from eval.arguments.pareto import SHARES, parser
 from eval.drift_runs import mean_psnr
-from eval.pareto_again import retime
+from eval.pareto_again import Again
 from eval.pareto_bench import Bench, Candidate, Way
 from eval.pareto_cache_dit import DualBlockCache
-from eval.pareto_fd import Distance
-from eval.pareto_grid import METHODS
+from eval.pareto_fd import Distance, Drawing, chosen
 from eval.pareto_ours import ours
 from eval.pareto_paper import paper
 from eval.pareto_rivals import cache_dit, rivals, smoothcache
@@ -98,23 +97,18 @@ class Comparison:
 
     def distances(self, distance: Distance) -> None:
         """Frechet distances of the uncompressed images, and of the rows of `METHODS` nearest to each share."""
-        args, rows = self.bench.args, [one.row for one in self.tried]
-        shown = [row for row in rows if row["method"] in METHODS]
-        chosen = [rows[0], *(row for share in args.fd_shares for row in pareto_file.nearest(shown, share))]
-        labels = self.bench.random_labels(args.fd)
-        bench = self.bench.in_dtype(getattr(torch, args.fd_dtype or args.dtype))
+        rows = [id(row) for row in chosen([one.row for one in self.tried], self.bench.args.fd_shares)]
+        drawing = Drawing(self.bench)
         for one in self.tried:
-            if any(one.row is row for row in chosen):
-                drawn = bench.drawn(one.way, one.row["steps"], labels, args.seed).sampled
-                one.row["fd"] = distance(drawn.pixels)
+            if id(one.row) in rows:
+                one.row["fd"] = distance(drawing.pixels(one.way, one.row["steps"]))
                 self.table.write()
                 print(f"{self.base} {one.row['method']:<30} {one.row['setting']:<40} distance {one.row['fd']:.2f}",
                       flush=True)  # fmt: skip
 
     def grid(self, file: Path) -> None:
         shown = [pareto_grid.Shown(one.row, one.shown) for one in self.tried]
-        title = f"{Path(self.bench.args.model).name}, {self.base} steps; every share has the same images"
-        pareto_grid.save(file, title, self.reference.pixels, shown, SHARES)
+        pareto_grid.save(file, Path(self.bench.args.model).name, self.base, self.reference.pixels, shown, SHARES)
 
 
 def _excused(way: Way, what: str, error: Exception) -> None:
@@ -149,16 +143,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"{pareto_time.what(args.repeats)}; cache-dit with compiled blocks; batch {args.time_batch}, "
             f"{args.time_dtype}"
         )
-    if args.time_only:
-        for base in args.base_steps:
-            plans = args.plans or args.time_only.parent / "plans"
-            retime(bench, stopwatch_of(bench, base), {**told, "base_steps": base}, args.time_only, plans)
-        pareto_plot.plot(pareto_file.read(args.time_only)["rows"], args.time_only.with_name("pareto.png"))
-        print(f"written: {args.time_only}")
-        return
     if args.fd:
         drawn = f"{args.fd} images in {args.fd_dtype or args.dtype}"
         told["fd"] = f"{drawn}, EfficientNet-Lite0 features (not FID), to {args.fd_reference.name}"
+    if args.again:
+        _follow_again(bench, told, distance)
+        return
     for base in args.base_steps:
         compared = Comparison(bench, base, told)
         if distance is not None:
@@ -167,8 +157,28 @@ def main(argv: Sequence[str] | None = None) -> None:
         for source in args.only or SOURCES:
             for candidate in SOURCES[source](bench, base):
                 compared.add(*candidate)
-        compared.grid(args.out / f"pareto-images-{Path(args.model).name}-{base}.png")
+        compared.grid(args.out / grid_name(told["model"], base))
         pareto_plot.plot(pareto_file.read(args.out / pareto_file.NAME)["rows"], args.out / "pareto.png")
         if distance is not None:
             compared.distances(distance)
     print(f"written: {args.out / pareto_file.NAME}")
+
+
+def _follow_again(bench: Bench, told: dict[str, Any], distance: Distance | None) -> None:
+    """What is asked for, of the rows that a file has."""
+    args = bench.args
+    file, plans = args.again, args.plans or args.again.parent / "plans"
+    for base in args.base_steps:
+        again = Again(bench, {**told, "base_steps": base}, file, plans)
+        if "timed" in told:
+            again.times(stopwatch_of(bench, base))
+        again.picture(file.with_name(grid_name(told["model"], base)))
+        if distance is not None:
+            again.distances(distance)
+    pareto_plot.plot(pareto_file.read(file)["rows"], file.with_name("pareto.png"))
+    print(f"written: {file}")
+
+
+def grid_name(model: str, base: int) -> str:
+    """Of the picture of images."""
+    return f"pareto-images-{model}-{base}.png"

@@ -1,8 +1,8 @@
-"""Times of rows that a pareto.json has, measured anew: no image is sampled, and all else in them stays.
+"""Rows that a pareto.json has, followed again: times and distances measured anew, pictures drawn anew, all else stays.
 
-A row is followed again by what its method and setting say: a rule, a threshold of SmoothCache (whose errors are
-measured anew), settings of DBCache, or the file of a plan that was found. Plans that no file keeps are left out, and so
-is what does not come to the row's MACs: it is not what was measured.
+A row is followed by what its method and setting say: a rule, a threshold of SmoothCache (whose errors are measured
+anew), settings of DBCache, or the file of a plan that was found. Plans that no file keeps are left out, and so is what
+does not come to the row's MACs: it is not what was measured.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from typing import Any
 
 from calibration.smoothcache import smoothcache_errors
 from ditfastattn.errors import DitFastAttnError
-from eval import pareto_file, pareto_table
+from eval import pareto_fd, pareto_file, pareto_grid, pareto_table
+from eval.arguments.pareto import SHARES
 from eval.pareto_bench import Bench, Way, share
 from eval.pareto_cache_dit import DualBlockCache
 from eval.pareto_rivals import cache_dit, rivals
@@ -23,6 +24,11 @@ from plans import load, make
 from plans.macs import total_macs
 
 NEAR = 0.05  # percent of the base's MACs, within which a plan is the row's
+FOUND = {
+    "ours": "{}x",
+    "ours, attention only": "{}x-attention",
+    "DiTFastAttn": "mrae-{}",
+}  # methods whose plans are kept
 
 
 class Known:
@@ -43,9 +49,12 @@ class Known:
         yield from rivals(self._bench, self._base)
         yield from cache_dit(self._bench, self._base)
 
-    def _file(self, model: str, speedup: str) -> Path:
+    def _file(self, row: dict[str, Any]) -> Path:
         """As the search names a plan, or as it ships."""
-        names = f"{model}-{self._base}-{speedup}x.json", f"{model}-dpm{self._base}-speedup-{speedup}.json"
+        asked = row["setting"].partition(" x")[0].removeprefix("mrae ")
+        names = [pareto_file.plan_name(row["model"], self._base, FOUND[row["method"]].format(asked))]
+        if row["method"] == "ours":
+            names.append(f"{row['model']}-dpm{self._base}-speedup-{asked}.json")
         found = [self._plans / name for name in names if (self._plans / name).exists()]
         if not found:
             raise DitFastAttnError(f"{self._plans} has no {' or '.join(names)}; name the folder with --plans")
@@ -62,11 +71,11 @@ class Known:
         if method == "SmoothCache":
             plan, errors = self._errors()
             way, steps = make.smoothcache(plan, errors, float(setting.removeprefix("threshold "))), self._base
-        elif method == "ours":
-            way = load(self._file(row["model"], setting.partition(" x: ")[0]))
+        elif method in FOUND:
+            way = load(self._file(row))
             steps = way.steps
         if not steps:
-            raise DitFastAttnError("it would have to be searched for, or its package is not here")
+            raise DitFastAttnError("this version has no such way, or its package is not here")
         if not isinstance(way, DualBlockCache):
             macs = 100 * (1.0 if way is None else share(total_macs(way))) * steps / self._base
             if abs(macs - row["total_macs"]) > NEAR:
@@ -74,8 +83,8 @@ class Known:
         return way, steps
 
 
-def retime(bench: Bench, stopwatch: Stopwatch, record: dict[str, Any], file: Path, plans: Path) -> None:
-    """The rows of one model and number of base steps, in place; the file is written whole after each.
+class Again:
+    """The rows of one model and number of base steps; the file is written whole after each measurement.
 
     Args:
         record: of this run, with the model and base steps of the rows.
@@ -83,24 +92,74 @@ def retime(bench: Bench, stopwatch: Stopwatch, record: dict[str, Any], file: Pat
     Raises:
         DitFastAttnError: the file has no such rows.
     """
-    result = pareto_file.read(file)
-    rows = [row for row in result["rows"] if all(row[name] == record[name] for name in ("model", "base_steps"))]
-    rows = [row for row in rows if not pareto_file.speed_alone(row)]
-    if not rows:
-        raise DitFastAttnError(f"{file} has no rows of {record['model']} from {record['base_steps']} steps")
-    known, timed = Known(bench, record["base_steps"], plans), {**record, "methods": []}
-    for row in rows:
-        name = f"{record['base_steps']} {row['method']:<30} {row['setting']:<40}"
-        try:
-            way, steps = known.way(row)
-            faster = stopwatch.speedup(timed_as(way), steps)
-        except (DitFastAttnError, RuntimeError) as error:  # no reason to lose the others
-            print(f"{name} not timed anew: {' '.join(str(error).split())[:200]}", flush=True)
-            continue
-        before = "not timed" if row["speedup"] is None else pareto_table.times(row)
-        row.update(faster.as_row(), **{pareto_file.RUN: row.get(pareto_file.RUN), pareto_file.TIMED_IN: record["run"]})
-        timed["methods"] = list(dict.fromkeys([*timed["methods"], row["method"]]))
-        result["runs"] = [*(run for run in result["runs"] if run.get("run") != record["run"]
-                            or run["base_steps"] != record["base_steps"]), timed]  # fmt: skip
-        pareto_file.write(file, result["runs"], [pareto_file.in_order(row) for row in result["rows"]])
-        print(f"{name} {pareto_table.times(row)}, before {before}", flush=True)
+
+    def __init__(self, bench: Bench, record: dict[str, Any], file: Path, plans: Path) -> None:
+        self._bench, self._file = bench, file
+        self._record, self._result = {**record, "methods": []}, pareto_file.read(file)
+        model, base = record["model"], record["base_steps"]
+        self._rows = [
+            row
+            for row in self._result["rows"]
+            if (row["model"], row["base_steps"]) == (model, base) and not pareto_file.speed_alone(row)
+        ]
+        if not self._rows:
+            raise DitFastAttnError(f"{file} has no rows of {model} from {base} steps")
+        self._known = Known(bench, base, plans)
+
+    def times(self, stopwatch: Stopwatch) -> None:
+        """Of all rows, measured anew."""
+        for row, way, steps in self._followed(self._rows):
+            try:
+                faster = stopwatch.speedup(timed_as(way), steps)
+            except (DitFastAttnError, RuntimeError) as error:  # no reason to lose the others
+                self._left_out(row, error)
+                continue
+            before = "not timed" if row["speedup"] is None else pareto_table.times(row)
+            name = self._record["run"]
+            row.update(faster.as_row(), **{pareto_file.RUN: row.get(pareto_file.RUN), pareto_file.TIMED_IN: name})
+            self._write(row)
+            print(f"{self._name(row)} {pareto_table.times(row)}, before {before}", flush=True)
+
+    def distances(self, distance: pareto_fd.Distance) -> None:
+        """Fréchet distances, measured anew of the rows that `pareto_fd.chosen` names."""
+        drawing = pareto_fd.Drawing(self._bench)
+        for row, way, steps in self._followed(pareto_fd.chosen(self._rows, self._bench.args.fd_shares)):
+            row["fd"] = distance(drawing.pixels(way, steps))
+            self._write(row)
+            print(f"{self._name(row)} distance {row['fd']:.2f}", flush=True)
+
+    def picture(self, file: Path) -> None:
+        """The grid of images, drawn anew."""
+        bench = self._bench
+        shown = list({id(row): row for at in SHARES for row in pareto_file.nearest(self._rows, at)}.values())
+        parts = [
+            pareto_grid.Shown(row, bench.sampled(way, steps, pareto_grid.COLUMNS).sampled.pixels)
+            for row, way, steps in self._followed(shown)
+        ]
+        base = self._record["base_steps"]
+        reference = bench.sampled(None, base, pareto_grid.COLUMNS).sampled.pixels
+        pareto_grid.save(file, self._record["model"], base, reference, parts, SHARES)
+
+    def _followed(self, rows: list[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], Way, int]]:
+        for row in rows:
+            try:
+                way, steps = self._known.way(row)
+            except DitFastAttnError as error:
+                self._left_out(row, error)
+                continue
+            yield row, way, steps
+
+    def _left_out(self, row: dict[str, Any], error: Exception) -> None:
+        print(f"{self._name(row)} left as it is: {' '.join(str(error).split())[:200]}", flush=True)
+
+    @staticmethod
+    def _name(row: dict[str, Any]) -> str:
+        return f"{row['base_steps']} {row['method']:<30} {row['setting']:<40}"
+
+    def _write(self, row: dict[str, Any]) -> None:
+        """With this run's record at the end."""
+        record = self._record
+        record["methods"] = list(dict.fromkeys([*record["methods"], row["method"]]))
+        runs = [run for run in self._result["runs"] if run is not record]
+        self._result["runs"] = [*runs, record]
+        pareto_file.write(self._file, self._result["runs"], [pareto_file.in_order(one) for one in self._result["rows"]])

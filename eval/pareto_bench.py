@@ -78,9 +78,9 @@ class Bench:
         args = self.args
         return Settings(labels=self.labels, steps=steps, guidance_scale=args.guidance, seed=args.seed, **how)
 
-    def sampled(self, way: Way, steps: int) -> Measured:
-        """The images that plans are judged by."""
-        return self.drawn(way, steps, self.unseen, self.args.seed + UNSEEN)
+    def sampled(self, way: Way, steps: int, count: int | None = None) -> Measured:
+        """The images that plans are judged by, or the first so many of them."""
+        return self.drawn(way, steps, self.unseen[:count], self.args.seed + UNSEEN)
 
     def drawn(self, way: Way, steps: int, labels: Sequence[int], seed: int) -> Measured:
         """One image a label, image i of noise (seed, i)."""

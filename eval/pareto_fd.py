@@ -2,18 +2,43 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from ditfastattn.errors import MetricError
+from eval import pareto_file
 from eval.frechet import MomentStream, frechet_distance
 from eval.networks import LITE0, load_network
+from eval.pareto_bench import Bench, Way
+from eval.pareto_grid import METHODS
 from eval.sources import open_source
 from eval.statistics import holds_statistics, load
 from eval.stats import statistics_of
 
 BATCH = 64  # images through the network at once
+
+
+def chosen(rows: list[dict[str, Any]], shares: Sequence[float]) -> list[dict[str, Any]]:
+    """The rows whose distances are measured: the uncompressed one, and of each method those nearest to the shares."""
+    full = [row for row in rows if row["method"] == "full"][:1]
+    near = [row for share in shares for row in pareto_file.nearest(rows, share) if row["method"] in METHODS]
+    return list({id(row): row for row in (*full, *near)}.values())
+
+
+class Drawing:
+    """Draws as many images as the options ask for, of random labels, in the dtype that they name."""
+
+    def __init__(self, bench: Bench) -> None:
+        args = bench.args
+        self._labels, self._seed = bench.random_labels(args.fd), args.seed
+        self._bench = bench.in_dtype(getattr(torch, args.fd_dtype or args.dtype))
+
+    def pixels(self, way: Way, steps: int) -> torch.Tensor:
+        """(N, H, W, 3) uint8."""
+        return self._bench.drawn(way, steps, self._labels, self._seed).sampled.pixels
 
 
 class Distance:

@@ -29,6 +29,11 @@ def run_name() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
+def plan_name(model: str, base: int, what: str) -> str:
+    """Of the file of a plan that was found."""
+    return f"{model}-{base}-{what}.json"
+
+
 class Table:
     """Rows of one model and base, written into the file with all others as they come.
 

@@ -23,10 +23,11 @@ class Shown(NamedTuple):
     pixels: Tensor  # (N, H, W, 3) uint8, the first N images
 
 
-def save(file: Path, title: str, reference: Tensor, drawn: Sequence[Shown], shares: Sequence[float]) -> None:
+def save(file: Path, model: str, base: int, reference: Tensor, drawn: Sequence[Shown], shares: Sequence[float]) -> None:
     """For each share the images of every method's row that is nearest to it; where none is near, white.
 
     Args:
+        model, base: the rows', and the number of steps that they are a part of.
         reference: as ``pixels`` of the others, uncompressed.
     """
     pixels = {id(shown.row): shown.pixels[:COLUMNS] for shown in drawn}
@@ -39,7 +40,7 @@ def save(file: Path, title: str, reference: Tensor, drawn: Sequence[Shown], shar
             parts = [torch.full_like(reference, 255) if row is None else pixels[id(row)] for row in rows]
             lines.append((f"{method}\n{_cost(rows)}", Images(torch.empty(0), torch.cat(parts))))
     names = [f"{share:.0%}" if image == 0 else "" for share in shares for image in range(len(reference))]
-    save_grid(file, lines, names, title)
+    save_grid(file, lines, names, f"{model}, {base} steps; every share has the same images")
 
 
 def _cost(rows: Sequence[dict[str, Any] | None]) -> str:

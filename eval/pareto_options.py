@@ -30,7 +30,5 @@ def check(args: argparse.Namespace) -> None:
     if not 1 <= args.guidance < math.inf:
         raise DitFastAttnError(f"--guidance must be 1 (none) or more, got {args.guidance:g}")
     args.device = ALONE.device(args.device)
-    if args.time_only is not None and (args.no_time or not args.device.startswith("cuda")):
-        raise DitFastAttnError("--time-only measures times, on a GPU: give --device cuda, and leave --no-time out")
-    if args.time_only is not None and not args.time_only.exists():
-        raise DitFastAttnError(f"--time-only {args.time_only} does not exist: name a pareto.json")
+    if args.again is not None and not args.again.exists():
+        raise DitFastAttnError(f"--again {args.again} does not exist: name a pareto.json")

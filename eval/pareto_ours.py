@@ -11,6 +11,7 @@ from calibration.prices import Macs, Prices, Times
 from calibration.speedup import Front, landed, within
 from ditfastattn.cost import CostTable
 from eval.pareto_bench import Bench, Candidate, full_plan
+from eval.pareto_file import plan_name
 from eval.pareto_time import timed_as
 from plans import Plan, save
 
@@ -54,9 +55,11 @@ def ours(bench: Bench, base: int) -> Iterator[Candidate]:
         note = f"least drift found at {speedup:g} x from {base} steps by python -m eval pareto: {best.name}"
         model = Path(bench.args.model).name
         plan = best.plan.model_copy(update={"note": note})
-        save(plan, bench.args.out / "plans" / f"{model}-{base}-{speedup:g}x.json")
+        folder, name = bench.args.out / "plans", f"{speedup:g}x"
+        save(plan, folder / plan_name(model, base, name))
         yield "ours", f"{speedup:g} x: {best.name}", plan, plan.steps
         if attention is not None and attention is not best:
+            save(attention.plan, folder / plan_name(model, base, f"{name}-attention"))
             yield "ours, attention only", f"{speedup:g} x", attention.plan, attention.plan.steps
 
 

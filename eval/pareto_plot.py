@@ -16,6 +16,8 @@ STYLES = {  # method -> colour, marker
     "TaylorSeer-like, order 1": ("tab:cyan", "^"),
     "TaylorSeer-like, order 2": ("tab:blue", "^"),
     "skip": ("tab:gray", "s"),
+    "skip, order 1": ("lightgreen", "s"),
+    "skip, order 2": ("tab:green", "s"),
     "PAB": ("tab:brown", "D"),
     "SmoothCache": ("darkgreen", "P"),
     "cache-dit DBCache": ("magenta", "p"),

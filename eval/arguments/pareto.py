@@ -39,8 +39,8 @@ def parser() -> Parser:
     add("--time-batch", type=int, default=32, help="images timed together (32)")
     add("--time-dtype", choices=DTYPES, default="float16", help="default: float16")
     add("--repeats", type=int, default=9, help="timed runs of each way (9)")
-    add("--time-only", type=Path, metavar="FILE", help="measure times of this pareto.json's rows anew, in place, and "
-        "draw no images; what would have to be searched for is left out")  # fmt: skip
+    add("--again", type=Path, metavar="FILE", help="follow the rows of this pareto.json again, in place and without a "
+        "search: measure times, and distances with --fd, and draw the picture; all else stays")  # fmt: skip
     add("--plans", type=Path, metavar="DIR", help="of the plans of these rows (plans/ beside the file)")
     add("--fd", type=int, default=0, metavar="N", help="images drawn for a Frechet distance; 0 measures none (default)")
     add("--fd-reference", type=Path, metavar="FILE", help="real images, or their statistics by eval stats --network "

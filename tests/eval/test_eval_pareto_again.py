@@ -1,4 +1,4 @@
-"""Rows whose times are measured anew: what they stand for, and that all else in the file stays."""
+"""Rows that are followed again: what they stand for, what is measured anew, and that all else in the file stays."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from calibration.smoothcache import smoothcache_errors
 from ditfastattn.errors import DitFastAttnError
 from eval import pareto, pareto_again, pareto_file
 from eval.cli import main
-from eval.pareto_again import retime
+from eval.pareto_again import Again
 from eval.pareto_bench import Bench, Way, full_plan, share
 from eval.pareto_time import Faster
 from plans import Plan, make, save
@@ -69,6 +69,7 @@ def test_times_are_measured_anew_and_nothing_else(bench: Bench, tmp_path: Path, 
         row("ours", "2 x: cells", mine),
         row("ours", "1.2 x: cells", mine),
         row("DiTFastAttn", "mrae 0.05", fora),
+        row("L2C", "interval 2", fora),
         row("full", "uncompressed", model="another"),
         row("FORA", f"interval 2; {pareto_file.SPEED_ALONE}", fora),
     ]
@@ -76,7 +77,7 @@ def test_times_are_measured_anew_and_nothing_else(bench: Bench, tmp_path: Path, 
     older = {"model": "small", "base_steps": STEPS, "methods": ["full", "FORA"]}
     pareto_file.write(file, [older], rows)
     clock: Any = Clock()
-    retime(bench, clock, RECORD, file, tmp_path / "plans")
+    Again(bench, RECORD, file, tmp_path / "plans").times(clock)
     found = pareto_file.read(file)
     assert clock.timed == [(None, 6), (None, 3), (None, 4), (fora, 6), (smooth, 6), (mine, 6), (mine, 6)]
     anew = [index for index, one in enumerate(found["rows"]) if one.get("timed_in") == "now"]
@@ -90,19 +91,51 @@ def test_times_are_measured_anew_and_nothing_else(bench: Bench, tmp_path: Path, 
     assert found["runs"] == [older, {**RECORD, "methods": ["full", "fewer steps", "FORA", "SmoothCache", "ours"]}]
     said = capsys.readouterr().out
     assert "2.00 x [1.90 to 2.10], before 1.20 x" in said and "before not timed" in said
-    for reason in ("of the MACs, the row 99.00 %", "name the folder with --plans", "searched for", "out of memory"):
+    for reason in ("of the MACs, the row 99.00 %", "small-6-mrae-0.05.json", "has no such way", "out of memory"):
         assert reason in said
     with pytest.raises(DitFastAttnError, match=r"has no rows of small from 5 steps"):
-        retime(bench, clock, {**RECORD, "base_steps": 5}, file, tmp_path)
+        Again(bench, {**RECORD, "base_steps": 5}, file, tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("more", "sentence"),
-    [(["--device", "cpu"], "measures times, on a GPU"), (["--no-time"], "measures times, on a GPU")],
-)
-def test_refusals(more: list[str], sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["pareto", "--time-only", str(tmp_path / "none.json"), *more]) == 2
-    assert sentence in capsys.readouterr().err
+def test_distances_and_the_picture(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fora, attention = make.fora(full_plan(bench, STEPS), 2), make.pab(full_plan(bench, STEPS), 2)
+    save(attention, tmp_path / f"small-{STEPS}-1.2x-attention.json")
+    rows = [
+        row("full", "uncompressed"),
+        row("fewer steps", "3", steps=3),
+        row("fewer steps", "4", steps=4, fd=9.0),  # near to no share
+        row("FORA", "interval 2", fora),
+        row("ours, attention only", "1.2 x", attention),
+    ]
+    file, before = tmp_path / "pareto.json", copy.deepcopy(rows)
+    pareto_file.write(file, [], rows)
+    bench.args.fd, bench.args.fd_dtype, bench.args.fd_shares = 2, None, (0.5, 0.8)
+    again = Again(bench, RECORD, file, tmp_path)
+    seen = []
+
+    def distance(pixels: Any) -> float:
+        seen.append(pixels)
+        return float(len(seen))
+
+    again.distances(distance)  # type: ignore[arg-type]
+    found = pareto_file.read(file)
+    assert [one["fd"] for one in found["rows"]] == [1.0, 2.0, 9.0, 3.0, 4.0]
+    for one, known in zip(found["rows"], before, strict=True):
+        assert {**one, "fd": known["fd"]} == known
+    assert all(pixels.shape[0] == 2 for pixels in seen) and not (seen[0] == seen[1]).all()
+    assert found["runs"] == [{**RECORD, "methods": ["full", "fewer steps", "FORA", "ours, attention only"]}]
+    drawn: dict[str, Any] = {}
+    monkeypatch.setattr("eval.pareto_grid.save", lambda *given: drawn.update(given=given))
+    again.picture(tmp_path / "grid.png")
+    target, model, base, reference, shown, _ = drawn["given"]
+    assert (target.name, model, base, len(reference)) == ("grid.png", "small", STEPS, 1)
+    assert {(one.row["method"], one.row["setting"]) for one in shown} >= {("FORA", "interval 2"), ("fewer steps", "3")}
+    assert pareto_file.read(file) == found
+
+
+def test_a_file_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["pareto", "--again", str(tmp_path / "none.json"), "--device", "cpu"]) == 2
+    assert "does not exist: name a pareto.json" in capsys.readouterr().err
 
 
 def test_dbcache_is_known_by_its_settings(bench: Bench, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -7,10 +7,12 @@ does not come to the row's MACs: it is not what was measured.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+from tqdm import tqdm
 
 from calibration.smoothcache import smoothcache_errors
 from ditfastattn.errors import DitFastAttnError
@@ -134,13 +136,13 @@ class Again:
         shown = list({id(row): row for at in SHARES for row in pareto_file.nearest(self._rows, at)}.values())
         parts = [
             pareto_grid.Shown(row, bench.sampled(way, steps, pareto_grid.COLUMNS).sampled.pixels)
-            for row, way, steps in self._followed(shown)
+            for row, way, steps in self._followed(tqdm(shown, desc="images", leave=False))
         ]
         base = self._record["base_steps"]
         reference = bench.sampled(None, base, pareto_grid.COLUMNS).sampled.pixels
         pareto_grid.save(file, self._record["model"], base, reference, parts, SHARES)
 
-    def _followed(self, rows: list[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], Way, int]]:
+    def _followed(self, rows: Iterable[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], Way, int]]:
         for row in rows:
             try:
                 way, steps = self._known.way(row)

@@ -10,7 +10,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from calibration.advice import advise, name_of
+from calibration.advice import advise, name_of, sentence
 from calibration.drift import drift, sample
 from calibration.errors import CalibrationError
 from calibration.picture import save_grid
@@ -48,10 +48,12 @@ def plan_speedups(
     planner = Planner(pipe, settings, condition, prices, prices.slow(), options.evaluations)
     timed = condition.of([index % settings.images for index in range(images)])
 
+    print("timing the uncompressed run", flush=True)
     full = run_ms(pipe, planner.full, timed, settings.kernel, options.compile)
     by_table = prices.of(planner.full)
 
     def measured(plan: Plan) -> float:
+        tqdm.write("timing the best that was found, beside the uncompressed run")
         taken = run_ms(pipe, plan, timed, settings.kernel, options.compile)
         return taken / run_ms(pipe, planner.full, timed, settings.kernel, options.compile)  # a clock may drift
 
@@ -78,6 +80,7 @@ def plan_speedups(
             )
         fronts.append((1 / share, front, 1 / taken))
         print(_described(text, front, by_table, pipe.scheduler))
+        print(sentence(1 / share, front, pipe.scheduler))
         _write(path, planner, front, full, taken * full, how, subjects.names)
         if taken > share * (1 + NEAR):
             print(
@@ -117,13 +120,16 @@ def _shares(options: argparse.Namespace, full: float) -> list[float]:
 
 
 def _described(text: str, front: Front, full: float, scheduler: Any) -> str:
-    """The finalists, the nearest first."""
-    lines = ["", f"{f'{text}, predicted':<36} {'ms':>8}  faster  typical drift  on other noise"]
-    for one in sorted(front.finalists, key=lambda one: one.unseen.typical if one.unseen else 0):
+    """The finalists, the nearest first; of those of one name the nearest alone."""
+    ranked = sorted(front.finalists, key=lambda one: (one is not front.best, one.unseen.typical if one.unseen else 0))
+    named = {name_of(one, scheduler): one for one in reversed(ranked)}
+    width = max(34, *map(len, named))
+    lines = ["", f"{f'{text}, predicted':<{width + 2}} {'ms':>8}  faster  typical drift  on other noise"]
+    for name, one in reversed(named.items()):
         unseen = "" if one.unseen is None else f"{one.unseen.typical:15.4f}"
         mark = "*" if one is front.best else " "
-        name = name_of(one, scheduler)
-        lines.append(f"{mark} {name:<34} {one.cost:8.1f} {full / one.cost:5.2f} x  {one.seen.typical:13.4f} {unseen}")
+        times = f"{one.cost:8.1f} {full / one.cost:5.2f} x"
+        lines.append(f"{mark} {name:<{width}} {times}  {one.seen.typical:13.4f} {unseen}")
     lines.append(f"* taken, of {len(front.tried)} plans tried and what searches made of the best; drift: relative L2 "
                  "of the final latents, the geometric mean over images")  # fmt: skip
     return "\n".join(lines)

@@ -35,7 +35,7 @@ from ditfastattn.order import Ordering, order_for
 from ditfastattn.planned import Planned
 from ditfastattn.runner import Run, Runner
 from ditfastattn.sampler_graphs import SamplerGraphs
-from ditfastattn.samplers import set_timesteps, settings_of
+from ditfastattn.samplers import inference_steps, set_timesteps, settings_of
 from ditfastattn.summary import SessionSummary, SiteSummary
 from ditfastattn.watch import Watch
 from plans import Method, Plan, PlanError, PlanMismatch, SiteName
@@ -317,6 +317,9 @@ class Session:
                 [f"timesteps: the sampler's are not those of a plan ({pydantic_reason(error)})"]
             ) from error
         differences = self.plan.differences(sampler=actual)
+        if len(actual.timesteps) != self.plan.steps:
+            wanted = inference_steps(self._scheduler, self.plan.steps)
+            raise PlanMismatch(differences, advice=f"sample with num_inference_steps={wanted}")
         if differences:
             raise PlanMismatch(differences)
         self._clock.expect_new_run()

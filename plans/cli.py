@@ -16,15 +16,26 @@ from typing import Any, TextIO
 
 from plans.compare import plan_differences, setting_differences
 from plans.errors import PlanError
-from plans.macs import CONVENTIONS, PlanMacs, knows_mlps, part_macs, plan_macs, shares, site_macs, total_macs
+from plans.macs import (
+    CONVENTIONS,
+    PlanMacs,
+    knows_mlps,
+    part_macs,
+    plan_macs,
+    shares,
+    shown_macs,
+    site_macs,
+    total_macs,
+)
 from plans.make_cli import add_make, run_make
 from plans.method import Method
 from plans.model import SiteName
 from plans.render import changes, costline, headline, legend_order, noteline, siteline, terminal
 from plans.schema import Plan
-from plans.store import load, reseal
+from plans.store import load, reseal, shipped
 
 _EXAMPLES = """examples:
+  python -m plans list                              the plans that ship, by their names
   python -m plans show plan.json                    the plan as a picture in the terminal
   python -m plans show plan.json --out plan.png     the same as PNG or SVG
   python -m plans check plan.json                   is the file whole and valid?
@@ -69,6 +80,7 @@ def _parser() -> argparse.ArgumentParser:
         command.set_defaults(command=function)
         return command
 
+    add("list", _list, "name the plans that ship")
     show = add("show", _show, "draw a plan, layers x steps")
     show.add_argument("file")
     show.add_argument("--out", metavar="FILE", help="a .png or .svg to draw into instead of the terminal")
@@ -85,6 +97,17 @@ def _parser() -> argparse.ArgumentParser:
     seal = add("seal", _seal, "check a plan file edited by hand and write it back with a fresh digest")
     seal.add_argument("file")
     return parser
+
+
+def _list(_: argparse.Namespace) -> int:
+    """Model calls and MACs are of a run by the plan; the note tells the run that it is compared with."""
+    print(f"{'name':<32}{'steps':>6}{'calls':>6}{'MACs %':>8}  note")
+    for name in shipped():
+        plan = load(name)
+        calls = plan.steps - len(plan.skipped)
+        origin = noteline(plan) or costline(plan).partition(";")[0]
+        print(f"{name:<32}{plan.steps:>6}{calls:>6}{shown_macs(plan).percent:>8.1f}  {origin}")
+    return 0
 
 
 def _show(arguments: argparse.Namespace) -> int:

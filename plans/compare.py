@@ -68,9 +68,10 @@ def sampler_differences(
     plan: SamplerSpec, actual: SamplerSpec, ours: str = "the plan", theirs: str = "this sampler"
 ) -> list[str]:
     found = []
-    if plan.class_name != actual.class_name:
+    if plan.class_name != actual.class_name:  # whose settings are others altogether
         found.append(f"sampler: {ours} has {plan.class_name}, {theirs} {actual.class_name}")
-    found += _setting_differences(plan.settings, actual.settings, ours, theirs)
+    else:
+        found += _setting_differences(plan.settings, actual.settings, ours, theirs)
     found += _timestep_differences(plan.timesteps, actual.timesteps, ours, theirs)
     return found
 

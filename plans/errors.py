@@ -17,15 +17,18 @@ class PlanMismatch(PlanError):
     Args:
         differences: every difference, one sentence each, as `Plan.differences` gives them; not empty.
         subject: what was compared, for the first words of the message.
+        advice: what to change.
     """
 
-    def __init__(self, differences: Sequence[str], subject: str = "the plan") -> None:
+    def __init__(
+        self, differences: Sequence[str], subject: str = "the plan", advice: str = "change the settings"
+    ) -> None:
         self.differences: list[str] = list(differences)
         count = len(self.differences)
         listed = "".join(f"\n  - {difference}" for difference in self.differences)
         super().__init__(
             f"{subject} does not fit what it is applied to ({count} difference{'s' if count != 1 else ''}); "
-            f"change the settings, or calibrate a plan for them:{listed}"
+            f"{advice}, or calibrate a plan for them:{listed}"
         )
 
 

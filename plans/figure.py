@@ -16,7 +16,7 @@ from plans.errors import PlanError
 from plans.files import write_whole
 from plans.macs import plan_macs, shares, shown_macs
 from plans.model import SiteName
-from plans.render import COLORS, costline, headline, legend_order, noteline, timestep_label
+from plans.render import COLORS, called, costline, headline, legend_order, noteline, timestep_label
 from plans.schema import Plan
 
 if TYPE_CHECKING:
@@ -108,8 +108,11 @@ def _draw_grid(axes: Axes, plan: Plan, site: SiteName) -> None:
     boxes, colors = [], []
     for layer in range(layers):
         start = 0
-        for method, run in groupby(plan.column(layer, site)):  # one box per run of equal cells keeps an SVG small
+        for method, run in groupby(row[layer] for row in called(plan, site)):  # few boxes keep an SVG small
             stop = start + len(list(run))
+            if method is None:
+                start = stop
+                continue
             boxes.append([(start, layer), (stop, layer), (stop, layer + 1), (start, layer + 1)])
             colors.append(COLORS[method])
             start = stop

@@ -258,6 +258,18 @@ def full_macs(model: ModelSpec, convention: Convention = "module") -> int:
 
 
 def shares(plan: Plan, sites: Container[SiteName] = SITES) -> dict[Method, float]:
-    """Percent of the plan's cells on each method, in the order of `Method`; of the sites that are named."""
-    cells = [method for name in plan.sites if name in sites for row in plan.sites[name].methods for method in row]
+    """Percent of the plan's cells on each method, in the order of `Method`; of the sites that are named.
+
+    Where a step does not call the model, what its output is made of counts for all layers; the site ``model`` counts
+    only alone.
+    """
+    named = [name for name in plan.sites if name in sites]
+    outputs = plan.column(0, "model") if plan.skipped else ()
+    cells = [
+        outputs[step] if name != "model" and step in plan.skipped else method
+        for name in named
+        if name != "model" or named == ["model"]
+        for step, row in enumerate(plan.sites[name].methods)
+        for method in row
+    ]
     return {method: 100 * cells.count(method) / len(cells) for method in Method}

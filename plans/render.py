@@ -38,6 +38,7 @@ _MARGIN = 6  # "layer " and the layer's number
 _TICK = 10
 _BARS = " ▁▂▃▄▅▆▇█"
 _UNCHANGED = "-"
+NOT_CALLED = " "
 
 
 def headline(plan: Plan) -> str:
@@ -45,7 +46,8 @@ def headline(plan: Plan) -> str:
     guidance = "no guidance" if plan.guidance.layout == "none" else f"guidance {plan.guidance.scale:g}"
     order = "" if plan.token_order == "raster" else f", {plan.token_order} order"
     own = " at timesteps of its own" if plan.sampler.own_timesteps else ""
-    sampler = f"{plan.sampler.class_name}, {plan.steps} steps{own}"
+    calls = f", {plan.steps - len(plan.skipped)} model calls" if plan.skipped else ""
+    sampler = f"{plan.sampler.class_name}, {plan.steps} steps{own}{calls}"
     temporal = plan.model.temporal
     layers = f"{plan.layers} layers"
     if temporal is not None:
@@ -70,14 +72,14 @@ def noteline(plan: Plan) -> str:
 def costline(plan: Plan) -> str:
     """Loss and threshold, and attention MACs in both conventions, in one line; what else is planned if any."""
     if plan.calibration is None:
-        origin = "no record of a calibration"
+        origin = "" if plan.note else "no record of a calibration; "
     else:
         found = plan.calibration
-        origin = f"{found.loss}, threshold {found.threshold:g}"
+        origin = f"{found.loss}, threshold {found.threshold:g}; "
         if found.budget is not None:
-            origin = f"final drift within {found.budget.asked:g}"
+            origin = f"final drift within {found.budget.asked:g}; "
     module, core = plan_macs(plan, "module"), plan_macs(plan, "core")
-    text = f"{origin}; attention MACs {module.percent:.1f} % of full (softmax core alone {core.percent:.1f} %)"
+    text = f"{origin}attention MACs {module.percent:.1f} % of full (softmax core alone {core.percent:.1f} %)"
     if module.residual_store:
         text += f", and {module.store_percent:.1f} % to store residuals"
     if more := besides(plan):
@@ -130,12 +132,12 @@ def terminal(plan: Plan, *, width: int = 80, color: bool = False, unicode: bool 
         unicode: block characters for the MACs of each step; else tenths as digits, # for all.
     """
     parts = [headline(plan), costline(plan), *wrap(noteline(plan), max(width, 20)), "", *_legend(plan, color), ""]
-    for site, grid in plan.sites.items():
+    for site in plan.sites:
         if len(plan.sites) > 1:
             parts += [siteline(plan, site), ""]
         heights = [percent / 100 for percent in part_macs(plan, site).step_percents]
         for start, stop in _panels(plan.steps, width):
-            parts += _rows(grid.methods[start:stop], color)
+            parts += _rows(called(plan, site)[start:stop], color, NOT_CALLED)
             bars = "".join(_bar(height, unicode) for height in heights[start:stop])
             parts += [f"{'MACs':>{_MARGIN - 1}} {bars}", *_axis(plan, start, stop), ""]
     return "\n".join(parts)
@@ -150,13 +152,23 @@ def changes(before: Plan, after: Plan, site: SiteName = "attn", *, width: int = 
         for rows in zip(before.sites[site].methods, after.sites[site].methods, strict=True)
     ]
     for start, stop in _panels(after.steps, width):
-        parts += [*_rows(changed[start:stop], color), *_axis(after, start, stop), ""]
+        parts += [*_rows(changed[start:stop], color, _UNCHANGED), *_axis(after, start, stop), ""]
     return "\n".join(parts)
 
 
-def _rows(grid: Sequence[Sequence[Method | None]], color: bool) -> list[str]:
-    """One line a layer, from one sequence of cells a step."""
-    return [f"{_layer_label(layer)} {_cells(cells, color)}" for layer, cells in enumerate(zip(*grid, strict=True))]
+def called(plan: Plan, site: SiteName) -> list[tuple[Method | None, ...]]:
+    """The cells of a site; None for those of layers in steps that do not call the model."""
+    return [
+        (None,) * len(row) if site != "model" and step in plan.skipped else tuple(row)
+        for step, row in enumerate(plan.sites[site].methods)
+    ]
+
+
+def _rows(grid: Sequence[Sequence[Method | None]], color: bool, absent: str) -> list[str]:
+    """One line a layer, from one sequence of cells a step; ``absent`` stands for None."""
+    return [
+        f"{_layer_label(layer)} {_cells(cells, color, absent)}" for layer, cells in enumerate(zip(*grid, strict=True))
+    ]
 
 
 def _layer_label(layer: int) -> str:
@@ -170,12 +182,12 @@ def _panels(steps: int, width: int) -> list[tuple[int, int]]:
     return [(start, min(start + size, steps)) for start in range(0, steps, size)]
 
 
-def _cells(cells: Sequence[Method | None], color: bool) -> str:
+def _cells(cells: Sequence[Method | None], color: bool, absent: str) -> str:
     """Letters; in colour, one escape sequence per run of equal cells."""
     text = ""
     for method, run in groupby(cells):
         length = len(list(run))
-        text += _UNCHANGED * length if method is None else _painted(method, method.letter * length, color)
+        text += absent * length if method is None else _painted(method, method.letter * length, color)
     return text
 
 

@@ -62,9 +62,13 @@ def load(path: str | PathLike[str]) -> Plan:
     """
     file = _shipped(Path(path)) or Path(path)
     if file == Path(file.name) and file.suffix != ".json" and not file.exists():  # meant as a name
-        names = ", ".join(sorted(shipped.stem for shipped in _LIBRARY.glob("*.json")))
-        raise PlanError(f"{file} is neither a plan file nor a plan that ships: those are {names}")
+        raise PlanError(f"{file} is neither a plan file nor a plan that ships: those are {', '.join(shipped())}")
     return loads(read_text(file), source=str(path))
+
+
+def shipped() -> list[str]:
+    """The names of the plans that ship."""
+    return sorted(file.stem for file in _LIBRARY.glob("*.json"))
 
 
 def _shipped(path: Path) -> Path | None:

@@ -76,7 +76,9 @@ def test_headline_and_legend() -> None:
     assert all(re.search(rf"{re.escape(method.letter)}  {method} +\d", text) for method in PAPER)
     assert "AST_1" not in text  # as plans without forecasts always looked
     assert "no guidance" in terminal(golden()["no-guidance-12x20"])
-    assert "no record of a calibration" in terminal(golden()["full-12x4"])
+    by_hand = golden()["full-12x4"]  # whose note says where it is from
+    assert "no record of a calibration" not in terminal(by_hand)
+    assert "no record of a calibration" in terminal(by_hand.model_copy(update={"note": ""}))
 
 
 def test_a_plan_by_rule_shows_its_note_and_the_methods_it_has() -> None:

@@ -177,18 +177,25 @@ def test_every_difference_is_listed_at_once() -> None:
     model = ModelSpec(**plan.model.model_dump() | {"layers": 28, "tokens": 1024})
     settings = {**plan.sampler.settings, "solver_order": 3, "use_karras_sigmas": True}
     del settings["thresholding"]
-    sampler = SamplerSpec(class_name="DDIMScheduler", settings=settings, timesteps=(999.0,) * 25)
+    sampler = SamplerSpec(class_name=plan.sampler.class_name, settings=settings, timesteps=(999.0,) * 25)
     found = plan.differences(model=model, sampler=sampler, guidance=GuidanceSpec(scale=7, layout="uncond_first"))
     assert found == [
         "layers: the plan has 12, this model 28",
         "tokens: the plan has 256, this model 1024",
-        "sampler: the plan has DPMSolverMultistepScheduler, this sampler DDIMScheduler",
         "sampler setting solver_order: the plan has 2, this sampler 3",
         "sampler setting thresholding: the plan has False, this sampler has no such setting",
         "sampler setting use_karras_sigmas: the plan has no such setting, this sampler has True",
         "steps: the plan has 50, this sampler 25",
         "guidance scale: the plan has 4, this run 7",
         "guidance layout: the plan has cond_first, this run uncond_first",
+    ]
+
+
+def test_the_settings_of_another_sampler_are_not_compared() -> None:
+    plan = golden()["dit-12x50"]
+    other = SamplerSpec(class_name="DDIMScheduler", settings={"eta": 0.5}, timesteps=plan.sampler.timesteps)
+    assert plan.differences(sampler=other) == [
+        "sampler: the plan has DPMSolverMultistepScheduler, this sampler DDIMScheduler"
     ]
 
 

@@ -212,7 +212,7 @@ def test_every_site_and_forecast_is_shown(tmp_path: Path, capsys: pytest.Capture
     assert siteline(plan, "attn") in text
     assert siteline(plan, "mlp") in text and "hidden width 1536; MACs 50.0 % of full" in text
     assert "model, its output: 1 of 6 steps are skipped" in text
-    assert "\n    3 FFF12.\n" in text and "\n    0 FFFFF.\n" in text and "forecast from the last 3 outputs" in text
+    assert "\n    3 FFF12 \n" in text and "\n    0 FFFFF.\n" in text and "forecast from the last 3 outputs" in text
     plans.save(plan, tmp_path / "plan.json")
     before = full().with_mlp()
     plans.save(before, tmp_path / "before.json")

@@ -6,14 +6,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from small_models import small_pipeline
+from small_models import full_plan, small_pipeline
 
-from calibration.calibrate import empty_plan
 from calibration.improve import _other_skips, improve
 from calibration.pool import BOTH, SKIPPED, pool
 from calibration.prices import Macs
 from calibration.recorded import Recording
-from calibration.settings import Settings
 from calibration.skips import Skips, StepPrices, evenly
 from calibration.spacing import Spacing
 from calibration.trials import Trials
@@ -44,10 +42,7 @@ def pipe() -> Any:
 
 
 def full(pipe: Any, steps: int) -> Plan:
-    adapter = adapt(pipe.transformer)
-    shape = label_condition(pipe.transformer, [0]).latent_shape
-    settings = Settings(labels=(0,), steps=steps, guidance_scale=SCALE)
-    return empty_plan(adapter, pipe.scheduler, settings, shape).with_mlp(adapter.mlp)
+    return full_plan(pipe, steps, SCALE).with_mlp(adapt(pipe.transformer).mlp)
 
 
 def recording(pipe: Any) -> Recording:

@@ -5,15 +5,13 @@ from typing import Any
 
 import pytest
 import torch
-from small_models import small_pipeline
+from small_models import full_plan, small_pipeline
 
-from calibration.calibrate import empty_plan
 from calibration.errors import CalibrationError
 from calibration.improve import improve
 from calibration.pool import FEWER, OWN, Candidate, most_steps, pool
 from calibration.prices import Macs, fixed
 from calibration.recorded import Recording
-from calibration.settings import Settings
 from calibration.spacing import Spacing
 from calibration.speedup import within
 from calibration.trials import Outcome, Trials
@@ -30,10 +28,7 @@ def pipe() -> Any:
 
 
 def full(pipe: Any, steps: int) -> Plan:
-    adapter = adapt(pipe.transformer)
-    shape = label_condition(pipe.transformer, [0]).latent_shape
-    settings = Settings(labels=(0,), steps=steps, guidance_scale=SCALE)
-    return empty_plan(adapter, pipe.scheduler, settings, shape).with_mlp(adapter.mlp)
+    return full_plan(pipe, steps, SCALE).with_mlp(adapt(pipe.transformer).mlp)
 
 
 def trials(pipe: Any, first: int = 0) -> Trials:

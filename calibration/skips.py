@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from itertools import islice
 
 from calibration.calls import Calls, Schedule
@@ -61,7 +61,7 @@ class Skips:
 
     def __init__(self, recording: Recording) -> None:
         self._recording = recording
-        self._calls = cache(lambda orders, longest, leaps: Calls(Gaps(recording, orders, longest, leaps)))
+        self._calls = lru_cache(maxsize=2)(self._calls_of)  # their tables are large
 
     def chosen(
         self,
@@ -94,6 +94,9 @@ class Skips:
         meant = (plan for plan in plans if plan.skipped and plan.sampler.own_timesteps == leaps)
         cheap = (plan for plan in meant if prices.of(plan) <= budget * (1 + 1e-9))
         return list(islice(cheap, TRIED))
+
+    def _calls_of(self, orders: tuple[int, ...], longest: int, leaps: bool) -> Calls:
+        return Calls(Gaps(self._recording, orders, longest, leaps))
 
     def _plan(self, full: Callable[[int], Plan], schedule: Schedule) -> Plan:
         plan, times = full(len(schedule.kept)), self._recording.run.timesteps

@@ -96,12 +96,13 @@ class Comparison:
         return dict.fromkeys(pareto_file.TIMES)
 
     def distances(self, distance: Distance) -> None:
-        """Frechet distances of the uncompressed images, and of the rows of `METHODS` nearest to each share."""
+        """Frechet distances of the uncompressed images, and of the rows that `pareto_fd.chosen` names."""
         rows = [id(row) for row in chosen([one.row for one in self.tried], self.bench.args.fd_shares)]
         drawing = Drawing(self.bench)
         for one in self.tried:
             if id(one.row) in rows:
-                one.row["fd"] = distance(drawing.pixels(one.way, one.row["steps"]))
+                fd = distance(drawing.pixels(one.way, one.row["steps"]))
+                one.row.update({"fd": fd, pareto_file.FD_IN: one.row[pareto_file.RUN]})
                 self.table.write()
                 print(f"{self.base} {one.row['method']:<30} {one.row['setting']:<40} distance {one.row['fd']:.2f}",
                       flush=True)  # fmt: skip
@@ -170,6 +171,8 @@ def _follow_again(bench: Bench, told: dict[str, Any], distance: Distance | None)
     file, plans = args.again, args.plans or args.again.parent / "plans"
     for base in args.base_steps:
         again = Again(bench, {**told, "base_steps": base}, file, plans)
+        if distance is not None:
+            distance.check(bench.sampled(None, base, 1).sampled.pixels.shape[1])  # now, not after all times
         if "timed" in told:
             again.times(stopwatch_of(bench, base))
         again.picture(file.with_name(grid_name(told["model"], base)))

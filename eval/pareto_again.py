@@ -1,8 +1,8 @@
 """Rows that a pareto.json has, followed again: times and distances measured anew, pictures drawn anew, all else stays.
 
 A row is followed by what its method and setting say: a rule, a threshold of SmoothCache (whose errors are measured
-anew), settings of DBCache, or the file of a plan that was found. Plans that no file keeps are left out, and so is what
-does not come to the row's MACs: it is not what was measured.
+anew), settings of DBCache, or the file of a plan that was found. Plans that no file keeps are left out, and so are
+those that are not the row's, by their steps, MACs and notes; DBCache tells its MACs only as it runs.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from eval.pareto_bench import Bench, Way, share
 from eval.pareto_cache_dit import DualBlockCache
 from eval.pareto_rivals import cache_dit, rivals
 from eval.pareto_time import Stopwatch, timed_as
-from plans import load, make
+from plans import Plan, PlanError, load, make
 from plans.macs import total_macs
 
 NEAR = 0.05  # percent of the base's MACs, within which a plan is the row's
@@ -74,10 +74,13 @@ class Known:
             plan, errors = self._errors()
             way, steps = make.smoothcache(plan, errors, float(setting.removeprefix("threshold "))), self._base
         elif method in FOUND:
-            way = load(self._file(row))
+            way = load(file := self._file(row))
             steps = way.steps
-        if not steps:
-            raise DitFastAttnError("this version has no such way, or its package is not here")
+            if not way.note.endswith(setting.partition(": ")[2]):
+                raise DitFastAttnError(f"{file} is of another search: its note is {way.note!r}")
+        if steps != row["steps"]:
+            here = f"made again it has {steps} steps, the row {row['steps']}"
+            raise DitFastAttnError(here if steps else "this version has no such way, or its package is not here")
         if not isinstance(way, DualBlockCache):
             macs = 100 * (1.0 if way is None else share(total_macs(way))) * steps / self._base
             if abs(macs - row["total_macs"]) > NEAR:
@@ -97,7 +100,8 @@ class Again:
 
     def __init__(self, bench: Bench, record: dict[str, Any], file: Path, plans: Path) -> None:
         self._bench, self._file = bench, file
-        self._record, self._result = {**record, "methods": []}, pareto_file.read(file)
+        told = {name: value for name, value in record.items() if name != "images"}  # none are compared
+        self._record, self._result = {**told, "methods": []}, pareto_file.read(file)
         model, base = record["model"], record["base_steps"]
         self._rows = [
             row
@@ -113,8 +117,10 @@ class Again:
         for row, way, steps in self._followed(self._rows):
             try:
                 faster = stopwatch.speedup(timed_as(way), steps)
-            except (DitFastAttnError, RuntimeError) as error:  # no reason to lose the others
-                self._left_out(row, error)
+            except Exception as error:
+                if isinstance(way, Plan) and not isinstance(error, (DitFastAttnError, PlanError, RuntimeError)):
+                    raise
+                self._left_out(row, error)  # no reason to lose the others
                 continue
             before = "not timed" if row["speedup"] is None else pareto_table.times(row)
             name = self._record["run"]
@@ -126,7 +132,7 @@ class Again:
         """Fréchet distances, measured anew of the rows that `pareto_fd.chosen` names."""
         drawing = pareto_fd.Drawing(self._bench)
         for row, way, steps in self._followed(pareto_fd.chosen(self._rows, self._bench.args.fd_shares)):
-            row["fd"] = distance(drawing.pixels(way, steps))
+            row.update({"fd": distance(drawing.pixels(way, steps)), pareto_file.FD_IN: self._record["run"]})
             self._write(row)
             print(f"{self._name(row)} distance {row['fd']:.2f}", flush=True)
 
@@ -146,7 +152,7 @@ class Again:
         for row in rows:
             try:
                 way, steps = self._known.way(row)
-            except DitFastAttnError as error:
+            except (DitFastAttnError, ValueError) as error:  # a broken plan, a setting without a number
                 self._left_out(row, error)
                 continue
             yield row, way, steps

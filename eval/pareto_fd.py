@@ -13,7 +13,6 @@ from eval import pareto_file
 from eval.frechet import MomentStream, frechet_distance
 from eval.networks import LITE0, load_network
 from eval.pareto_bench import Bench, Way
-from eval.pareto_grid import METHODS
 from eval.sources import open_source
 from eval.statistics import holds_statistics, load
 from eval.stats import statistics_of
@@ -24,7 +23,7 @@ BATCH = 64  # images through the network at once
 def chosen(rows: list[dict[str, Any]], shares: Sequence[float]) -> list[dict[str, Any]]:
     """The rows whose distances are measured: the uncompressed one, and of each method those nearest to the shares."""
     full = [row for row in rows if row["method"] == "full"][:1]
-    near = [row for share in shares for row in pareto_file.nearest(rows, share) if row["method"] in METHODS]
+    near = [row for share in shares for row in pareto_file.nearest(rows, share)]
     return list({id(row): row for row in (*full, *near)}.values())
 
 

@@ -13,8 +13,8 @@ NAME = "pareto.json"
 TIMES = ("speedup", "speedup_low", "speedup_high")
 MEASURED = ("model", "method", "setting", "base_steps", "steps", "total_macs", "attention_macs", *TIMES, "psnr", "ssim",
             "latent_rel_l2", "fd")  # fmt: skip
-RUN, TIMED_IN = "run", "timed_in"  # the record that a row is of, and the one that its times are of, by its ``run``
-KEYS = (*MEASURED, RUN, TIMED_IN)
+RUN, TIMED_IN, FD_IN = "run", "timed_in", "fd_in"  # the records that a row, its times and its distance are of
+KEYS = (*MEASURED, RUN, TIMED_IN, FD_IN)
 SPEED_ALONE = "random weights, speed alone"  # at the end of a setting: there are no images to compare
 
 
@@ -52,7 +52,7 @@ class Table:
     def add(self, row: dict[str, Any]) -> None:
         assert tuple(row) == MEASURED
         name = self._record[RUN]
-        row.update({RUN: name, TIMED_IN: None if row["speedup"] is None else name})
+        row.update({RUN: name, TIMED_IN: None if row["speedup"] is None else name, FD_IN: None})
         self.rows.append(row)
         self.write()
 
@@ -67,10 +67,10 @@ class Table:
 
         known = {_same(row): row for row in before["rows"] if mine(row)}
         rows = [_filled_up(row, known.get(_same(row), row)) for row in self.rows]
-        of_before = {new["method"] for new, row in zip(rows, self.rows, strict=True) if new != row}
         runs = []
         for run in (run for run in before["runs"] if run != self._written):
-            left = [name for name in run["methods"] if not mine(run) or name not in methods or name in of_before]
+            used = {new["method"] for new, row in zip(rows, self.rows, strict=True) if _is_source(run, new, row)}
+            left = [name for name in run["methods"] if not mine(run) or name not in methods or name in used]
             runs += [{**run, "methods": left}] if left else []
         kept = [row for row in before["rows"] if not mine(row) or row["method"] not in methods]
         runs, rows = [*runs, self._record], [*kept, *rows]
@@ -85,7 +85,17 @@ def _same(row: dict[str, Any]) -> tuple[Any, ...]:
 
 def _filled_up(row: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
     times = {name: before.get(name) for name in (*TIMES, TIMED_IN)} if row["speedup"] is None else {}
-    return row | times | ({"fd": before["fd"]} if row["fd"] is None else {})
+    return row | times | ({"fd": before["fd"], FD_IN: before.get(FD_IN)} if row["fd"] is None else {})
+
+
+def _is_source(run: dict[str, Any], filled: dict[str, Any], row: dict[str, Any]) -> bool:
+    """Whether a record may be that of what was filled into a row; rows of older files do not say of which."""
+    return any(
+        filled[what] is not None
+        and row[what] is None
+        and (run.get(RUN) == filled[where] if filled[where] else how in run)
+        for what, where, how in (("speedup", TIMED_IN, "timed"), ("fd", FD_IN, "fd"))
+    )
 
 
 def write(file: Path, runs: list[dict[str, Any]], rows: list[dict[str, Any]]) -> None:
@@ -95,8 +105,8 @@ def write(file: Path, runs: list[dict[str, Any]], rows: list[dict[str, Any]]) ->
 
 
 def in_order(row: dict[str, Any]) -> dict[str, Any]:
-    """The row with its fields in the order of :data:`KEYS`, as far as it has them."""
-    return {name: row[name] for name in KEYS if name in row}
+    """The row with its fields in the order of :data:`KEYS`, as far as it has them, and others after them."""
+    return {name: row[name] for name in (*KEYS, *row) if name in row}
 
 
 def _text(runs: list[dict[str, Any]], rows: list[dict[str, Any]]) -> str:

@@ -7,9 +7,11 @@ import math
 
 from ditfastattn.errors import DitFastAttnError
 from ditfastattn.ranks import ALONE
+from eval import pareto_file
 from eval.least import check_least
 
 LEAST = {"base_steps": 2, "labels": 1, "n": 1, "batch": 1, "time_batch": 1, "repeats": 1, "evaluations": 0, "seed": 0}
+NEEDED = ("model", "method", "setting", "base_steps", "steps", "total_macs", "latent_rel_l2", "speedup")  # of rows
 
 
 def check(args: argparse.Namespace) -> None:
@@ -30,5 +32,24 @@ def check(args: argparse.Namespace) -> None:
     if not 1 <= args.guidance < math.inf:
         raise DitFastAttnError(f"--guidance must be 1 (none) or more, got {args.guidance:g}")
     args.device = ALONE.device(args.device)
-    if args.again is not None and not args.again.exists():
+    if args.again is not None:
+        _check_again(args)
+    elif args.plans is not None:
+        raise DitFastAttnError("--plans names the plans of rows that are followed --again, which was not given")
+
+
+def _check_again(args: argparse.Namespace) -> None:
+    """What rows of a file are followed by."""
+    if args.only:
+        raise DitFastAttnError("--again follows all rows of the file: leave --only out")
+    if args.plans is not None and not args.plans.is_dir():
+        raise DitFastAttnError(f"--plans {args.plans} is no folder")
+    if not args.again.exists():
         raise DitFastAttnError(f"--again {args.again} does not exist: name a pareto.json")
+    try:
+        rows = pareto_file.read(args.again)["rows"]
+        lacking = {name for row in rows for name in NEEDED if name not in row}
+    except (ValueError, TypeError, KeyError, OSError):
+        raise DitFastAttnError(f"--again {args.again} is no pareto.json: it has no list of rows") from None
+    if lacking:
+        raise DitFastAttnError(f"--again {args.again} has rows without {', '.join(sorted(lacking))}")

@@ -23,17 +23,16 @@ from plans.macs import (
     part_macs,
     plan_macs,
     shares,
-    shown_macs,
     site_macs,
     total_macs,
 )
 from plans.make_cli import add_make, run_make
-from plans.method import Method
 from plans.model import SiteName
-from plans.render import changes, costline, headline, legend_order, noteline, siteline, terminal
+from plans.render import called, changes, costline, headline, legend_order, noteline, siteline, terminal
 from plans.schema import Plan
 from plans.store import load, reseal, shipped
 
+_NOT_CALLED = "not called"  # layers in steps that are skipped
 _EXAMPLES = """examples:
   python -m plans list                              the plans that ship, by their names
   python -m plans show plan.json                    the plan as a picture in the terminal
@@ -100,14 +99,19 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _list(_: argparse.Namespace) -> int:
-    """Model calls and MACs are of a run by the plan; the note tells the run that it is compared with."""
-    print(f"{'name':<32}{'steps':>6}{'calls':>6}{'MACs %':>8}  note")
-    for name in shipped():
-        plan = load(name)
-        calls = plan.steps - len(plan.skipped)
+    """Steps and model calls of a run; a file that cannot be read does not hide the others."""
+    code = 0
+    print(f"{'name':<32}{'steps':>6}{'calls':>6}  note")
+    for file in shipped():
+        try:
+            plan = load(file)
+        except PlanError as error:
+            print(f"error: {error}", file=sys.stderr)
+            code = 2
+            continue
         origin = noteline(plan) or costline(plan).partition(";")[0]
-        print(f"{name:<32}{plan.steps:>6}{calls:>6}{shown_macs(plan).percent:>8.1f}  {origin}")
-    return 0
+        print(f"{file.stem:<32}{plan.steps:>6}{plan.steps - len(plan.skipped):>6}  {origin}")
+    return code
 
 
 def _show(arguments: argparse.Namespace) -> int:
@@ -199,7 +203,7 @@ def _diff(arguments: argparse.Namespace) -> int:
         return 0
     print("\n".join(found))
     for site in [name for name in before.sites if name in after.sites]:
-        old_grid, new_grid = before.sites[site].methods, after.sites[site].methods
+        old_grid, new_grid = called(before, site), called(after, site)
         shapes = {(len(grid), len(grid[0])) for grid in (old_grid, new_grid)}
         if len(shapes) == 1 and old_grid != new_grid:
             print("\n" + changes(before, after, site, **_picture_settings(sys.stdout)))
@@ -219,11 +223,12 @@ def _diff(arguments: argparse.Namespace) -> int:
 
 
 def _print_moves(before: Plan, after: Plan, site: SiteName) -> None:
-    moves: dict[tuple[Method, Method], int] = {}
-    for old_row, new_row in zip(before.sites[site].methods, after.sites[site].methods, strict=True):
+    moves: dict[tuple[str, str], int] = {}
+    for old_row, new_row in zip(called(before, site), called(after, site), strict=True):
         for move in zip(old_row, new_row, strict=True):
             if move[0] is not move[1]:
-                moves[move] = moves.get(move, 0) + 1
+                names = (str(move[0] or _NOT_CALLED), str(move[1] or _NOT_CALLED))
+                moves[names] = moves.get(names, 0) + 1
     for (old, new), count in sorted(moves.items(), key=lambda item: (-item[1], item[0])):
         print(f"{count:>6}  {old} -> {new}")
     print()

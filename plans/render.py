@@ -38,7 +38,7 @@ _MARGIN = 6  # "layer " and the layer's number
 _TICK = 10
 _BARS = " ▁▂▃▄▅▆▇█"
 _UNCHANGED = "-"
-NOT_CALLED = " "
+_NOT_CALLED = " "
 
 
 def headline(plan: Plan) -> str:
@@ -57,7 +57,7 @@ def headline(plan: Plan) -> str:
 
 def legend_order(plan: Plan) -> tuple[Method, ...]:
     """FULL first, as one reads a plan: the methods that it has, and those that its calibration could have chosen."""
-    shown = {method for site in plan.sites.values() for row in site.methods for method in row}
+    shown = {method for site in plan.sites for row in called(plan, site) for method in row if method is not None}
     if plan.calibration is not None:
         shown |= set(plan.calibration.methods)
     return tuple(method for method in reversed(Method) if method in shown)
@@ -137,7 +137,7 @@ def terminal(plan: Plan, *, width: int = 80, color: bool = False, unicode: bool 
             parts += [siteline(plan, site), ""]
         heights = [percent / 100 for percent in part_macs(plan, site).step_percents]
         for start, stop in _panels(plan.steps, width):
-            parts += _rows(called(plan, site)[start:stop], color, NOT_CALLED)
+            parts += _rows(_lettered(plan, site)[start:stop], color)
             bars = "".join(_bar(height, unicode) for height in heights[start:stop])
             parts += [f"{'MACs':>{_MARGIN - 1}} {bars}", *_axis(plan, start, stop), ""]
     return "\n".join(parts)
@@ -148,11 +148,11 @@ def changes(before: Plan, after: Plan, site: SiteName = "attn", *, width: int = 
     where = f" of {site}" if len(after.sites) > 1 else ""
     parts = [f"cells{where} as in the second plan; {_UNCHANGED} is unchanged", ""]
     changed = [
-        [new if new != old else None for old, new in zip(*rows, strict=True)]
-        for rows in zip(before.sites[site].methods, after.sites[site].methods, strict=True)
+        [new if new != old else _UNCHANGED for old, new in zip(*rows, strict=True)]
+        for rows in zip(_lettered(before, site), _lettered(after, site), strict=True)
     ]
     for start, stop in _panels(after.steps, width):
-        parts += [*_rows(changed[start:stop], color, _UNCHANGED), *_axis(after, start, stop), ""]
+        parts += [*_rows(changed[start:stop], color), *_axis(after, start, stop), ""]
     return "\n".join(parts)
 
 
@@ -164,11 +164,13 @@ def called(plan: Plan, site: SiteName) -> list[tuple[Method | None, ...]]:
     ]
 
 
-def _rows(grid: Sequence[Sequence[Method | None]], color: bool, absent: str) -> list[str]:
-    """One line a layer, from one sequence of cells a step; ``absent`` stands for None."""
-    return [
-        f"{_layer_label(layer)} {_cells(cells, color, absent)}" for layer, cells in enumerate(zip(*grid, strict=True))
-    ]
+def _lettered(plan: Plan, site: SiteName) -> list[list[Method | str]]:
+    return [[method or _NOT_CALLED for method in row] for row in called(plan, site)]
+
+
+def _rows(grid: Sequence[Sequence[Method | str]], color: bool) -> list[str]:
+    """One line a layer, from one sequence of cells a step: methods, or what is drawn as it is."""
+    return [f"{_layer_label(layer)} {_cells(cells, color)}" for layer, cells in enumerate(zip(*grid, strict=True))]
 
 
 def _layer_label(layer: int) -> str:
@@ -182,12 +184,12 @@ def _panels(steps: int, width: int) -> list[tuple[int, int]]:
     return [(start, min(start + size, steps)) for start in range(0, steps, size)]
 
 
-def _cells(cells: Sequence[Method | None], color: bool, absent: str) -> str:
+def _cells(cells: Sequence[Method | str], color: bool) -> str:
     """Letters; in colour, one escape sequence per run of equal cells."""
     text = ""
-    for method, run in groupby(cells):
+    for cell, run in groupby(cells):
         length = len(list(run))
-        text += absent * length if method is None else _painted(method, method.letter * length, color)
+        text += _painted(cell, cell.letter * length, color) if isinstance(cell, Method) else cell * length
     return text
 
 

@@ -62,13 +62,14 @@ def load(path: str | PathLike[str]) -> Plan:
     """
     file = _shipped(Path(path)) or Path(path)
     if file == Path(file.name) and file.suffix != ".json" and not file.exists():  # meant as a name
-        raise PlanError(f"{file} is neither a plan file nor a plan that ships: those are {', '.join(shipped())}")
+        names = ", ".join(one.stem for one in shipped())
+        raise PlanError(f"{file} is neither a plan file nor a plan that ships: those are {names}")
     return loads(read_text(file), source=str(path))
 
 
-def shipped() -> list[str]:
-    """The names of the plans that ship."""
-    return sorted(file.stem for file in _LIBRARY.glob("*.json"))
+def shipped() -> list[Path]:
+    """The files of the plans that ship, each named as its plan."""
+    return sorted(_LIBRARY.glob("*.json"))
 
 
 def _shipped(path: Path) -> Path | None:

@@ -56,6 +56,7 @@ def test_times_are_measured_anew_and_nothing_else(bench: Bench, tmp_path: Path, 
     full = full_plan(bench, STEPS)
     plan, errors = smoothcache_errors(bench.pipe, bench.settings(STEPS))
     fora, smooth, mine = make.fora(full, 2), make.smoothcache(plan, errors, 5.0), make.skip(full, 3)
+    mine = mine.model_copy(update={"note": "found at some speed: cells"})
     save(mine, tmp_path / "plans" / f"small-{STEPS}-1.5x.json")
     save(mine, tmp_path / "plans" / f"small-dpm{STEPS}-speedup-1.2.json")  # as plans ship
     rows = [
@@ -68,7 +69,9 @@ def test_times_are_measured_anew_and_nothing_else(bench: Bench, tmp_path: Path, 
         row("ours", "1.5 x: cells", mine),
         row("ours", "2 x: cells", mine),
         row("ours", "1.2 x: cells", mine),
+        row("ours", "1.5 x: another", mine),  # of the same MACs, by another search
         row("DiTFastAttn", "mrae 0.05", fora),
+        row("SmoothCache", "threshold oops", smooth),
         row("L2C", "interval 2", fora),
         row("full", "uncompressed", model="another"),
         row("FORA", f"interval 2; {pareto_file.SPEED_ALONE}", fora),
@@ -85,13 +88,14 @@ def test_times_are_measured_anew_and_nothing_else(bench: Bench, tmp_path: Path, 
     for index, (one, known) in enumerate(zip(found["rows"], before, strict=True)):
         if index in anew:
             assert (one["speedup"], one["speedup_low"], one["speedup_high"]) == (2.0, 1.9, 2.1)
-            assert tuple(one) == pareto_file.KEYS and one["run"] is None
+            assert tuple(one) == pareto_file.KEYS[:-1] and one["run"] is None
             known["speedup"] = 2.0
         assert {name: one[name] for name in known} == known
     assert found["runs"] == [older, {**RECORD, "methods": ["full", "fewer steps", "FORA", "SmoothCache", "ours"]}]
     said = capsys.readouterr().out
     assert "2.00 x [1.90 to 2.10], before 1.20 x" in said and "before not timed" in said
-    for reason in ("of the MACs, the row 99.00 %", "small-6-mrae-0.05.json", "has no such way", "out of memory"):
+    reasons = ["of the MACs, the row 99.00 %", "of another search", "could not convert", "small-6-mrae-0.05.json"]
+    for reason in (*reasons, "has no such way", "out of memory"):
         assert reason in said
     with pytest.raises(DitFastAttnError, match=r"has no rows of small from 5 steps"):
         Again(bench, {**RECORD, "base_steps": 5}, file, tmp_path)
@@ -121,7 +125,8 @@ def test_distances_and_the_picture(bench: Bench, tmp_path: Path, monkeypatch: py
     found = pareto_file.read(file)
     assert [one["fd"] for one in found["rows"]] == [1.0, 2.0, 9.0, 3.0, 4.0]
     for one, known in zip(found["rows"], before, strict=True):
-        assert {**one, "fd": known["fd"]} == known
+        assert {**one, "fd": known["fd"]} == {**known, **({"fd_in": "now"} if "fd_in" in one else {})}
+        assert ("fd_in" in one) == (one["fd"] != 9.0)
     assert all(pixels.shape[0] == 2 for pixels in seen) and not (seen[0] == seen[1]).all()
     assert found["runs"] == [{**RECORD, "methods": ["full", "fewer steps", "FORA", "ours, attention only"]}]
     drawn: dict[str, Any] = {}
@@ -133,9 +138,30 @@ def test_distances_and_the_picture(bench: Bench, tmp_path: Path, monkeypatch: py
     assert pareto_file.read(file) == found
 
 
-def test_a_file_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["pareto", "--again", str(tmp_path / "none.json"), "--device", "cpu"]) == 2
-    assert "does not exist: name a pareto.json" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("text", "more", "sentence"),
+    [
+        (None, [], "does not exist: name a pareto.json"),
+        ("{}", [], "no pareto.json: it has no list of rows"),
+        ("not JSON", [], "no pareto.json: it has no list of rows"),
+        ('{"runs": [], "rows": [{"model": "m"}]}', [], "rows without base_steps, latent_rel_l2, method, setting"),
+        ('{"runs": [], "rows": []}', ["--only", "ours"], "leave --only out"),
+        ('{"runs": [], "rows": []}', ["--plans", "nowhere"], "--plans nowhere is no folder"),
+    ],
+)
+def test_refusals(
+    text: str | None, more: list[str], sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "pareto.json"
+    if text is not None:
+        file.write_text(text)
+    assert main(["pareto", "--again", str(file), "--device", "cpu", *more]) == 2
+    assert sentence in capsys.readouterr().err
+
+
+def test_plans_of_no_rows_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["pareto", "--plans", str(tmp_path), "--device", "cpu"]) == 2
+    assert "--again, which was not given" in capsys.readouterr().err
 
 
 def test_dbcache_is_known_by_its_settings(bench: Bench, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -143,4 +169,4 @@ def test_dbcache_is_known_by_its_settings(bench: Bench, monkeypatch: pytest.Monk
     known = pareto_again.Known(bench, STEPS, tmp_path)
     (way, steps), *_ = (found for (method, _), found in known._by_rule.items() if method.startswith("cache-dit"))
     assert way is not None and not isinstance(way, Plan)
-    assert known.way({"method": way.method, "setting": way.setting, "total_macs": 12.0}) == (way, steps)
+    assert known.way({"method": way.method, "setting": way.setting, "steps": steps, "total_macs": 12.0}) == (way, steps)

@@ -78,7 +78,7 @@ def test_rows_of_older_files_are_filled_up(tmp_path: Path) -> None:
     file.write_text(json.dumps({"runs": [run], "rows": [older]}))
     pareto_file.Table(file, {"model": "m", "base_steps": 50, "run": "now"}).add(row("FORA"))
     found = pareto_file.read(file)
-    assert found["rows"] == [{**row("FORA", speedup=1.5), "run": "now", "timed_in": None}]
+    assert found["rows"] == [{**row("FORA", speedup=1.5), "run": "now", "timed_in": None, "fd_in": None}]
     assert [run.get("run") for run in found["runs"]] == [None, "now"]
 
 

@@ -72,7 +72,7 @@ def test_the_first_turn_has_one_of_each_method(on_cpu: None) -> None:
     found = list(pareto_speed.ways(model, 50))
     names = [method for method, *_ in found]
     assert names[:2] == ["full", "full"] and sorted(names[2:8]) == sorted(METHODS[1:])
-    assert len(found) == 2 + 5 + 3 + 6 + 3 + 2 + 6
+    assert len(found) == 2 + 5 + 3 + 6 + 9 + 2 + 6
     for method, setting, way, steps in found:
         row = pareto_speed.row("m", 50, (method, setting, way, steps), Faster(1, 1, 1))
         if isinstance(way, Plan):

@@ -58,7 +58,7 @@ class Gaps:
 
     def __init__(self, run: Recording, orders: Sequence[int], longest: int, leaps: bool) -> None:
         self.run, self.orders, self.longest, self.leaps = run, tuple(orders), longest, leaps
-        self._read = max(1, *orders) + 1  # two calls tell whether the step before one was a call
+        self._read = max([1, *orders]) + 1  # two calls tell whether the step before one was a call
         self._times = run.run.timesteps
 
     def after(self, state: State) -> Iterator[Gap]:

@@ -225,3 +225,8 @@ def test_no_leap_follows_a_forecast(run: Recording) -> None:
     forecast_before, computed_before = State(2, (1, 3)), State(1, (1, 3))
     assert {(*gap.forecast, gap.to)[0] for gap in gaps.after(forecast_before)} == {4}
     assert {(*gap.forecast, gap.to)[0] for gap in gaps.after(computed_before)} == {4, 5, 6, 7}
+
+
+def test_without_forecasts_all_leaps_are_allowed(run: Recording) -> None:
+    ways = {tuple(gap.computed[-1] for gap in way) for way in schedules(Gaps(run, (), STEPS, True))}
+    assert ways == {(0, *rest) for count in range(STEPS) for rest in itertools.combinations(range(1, STEPS), count)}

@@ -35,6 +35,29 @@ def test_check_against(capsys: pytest.CaptureFixture[str]) -> None:
     assert "guidance layout: the plan has cond_first, the other uncond_first" in out
 
 
+def test_list(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    names = {file.stem for file in (Path(plans.__file__).parent / "library").glob("*.json")}
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "demo-dpm50-mrae-0.05").mkdir()  # what lies here is no plan that ships
+    assert main(["list"]) == 0
+    lines = capsys.readouterr().out.splitlines()[1:]
+    assert {line.split()[0] for line in lines} == names
+    (skipping,) = (line for line in lines if line.startswith("demo-dpm50-speedup-2 "))
+    plan = plans.load("demo-dpm50-speedup-2")
+    assert skipping.split()[1:3] == [str(plan.steps), str(plan.steps - len(plan.skipped))] and plan.note in skipping
+
+
+def test_a_broken_plan_hides_no_other(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.json").write_text("{}")
+    plans.save(golden()["full-12x4"], tmp_path / "b.json")
+    monkeypatch.setattr("plans.store._LIBRARY", tmp_path)
+    assert main(["list"]) == 2
+    said = capsys.readouterr()
+    assert said.err.startswith("error: ") and "a.json" in said.err and said.out.splitlines()[1].split()[0] == "b"
+
+
 def test_show(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["show", DIT]) == 0
     out = capsys.readouterr().out

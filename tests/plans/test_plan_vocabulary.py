@@ -17,7 +17,7 @@ from plans import CrossShape, Method, MlpShape, Plan
 from plans.cli import main
 from plans.forecast import feasible, forecast_weights
 from plans.macs import cross_macs, full_macs, mlp_macs, plan_macs, shares, shown_macs, total_macs
-from plans.render import costline, siteline, terminal
+from plans.render import costline, headline, legend_order, siteline, terminal
 
 F, C, A, A1, A2, W = Method.FULL, Method.ASC, Method.AST, Method.AST_1, Method.AST_2, Method.WA_RS
 MLP = MlpShape(layers=12, hidden=1536)
@@ -202,6 +202,22 @@ def test_macs_of_cross_attention_by_hand(tmp_path: Path, capsys: pytest.CaptureF
     for files, change in (("plan without", f"{total.percent:.2f} % -> 100.00 %"), ("without plan", "100.00 % -> ")):
         assert main(["diff", *(str(tmp_path / f"{name}.json") for name in files.split())]) == 1
         assert f"attention, cross-attention and MLP MACs: {change}" in capsys.readouterr().out
+
+
+def test_layers_of_skipped_steps_are_not_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan, other = full().with_mlp().skipping((F, F, A1, F, F, A1)), full().with_mlp().skipping((F, F, A1, F, A1, F))
+    text = terminal(plan)
+    assert "6 steps, 4 model calls" in headline(plan)
+    assert "\n    3 FF FF \n" in text and "\n    0 FF1FF1\n" in text
+    assert legend_order(plan) == (F, A1) and "the last output again" not in text
+    assert shares(plan)[F] == pytest.approx(100 * 4 / 6) and shares(plan)[A1] == pytest.approx(100 * 2 / 6)
+    assert shares(plan, ("attn",)) == shares(plan) == shares(plan, ("model",))
+    for name, one in (("a", plan), ("b", other)):
+        plans.save(one, tmp_path / f"{name}.json")
+    assert main(["diff", str(tmp_path / "a.json"), str(tmp_path / "b.json")]) == 1
+    out = capsys.readouterr().out
+    assert "\n    3 ---- F\n" in out
+    assert "12  FULL -> not called" in out and "12  not called -> FULL" in out and "AST ->" not in out
 
 
 def test_every_site_and_forecast_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

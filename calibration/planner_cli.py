@@ -19,7 +19,7 @@ from calibration.prices import Times
 from calibration.progress import bars
 from calibration.run_time import run_ms
 from calibration.settings import Settings
-from calibration.speedup import NEAR, Front, landed
+from calibration.speedup import NEAR, Front, Tried, landed
 from calibration.subjects import Subjects
 from calibration.trials import Outcome
 from ditfastattn.condition import Condition
@@ -121,11 +121,13 @@ def _shares(options: argparse.Namespace, full: float) -> list[float]:
 
 def _described(text: str, front: Front, full: float, scheduler: Any) -> str:
     """The finalists, the nearest first; of those of one name the nearest alone."""
-    ranked = sorted(front.finalists, key=lambda one: (one is not front.best, one.unseen.typical if one.unseen else 0))
-    named = {name_of(one, scheduler): one for one in reversed(ranked)}
+    named: dict[str, Tried] = {}
+    nearest = sorted(front.finalists, key=lambda one: one.unseen.typical if one.unseen else 0)
+    for one in sorted(nearest, key=lambda one: one is not front.best):
+        named.setdefault(name_of(one, scheduler), one)
     width = max(34, *map(len, named))
     lines = ["", f"{f'{text}, predicted':<{width + 2}} {'ms':>8}  faster  typical drift  on other noise"]
-    for name, one in reversed(named.items()):
+    for name, one in named.items():
         unseen = "" if one.unseen is None else f"{one.unseen.typical:15.4f}"
         mark = "*" if one is front.best else " "
         times = f"{one.cost:8.1f} {full / one.cost:5.2f} x"

@@ -50,6 +50,11 @@ def test_a_speedup_end_to_end(folder: Path, tmp_path: Path, capsys: pytest.Captu
             assert image.width > 200
     for words in ("uncompressed:", "fewer steps, ", "on other noise", "measured"):
         assert words in printed
+    rows = printed.split("on other noise\n")[1].split("\n* taken")[0].splitlines()
+    assert [row[0] for row in rows] == ["*"] + [" "] * (len(rows) - 1)
+    assert [float(row.split()[-1]) for row in rows[1:]] == sorted(float(row.split()[-1]) for row in rows[1:])
+    names = [row[2:].split("  ")[0] for row in rows]
+    assert len(set(names)) == len(names) > 3
 
 
 def test_advice(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

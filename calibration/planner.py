@@ -78,8 +78,13 @@ class Planner:
         settings = replace(self.settings, steps=steps)
         return empty_plan(adapter, self.pipe.scheduler, settings, self.condition.latent_shape).with_mlp(adapter.mlp)
 
-    def within(self, budget: float, on_trial: Callable[[str, Outcome], None] | None = None) -> Front:
-        """The best that is found within a budget, in the unit of the prices; ``on_trial`` is told of every run."""
+    def within(
+        self,
+        budget: float,
+        on_trial: Callable[[str, Outcome], None] | None = None,
+        on_more: Callable[[int], None] | None = None,
+    ) -> Front:
+        """The best that is found within a budget, in the unit of the prices; both are told as by `speedup.within`."""
         errors = self.errors()
         base, own = self.settings.steps, self.spacing.chosen
         candidates = list(pool(self.plan, base, budget, self.prices, self.slow, errors, own, self.skips))
@@ -93,6 +98,7 @@ class Planner:
             self.settings.seed,
             self.slow,
             on_trial,
+            on_more,
         )
 
     def errors(self, watch: Watch | None = None) -> Priced | None:

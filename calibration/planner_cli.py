@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -74,9 +74,9 @@ def plan_speedups(
                 f"clock, {1 / share:.2f} x was asked for; a second search has {less} time"
             )
 
-        with _bar(text) as on_trial:
+        with _bar(text) as told:
             front, taken = landed(
-                lambda budget: planner.within(budget, on_trial), by_table, share, measured, on_miss=on_miss
+                lambda budget: planner.within(budget, *told), by_table, share, measured, on_miss=on_miss
             )
         fronts.append((1 / share, front, 1 / taken))
         print(_described(text, front, by_table, pipe.scheduler))
@@ -193,12 +193,16 @@ def _is_ours(path: Path) -> bool:
 
 
 @contextmanager
-def _bar(text: str) -> Iterator[Any]:
-    """Told of every run."""
-    with tqdm(desc=text, unit="run", dynamic_ncols=True) as bar:
+def _bar(text: str) -> Iterator[tuple[Callable[[str, Outcome], None], Callable[[int], None]]]:
+    """Told of every run, and of how many are to come."""
+    with tqdm(desc=text, total=0, unit="run", dynamic_ncols=True) as bar:
 
         def on_trial(name: str, outcome: Outcome) -> None:
             bar.set_postfix_str(f"{name}: {outcome.typical:.4f}", refresh=False)
             bar.update()
 
-        yield on_trial
+        def on_more(runs: int) -> None:
+            bar.total = bar.n + runs
+            bar.refresh()
+
+        yield on_trial, on_more

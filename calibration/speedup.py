@@ -63,6 +63,7 @@ def within(
     seed: int = 0,
     slow: Sequence[Method] = (),
     on_trial: Callable[[str, Outcome], None] | None = None,
+    on_more: Callable[[int], None] | None = None,
 ) -> Front:
     """Plans that cost no more than ``budget``, the best of them found.
 
@@ -72,6 +73,7 @@ def within(
         evaluations: runs that are spent on improving.
         slow: methods that are not faster than FULL.
         on_trial: called after every run with the name of what was tried, and the best outcome of it so far.
+        on_more: told of so many runs to come, before the search and before what it found is verified.
 
     Raises:
         CalibrationError: no candidates, or none that ends in images.
@@ -81,6 +83,8 @@ def within(
             "no plan is cheap enough, not even one of a single step: ask for a smaller speedup, or for more time"
         )
     tried = []
+    if on_more:
+        on_more(len(candidates) + evaluations)
     for candidate in candidates:
         outcome = trials.of(candidate.plan)
         tried.append(Tried(candidate.kind, candidate.plan, prices.of(candidate.plan), outcome))
@@ -106,7 +110,15 @@ def within(
         )
         if plan != one.plan:
             finalists.append(Tried(f"{one.kind}, searched", plan, prices.of(plan), outcome))
-    verified = [replace(one, unseen=outcome) for one in finalists if (outcome := unseen.of(one.plan)).finite]
+    if on_more:
+        on_more(len(finalists))
+    verified = []
+    for finalist in finalists:
+        outcome = unseen.of(finalist.plan)
+        if outcome.finite:
+            verified.append(replace(finalist, unseen=outcome))
+        if on_trial:
+            on_trial(f"{finalist.name}, on other noise", outcome)
     if not verified:
         raise CalibrationError(
             "every plan that is cheap enough ends in NaN or infinite values: use --dtype float32 or bfloat16"

@@ -136,8 +136,15 @@ def test_the_front_is_verified_on_unseen_noise(pipe: Any) -> None:
     budget = 0.5 * prices.of(full(pipe, STEPS))
     candidates = list(pool(lambda steps: full(pipe, steps), STEPS, budget, prices))
     names: list[str] = []
-    front = within(budget, candidates, prices, seen, unseen, 8, on_trial=lambda name, outcome: names.append(name))
-    assert len(front.tried) == len(candidates) and len(names) >= len(candidates)
+    more: list[tuple[int, int]] = []  # so many told of, and so many to come
+
+    def on_more(runs: int) -> None:
+        more.append((len(names), runs))
+
+    front = within(budget, candidates, prices, seen, unseen, 8, 0, (), lambda name, _: names.append(name), on_more)
+    assert len(front.tried) == len(candidates)
+    assert more == [(0, len(candidates) + 8), (len(names) - len(front.finalists), len(front.finalists))]
+    assert more[1][0] <= more[0][1]
     assert all(one.unseen == unseen.of(one.plan) for one in front.finalists)
     assert front.best.cost <= budget * (1 + 1e-9)
     fewer = front.best_of(FEWER)

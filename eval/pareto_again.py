@@ -88,6 +88,15 @@ class Known:
         return way, steps
 
 
+def _check_as_before(run: dict[str, Any], record: dict[str, Any], file: Path) -> None:
+    """Raises DitFastAttnError for another guidance scale, or for times of another batch or dtype, than the file's."""
+    if run.get("guidance", record.get("guidance")) != record.get("guidance"):
+        raise DitFastAttnError(f"the rows of {file} are at guidance {run['guidance']:g}: give it as --guidance")
+    before, now = (told.get("timed", "").rpartition("; ")[2] for told in (run, record))
+    if before and now and before != now:
+        raise DitFastAttnError(f"{file} was timed with {before}, and this is {now}: give --time-batch and --time-dtype")
+
+
 class Again:
     """The rows of one model and number of base steps; the file is written whole after each measurement.
 
@@ -95,7 +104,7 @@ class Again:
         record: of this run, with the model and base steps of the rows.
 
     Raises:
-        DitFastAttnError: the file has no such rows.
+        DitFastAttnError: the file has no such rows, or they are of another guidance scale or timed otherwise.
     """
 
     def __init__(self, bench: Bench, record: dict[str, Any], file: Path, plans: Path) -> None:
@@ -110,6 +119,9 @@ class Again:
         ]
         if not self._rows:
             raise DitFastAttnError(f"{file} has no rows of {model} from {base} steps")
+        for run in self._result["runs"]:
+            if (run["model"], run["base_steps"]) == (model, base):
+                _check_as_before(run, record, file)
         self._known = Known(bench, base, plans)
 
     def times(self, stopwatch: Stopwatch) -> None:

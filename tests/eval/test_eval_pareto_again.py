@@ -101,6 +101,22 @@ def test_times_are_measured_anew_and_nothing_else(bench: Bench, tmp_path: Path, 
         Again(bench, {**RECORD, "base_steps": 5}, file, tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"guidance": 4.0}, "at guidance 2: give it as --guidance"),
+        ({"timed": "medians; batch 8, float16"}, "timed with batch 32, float16, and this is batch 8, float16"),
+    ],
+)
+def test_rows_of_another_kind_are_left(bench: Bench, tmp_path: Path, change: dict[str, Any], sentence: str) -> None:
+    file = tmp_path / "pareto.json"
+    known = {**RECORD, "guidance": 2.0, "timed": "medians; batch 32, float16", "methods": ["full"]}
+    pareto_file.write(file, [known], [row("full", "uncompressed")])
+    Again(bench, {**known, "run": "now"}, file, tmp_path)
+    with pytest.raises(DitFastAttnError, match=sentence):
+        Again(bench, {**known, **change}, file, tmp_path)
+
+
 def test_distances_and_the_picture(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fora, attention = make.fora(full_plan(bench, STEPS), 2), make.pab(full_plan(bench, STEPS), 2)
     save(attention, tmp_path / f"small-{STEPS}-1.2x-attention.json")

@@ -18,7 +18,7 @@ from calibration.spacing import moved
 from calibration.trials import Outcome, Trials
 from plans import Method, Plan, SiteName
 from plans.forecast import feasible
-from plans.make import ORDERS
+from plans.make import ORDERS, uncompressed
 
 Grid = dict[SiteName, list[list[Method]]]
 FAR = 0.3  # of the exchanges are between any two steps, the others between neighbours
@@ -131,13 +131,7 @@ def _other_skips(plan: Plan, draw: random.Random) -> Plan | None:
         _exchange(rows, plan.steps, draw)
         column = [method for (method,) in rows["model"]]
     column = list(feasible(column, times))
-    full = Plan.full(
-        model=plan.model.required,
-        sampler=plan.sampler.model_copy(update={"timesteps": tuple(times)}),
-        guidance=plan.guidance,
-        window=plan.window,
-        token_order=plan.token_order,
-    )
+    full = uncompressed(plan, sampler=plan.sampler.model_copy(update={"timesteps": tuple(times)}))
     return (full.with_mlp(plan.model.mlp) if "mlp" in plan.sites else full).skipping(column)
 
 

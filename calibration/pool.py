@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from calibration.errors import CalibrationError
 from calibration.priced import Priced
 from calibration.prices import Prices
-from calibration.skips import Skips, evenly
+from calibration.skips import Skips
 from plans import Method, Plan
-from plans.make import ORDERS, spaced
+from plans.make import ORDERS, spaced, spaced_calls
 
 FITS = 6  # tries to come within a budget
 COUNTS = (1.0, 0.8, 2 / 3, 0.5)  # of the base's steps, that compressed plans take
@@ -66,19 +66,20 @@ def pool(
 
 def uses(plan: Plan, methods: Sequence[Method]) -> bool:
     """Whether a plan has a layer of any of these methods, besides those in steps that are skipped."""
+    skipped = plan.skipped
     return any(
         method in methods
         for name, site in plan.sites.items()
         if name != "model"
         for step, row in enumerate(site.methods)
-        if step not in plan.skipped
+        if step not in skipped
         for method in row
     )
 
 
 def calls_of(plan: Plan) -> str:
     """ ", 25 model calls", where steps are skipped."""
-    return f", {plan.steps - len(plan.skipped)} model calls" if plan.skipped else ""
+    return f", {plan.calls} model calls" if plan.skipped else ""
 
 
 def compresses_nothing(plan: Plan) -> bool:
@@ -116,7 +117,7 @@ def _candidates(
         for kind, leaps in ((SKIPPED, False), (BOTH, True)):
             yield from (Candidate(kind, one) for one in skips.chosen(full, forecasts, budget, prices, leaps))
     for number in forecasts:
-        if base > 1 and (even := evenly(full(base), number, budget, prices)) is not None:
+        if (even := _most_computed(spaced_calls, full(base), number, budget, prices)) is not None:
             yield Candidate(f"skips of order {number}", even)
     for steps in sorted({round(share * base) for share in COUNTS}, reverse=True):
         if steps > most:
@@ -125,7 +126,7 @@ def _candidates(
             for order in orders:
                 kind = f"forecasts of order {ORDERS.index(order)}" if order.forecasts else "reuse"
                 for whole in (full(steps), *own):
-                    if (plan := _spaced(whole, order, budget, prices)) is not None:
+                    if (plan := _most_computed(spaced, whole, ORDERS.index(order), budget, prices)) is not None:
                         yield Candidate(kind, plan)
     if priced is None:
         return
@@ -157,15 +158,10 @@ def _fitted(choose: Callable[[float], Plan], budget: float, prices: Prices) -> P
     return None
 
 
-def _spaced(full: Plan, order: Method, budget: float, prices: Prices) -> Plan | None:
-    """As many steps computed as the budget allows, evenly, all else forecast between them."""
-    found = None
-    low, high = 1, full.steps - 1
-    while low <= high:
-        middle = (low + high) // 2
-        plan = spaced(full, middle, ORDERS.index(order))
-        if prices.of(plan) <= budget * (1 + 1e-9):
-            found, low = plan, middle + 1
-        else:
-            high = middle - 1
-    return found
+def _most_computed(
+    make: Callable[[Plan, int, int], Plan], full: Plan, order: int, budget: float, prices: Prices
+) -> Plan | None:
+    """As many steps computed as the budget allows, evenly, and between them what ``make`` does with forecasts."""
+    counts = range(1, full.steps)
+    count = bisect_right(counts, budget * (1 + 1e-9), key=lambda computed: prices.of(make(full, computed, order)))
+    return make(full, count, order) if count else None

@@ -15,9 +15,8 @@ from calibration.calls import Calls, Schedule
 from calibration.gaps import Gaps
 from calibration.prices import Prices
 from calibration.recorded import Recording
-from plans import Method, Plan
-from plans.forecast import feasible
-from plans.make import ORDERS, skip
+from plans import Plan
+from plans.make import skip
 
 LONGEST = 5  # steps from one call to the next, at most
 WIDER = 2  # steps by which a gap may be longer than all would be if even
@@ -39,8 +38,7 @@ class StepPrices:
         # a steps, half computed; as many, a third; half as many, half computed: three equations
         plans = [skip(full(base), 2, order), skip(full(base), 3, order), skip(full(base // 2), 2, order)]
         costs = [prices.of(plan) for plan in plans]
-        skips = [len(plan.skipped) for plan in plans]
-        calls = [plan.steps - count for plan, count in zip(plans, skips, strict=True)]
+        calls = [plan.calls for plan in plans]
         more = (costs[0] - costs[1]) / (calls[0] - calls[1])  # a call than a skipped step
         each = (costs[0] - costs[2] - more * (calls[0] - calls[2])) / (plans[0].steps - plans[2].steps)
         return cls(costs[0] - more * calls[0] - each * plans[0].steps, more + each, each)
@@ -103,22 +101,3 @@ class Skips:
         if len(schedule.kept) < len(times):
             plan = plan.with_timesteps([times[step] for step in schedule.kept])
         return plan.skipping(schedule.column)
-
-
-def evenly(full: Plan, order: int, budget: float, prices: Prices) -> Plan | None:
-    """The model called at as many steps as the budget allows, evenly spaced, its output forecast between them."""
-    found = None
-    low, high = 1, full.steps - 1
-    while low <= high:
-        calls = (low + high) // 2
-        plan = _at(full, {index * full.steps // calls for index in range(calls)}, order)
-        if prices.of(plan) <= budget * (1 + 1e-9):
-            found, low = plan, calls + 1
-        else:
-            high = calls - 1
-    return found
-
-
-def _at(full: Plan, calls: set[int], order: int) -> Plan:
-    column = [Method.FULL if step in calls else ORDERS[order] for step in range(full.steps)]
-    return full.skipping(feasible(column, full.sampler.timesteps))

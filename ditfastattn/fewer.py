@@ -7,6 +7,7 @@ from ditfastattn.errors import LoadError
 from ditfastattn.samplers import inference_steps, sampler_spec
 from plans import Plan, SamplerSpec
 from plans.compare import sampler_differences
+from plans.make import uncompressed
 
 
 def fewer_steps(plan: Plan, steps: int) -> Plan:
@@ -20,16 +21,8 @@ def fewer_steps(plan: Plan, steps: int) -> Plan:
     trained = scheduler.config.num_train_timesteps
     if not 1 <= steps <= trained:
         raise LoadError(f"{plan.sampler.class_name} cannot take {steps} steps; give 1 to {trained}")
-    temporal = plan.sites["temporal"].window if "temporal" in plan.sites else None
-    return Plan.full(
-        model=plan.model.required,
-        sampler=sampler_spec(scheduler, steps),
-        guidance=plan.guidance,
-        window=plan.window,
-        temporal_window=temporal,
-        token_order=plan.token_order,
-        note=f"nothing compressed: {steps} steps instead of {inference_steps(scheduler, plan.steps)}",
-    )
+    note = f"nothing compressed: {steps} steps instead of {inference_steps(scheduler, plan.steps)}"
+    return uncompressed(plan, note, sampler_spec(scheduler, steps))
 
 
 def sampler_from(spec: SamplerSpec) -> diffusers.SchedulerMixin:

@@ -110,7 +110,7 @@ def _list(_: argparse.Namespace) -> int:
             code = 2
             continue
         origin = noteline(plan) or costline(plan).partition(";")[0]
-        print(f"{file.stem:<32}{plan.steps:>6}{plan.steps - len(plan.skipped):>6}  {origin}")
+        print(f"{file.stem:<32}{plan.steps:>6}{plan.calls:>6}  {origin}")
     return code
 
 

@@ -264,9 +264,10 @@ def shares(plan: Plan, sites: Container[SiteName] = SITES) -> dict[Method, float
     only alone.
     """
     named = [name for name in plan.sites if name in sites]
-    outputs = plan.column(0, "model") if plan.skipped else ()
+    skipped = plan.skipped
+    outputs = plan.column(0, "model") if skipped else ()
     cells = [
-        outputs[step] if name != "model" and step in plan.skipped else method
+        outputs[step] if name != "model" and step in skipped else method
         for name in named
         if name != "model" or named == ["model"]
         for step, row in enumerate(plan.sites[name].methods)

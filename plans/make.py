@@ -11,9 +11,11 @@ from collections.abc import Callable, Container, Mapping, Sequence
 from plans.forecast import feasible
 from plans.method import Method
 from plans.model import MlpShape, SiteName
+from plans.run import SamplerSpec
 from plans.schema import Plan
 
 ORDERS = (Method.AST, Method.AST_1, Method.AST_2)  # what forecasts of order 0, 1 and 2 are called
+_HOW = ("reused", "forecast with order 1", "forecast with order 2")
 PAB_EDGE = 0.15  # the share of the steps at either end in which everything is computed
 
 
@@ -59,12 +61,8 @@ def spaced(source: Plan, computed: int, order: int) -> Plan:
         ValueError: fewer steps than one, or more than there are; an order other than 0, 1 and 2; or a source of video
             that does not say how many MLPs there are.
     """
-    if not 1 <= computed <= source.steps:
-        raise ValueError(f"{computed} of {source.steps} steps cannot be computed")
-    _check_order(order, lowest=0)
-    how = "reused" if order == 0 else f"forecast with order {order}"
+    full, how = _evenly(source, computed, order)
     note = f"attention and MLPs computed at {computed} of {source.steps} steps, evenly spaced, and {how} between"
-    full = {index * source.steps // computed for index in range(computed)}
     return _everywhere(_empty(source, note, mlp=True), _at(full, order))
 
 
@@ -117,9 +115,21 @@ def skip(source: Plan, interval: int, order: int = 0) -> Plan:
         ValueError: an interval below 1, or an order other than 0, 1 and 2.
     """
     _check_order(order, lowest=0)
-    how = f"forecast with order {order}" if order else "reused"
-    plan = _empty(source, f"the model called every {_th(interval)} step, its output {how} between", mlp=False)
+    note = f"the model called every {_th(interval)} step, its output {_HOW[order]} between"
+    plan = _empty(source, note, mlp=False)
     return plan.skipping(_column(plan, _every(interval, order)))
+
+
+def spaced_calls(source: Plan, computed: int, order: int) -> Plan:
+    """The model called at ``computed`` steps, evenly spaced, its output reused (order 0) or forecast between.
+
+    Raises:
+        ValueError: fewer steps than one, or more than there are; an order other than 0, 1 and 2.
+    """
+    full, how = _evenly(source, computed, order)
+    note = f"the model called at {computed} of {source.steps} steps, evenly spaced, its output {how} between"
+    plan = _empty(source, note, mlp=False)
+    return plan.skipping(_column(plan, _at(full, order)))
 
 
 def smoothcache(source: Plan, errors: Mapping[SiteName, Sequence[Sequence[float]]], threshold: float) -> Plan:
@@ -162,20 +172,32 @@ def _smooth_steps(errors: Sequence[Sequence[float]], threshold: float, steps: in
     return computed
 
 
-def _empty(source: Plan, note: str, mlp: bool, shape: MlpShape | None = None) -> Plan:
-    """The all-FULL plan for what ``source`` was made for, with the site ``mlp`` or without, and without ``cross``."""
-    given = source.model.mlp if shape is None else shape
+def uncompressed(source: Plan, note: str = "", sampler: SamplerSpec | None = None) -> Plan:
+    """The all-FULL plan for what ``source`` was made for, of attention alone; ``sampler``: in the place of its own."""
     temporal = source.sites["temporal"].window if "temporal" in source.sites else None
-    plan = Plan.full(
+    return Plan.full(
         model=source.model.required,
-        sampler=source.sampler,
+        sampler=sampler or source.sampler,
         guidance=source.guidance,
         window=source.window,
         temporal_window=temporal,
         token_order=source.token_order,
         note=note,
     )
-    return plan.with_mlp(given) if mlp else plan
+
+
+def _empty(source: Plan, note: str, mlp: bool, shape: MlpShape | None = None) -> Plan:
+    """All FULL, with the site ``mlp`` or without, and without ``cross``."""
+    plan = uncompressed(source, note)
+    return plan.with_mlp(source.model.mlp if shape is None else shape) if mlp else plan
+
+
+def _evenly(source: Plan, computed: int, order: int) -> tuple[set[int], str]:
+    """So many steps, and in words what is done between them."""
+    if not 1 <= computed <= source.steps:
+        raise ValueError(f"{computed} of {source.steps} steps cannot be computed")
+    _check_order(order, lowest=0)
+    return {index * source.steps // computed for index in range(computed)}, _HOW[order]
 
 
 def _every(interval: int, order: int) -> Callable[[int], Method]:

@@ -46,7 +46,7 @@ def headline(plan: Plan) -> str:
     guidance = "no guidance" if plan.guidance.layout == "none" else f"guidance {plan.guidance.scale:g}"
     order = "" if plan.token_order == "raster" else f", {plan.token_order} order"
     own = " at timesteps of its own" if plan.sampler.own_timesteps else ""
-    calls = f", {plan.steps - len(plan.skipped)} model calls" if plan.skipped else ""
+    calls = f", {plan.calls} model calls" if plan.skipped else ""
     sampler = f"{plan.sampler.class_name}, {plan.steps} steps{own}{calls}"
     temporal = plan.model.temporal
     layers = f"{plan.layers} layers"
@@ -158,10 +158,8 @@ def changes(before: Plan, after: Plan, site: SiteName = "attn", *, width: int = 
 
 def called(plan: Plan, site: SiteName) -> list[tuple[Method | None, ...]]:
     """The cells of a site; None for those of layers in steps that do not call the model."""
-    return [
-        (None,) * len(row) if site != "model" and step in plan.skipped else tuple(row)
-        for step, row in enumerate(plan.sites[site].methods)
-    ]
+    absent = plan.skipped if site != "model" else ()
+    return [(None,) * len(row) if step in absent else tuple(row) for step, row in enumerate(plan.sites[site].methods)]
 
 
 def _lettered(plan: Plan, site: SiteName) -> list[list[Method | str]]:

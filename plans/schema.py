@@ -79,6 +79,11 @@ class Plan(Frozen):
         rows = self.sites["model"].methods if "model" in self.sites else ()
         return frozenset(step for step, (method,) in enumerate(rows) if method is not Method.FULL)
 
+    @property
+    def calls(self) -> int:
+        """Of the model, in a run."""
+        return self.steps - len(self.skipped)
+
     def column(self, layer: int, site: SiteName = "attn") -> tuple[Method, ...]:
         """What one layer of a site does, step by step."""
         return tuple(row[layer] for row in self.sites[site].methods)

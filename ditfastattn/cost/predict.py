@@ -60,14 +60,13 @@ def plan_time(plan: Plan, table: CostTable) -> PlanTime:
             is of video, whose models no table measures, or has the site ``cross``, which none measures.
     """
     _check(plan, table)
-    skipped = plan.skipped
     attention = [cell for layer in range(plan.layers) for cell in _computed(plan, "attn", layer)]
     mlps: list[Cell] = [FULL] * len(attention)
     if "mlp" in plan.sites:
         layers = plan.model.shape("mlp").layers
         mlps = [cell for layer in range(layers) for cell in _computed(plan, "mlp", layer)]
     outputs = liveness(plan.column(0, "model")) if "model" in plan.sites else [FULL] * plan.steps
-    called = plan.steps - len(skipped)
+    called = plan.calls
     rest = sum(table.times("model", cell) for cell in outputs)
     if order_for(plan.token_order, (method for row in plan.methods for method in row)) != "raster":
         rest += called * table.permuting
@@ -118,8 +117,9 @@ def _check(plan: Plan, table: CostTable) -> None:
 
 def _computed(plan: Plan, site: SiteName, layer: int) -> list[Cell]:
     """The cells of one layer in the steps in which the model is called."""
-    cells = liveness(plan.column(layer, site), skipped=plan.skipped)
-    return [cell for step, cell in enumerate(cells) if step not in plan.skipped]
+    skipped = plan.skipped
+    cells = liveness(plan.column(layer, site), skipped=skipped)
+    return [cell for step, cell in enumerate(cells) if step not in skipped]
 
 
 def _full_block(table: CostTable) -> float:

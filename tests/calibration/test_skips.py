@@ -9,17 +9,17 @@ import pytest
 from small_models import full_plan, small_pipeline
 
 from calibration.improve import _other_skips, improve
-from calibration.pool import BOTH, SKIPPED, pool
+from calibration.pool import BOTH, SKIPPED, _most_computed, pool
 from calibration.prices import Macs
 from calibration.recorded import Recording
-from calibration.skips import Skips, StepPrices, evenly
+from calibration.skips import Skips, StepPrices
 from calibration.spacing import Spacing
 from calibration.trials import Trials
 from ditfastattn.models import adapt
 from ditfastattn.samplers import make_sampler
 from ditfastattn.sampling import label_condition
 from plans import Method, Plan
-from plans.make import ORDERS, skip
+from plans.make import ORDERS, skip, spaced_calls
 
 STEPS, SCALE = 9, 4.0
 
@@ -33,7 +33,7 @@ class Linear(Macs):
     skip: float = 0.25
 
     def of(self, plan: Plan) -> float:
-        return self.begin + self.call * (plan.steps - len(plan.skipped)) + self.skip * len(plan.skipped)
+        return self.begin + self.call * plan.calls + self.skip * len(plan.skipped)
 
 
 @pytest.fixture(scope="module")
@@ -47,10 +47,6 @@ def full(pipe: Any, steps: int) -> Plan:
 
 def recording(pipe: Any) -> Recording:
     return Recording(pipe, label_condition(pipe.transformer, [1, 2, 3]), SCALE, full(pipe, STEPS).sampler, 0)
-
-
-def calls(plan: Plan) -> int:
-    return plan.steps - len(plan.skipped)
 
 
 @pytest.mark.parametrize("base", [6, 7, 20, 50])
@@ -77,7 +73,7 @@ def test_chosen_are_within_the_budget_and_cost_what_they_may(pipe: Any, share: f
     times = set(full(pipe, STEPS).sampler.timesteps)
     assert all(set(plan.sampler.timesteps) < times and plan.sampler.own_timesteps for plan in own)
     assert all(not plan.sampler.own_timesteps and plan.steps == STEPS for plan in kept)
-    assert len({calls(plan) for plan in own}) == len(own)
+    assert len({plan.calls for plan in own}) == len(own)
     assert not skips.chosen(lambda steps: full(pipe, steps), [], budget, prices, False)
     assert not skips.chosen(lambda steps: full(pipe, steps), [1], 0.1 * budget, prices, False)
 
@@ -125,10 +121,10 @@ def test_as_many_even_calls_as_fit(pipe: Any) -> None:
     prices, whole = Linear(), full(pipe, STEPS)
     for count in range(1, STEPS):
         budget = 3.0 + 2.0 * count + 0.25 * (STEPS - count)
-        plan = evenly(whole, 1, budget, prices)
-        assert plan is not None and calls(plan) == count
-    assert evenly(whole, 1, 1.0, prices) is None
-    plan = evenly(whole, 2, prices.of(skip(whole, 3, 2)), prices)
+        plan = _most_computed(spaced_calls, whole, 1, budget, prices)
+        assert plan is not None and plan.calls == count
+    assert _most_computed(spaced_calls, whole, 1, 1.0, prices) is None
+    plan = _most_computed(spaced_calls, whole, 2, prices.of(skip(whole, 3, 2)), prices)
     assert plan is not None and plan.column(0, "model") == skip(whole, 3, 2).column(0, "model")
 
 
@@ -145,7 +141,7 @@ def test_in_the_pool_by_their_names(pipe: Any, price: float, kinds: set[str]) ->
     assert kinds <= {one.kind for one in found}
     for one in found:
         if one.kind in (SKIPPED, BOTH):
-            assert one.name == f"{one.kind}, {one.plan.steps} steps, {calls(one.plan)} model calls"
+            assert one.name == f"{one.kind}, {one.plan.steps} steps, {one.plan.calls} model calls"
     slow = [Method.AST_1, Method.AST_2]  # in a layer: a step that is skipped is none the slower for it
     without = pool(lambda steps: full(pipe, steps), STEPS, budget, prices, slow, skips=Skips(run))
     assert {one.kind for one in without if one.plan.skipped} == {one.kind for one in found if one.plan.skipped}
@@ -170,6 +166,6 @@ def test_changes_leave_the_number_of_calls(pipe: Any) -> None:
         if changed is not None:
             column = changed.column(0, "model")
             assert column[0] is Method.FULL and set(column) <= {Method.FULL, *ORDERS}
-            assert changed.sampler == start.sampler and calls(changed) == calls(start)
+            assert changed.sampler == start.sampler and changed.calls == start.calls
             seen.add(column)
     assert len(seen) > 5

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from ditfastattn.compiled import ProgramRunner
-from ditfastattn.errors import ApplyError, LoadError
+from ditfastattn.errors import ApplyError
 from ditfastattn.kernels import check_name
 from ditfastattn.layout import Layout
 from ditfastattn.models import adapt
@@ -16,9 +16,9 @@ from ditfastattn.models.base import prepared
 from ditfastattn.models.parts import part_obstacles
 from ditfastattn.order import order_for
 from ditfastattn.runner import EagerRunner
-from ditfastattn.samplers import sampler_spec
+from ditfastattn.sampler_fit import sampler_differences
 from ditfastattn.session import Session
-from plans import Plan, PlanError, PlanMismatch, SamplerSpec, dumps, load, loads
+from plans import Plan, PlanError, PlanMismatch, dumps, load, loads
 
 
 def apply(
@@ -86,7 +86,7 @@ def apply(
 
     differences = plan.differences(model=adapter.spec_for(plan.model))
     if scheduler is not None:
-        differences += plan.differences(sampler=_actual_sampler(scheduler, plan))
+        differences += sampler_differences(scheduler, plan)
     if plan.guidance.layout not in (Layout.NONE.value, adapter.guided_layout.value):
         differences.append(
             f"guidance layout: the plan has {plan.guidance.layout}, this model {adapter.guided_layout.value}"
@@ -116,11 +116,3 @@ def follows_a_plan(transformer: nn.Module) -> bool:
     """Whether a session is installed on it."""
     forward = transformer.__dict__.get("forward")
     return isinstance(forward, partial) and isinstance(getattr(forward.func, "__self__", None), Session)
-
-
-def _actual_sampler(scheduler: Any, plan: Plan) -> SamplerSpec:
-    try:
-        return sampler_spec(scheduler, plan.sampler, known_settings=plan.sampler.settings)
-    except (LoadError, TypeError, ValueError) as error:
-        reason = str(error).split("\n")[0]
-        raise ApplyError(f"{type(scheduler).__name__} cannot make the plan's {plan.steps} steps ({reason})") from error

@@ -22,7 +22,7 @@ from ditfastattn.batch import (
     timestep_value,
 )
 from ditfastattn.clock import StepClock
-from ditfastattn.errors import ApplyError, DitFastAttnError, StepError, pydantic_reason
+from ditfastattn.errors import ApplyError, DitFastAttnError, StepError
 from ditfastattn.execute import Context, Contexts
 from ditfastattn.guidance import GuidanceCheck
 from ditfastattn.identity import Identity, identity_of
@@ -34,12 +34,12 @@ from ditfastattn.models.base import Call, ModelAdapter
 from ditfastattn.order import Ordering, order_for
 from ditfastattn.planned import Planned
 from ditfastattn.runner import Run, Runner
+from ditfastattn.sampler_fit import check_begun
 from ditfastattn.sampler_graphs import SamplerGraphs
-from ditfastattn.samplers import inference_steps, set_timesteps, settings_of
+from ditfastattn.samplers import set_timesteps
 from ditfastattn.summary import SessionSummary, SiteSummary
 from ditfastattn.watch import Watch
 from plans import Method, Plan, PlanError, PlanMismatch, SiteName
-from plans.run import SamplerSpec
 
 
 class Session:
@@ -306,22 +306,7 @@ class Session:
         result = set_timesteps(original, self.plan.sampler, *args, **kwargs)
         self._check_pipeline()
         self._end_run()
-        try:
-            actual = SamplerSpec(
-                class_name=type(self._scheduler).__name__,
-                settings=settings_of(self._scheduler, self.plan.sampler.settings),
-                timesteps=tuple(self._scheduler.timesteps.tolist()),
-            )
-        except ValueError as error:  # timesteps that increase, say
-            raise PlanMismatch(
-                [f"timesteps: the sampler's are not those of a plan ({pydantic_reason(error)})"]
-            ) from error
-        differences = self.plan.differences(sampler=actual)
-        if len(actual.timesteps) != self.plan.steps:
-            wanted = inference_steps(self._scheduler, self.plan.steps)
-            raise PlanMismatch(differences, advice=f"sample with num_inference_steps={wanted}")
-        if differences:
-            raise PlanMismatch(differences)
+        check_begun(self._scheduler, self.plan)
         self._clock.expect_new_run()
         return result
 

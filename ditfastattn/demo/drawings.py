@@ -1,0 +1,36 @@
+"""The drawings that the demos were trained on, as one file of images for `python -m eval`.
+
+    python -m ditfastattn.demo.drawings --art node_modules --out build/emoji.npz
+
+Held-out drawings are left out. Their features are what the Fréchet distances of `python -m eval pareto` are to.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+
+from ditfastattn.demo.data import prepare
+
+
+def training_drawings(art: Path) -> np.ndarray:
+    """(N, 64, 64, 3) uint8: each icon once, as it is, in the order of its class."""
+    found = prepare(art, drawings=1)
+    return found.images[~found.held_out, 0]
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m ditfastattn.demo.drawings", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--art", type=Path, required=True, help="the node_modules folder with the packages of ART.md")
+    parser.add_argument("--out", type=Path, required=True, help="the .npz file to write")
+    args = parser.parse_args(argv)
+    images = training_drawings(args.art)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    np.savez_compressed(args.out, arr_0=images)
+    print(f"{len(images)} drawings in {args.out}, {args.out.stat().st_size / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,27 @@
+"""The drawings as one file of images."""
+
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from ditfastattn.demo import data, drawings
+from eval.sources import open_source
+
+SETS = ("noto", "twemoji")
+
+
+def test_training_drawings_as_images(art: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(drawings, "prepare", partial(data.prepare, sets=SETS, workers=1))
+    file = tmp_path / "build" / "emoji.npz"
+    drawings.main(["--art", str(art), "--out", str(file)])
+
+    all_of_them = data.prepare(art, drawings=1, sets=SETS, workers=1)
+    (batch,) = open_source(file).batches(1000)
+    assert all_of_them.held_out.any()
+    assert (batch == all_of_them.images[~all_of_them.held_out, 0]).all()
+
+
+def test_missing_art_says_where_to_get_it(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"ART\.md"):
+        drawings.main(["--art", str(tmp_path), "--out", str(tmp_path / "emoji.npz")])

@@ -24,6 +24,10 @@ class Schedule:
     column: tuple[Method, ...]
     error: float
 
+    @property
+    def calls(self) -> int:
+        return self.column.count(Method.FULL)
+
 
 @dataclass(frozen=True)
 class _Table:

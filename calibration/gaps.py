@@ -54,11 +54,14 @@ class Gaps:
         orders: of forecasts that may be used, above 0.
         longest: steps from one call to the next, at most.
         leaps: steps may be left out; else all that are not computed are forecast.
+
+    Attributes:
+        reads: calls that the errors of a gap may depend on.
     """
 
     def __init__(self, run: Recording, orders: Sequence[int], longest: int, leaps: bool) -> None:
         self.run, self.orders, self.longest, self.leaps = run, tuple(orders), longest, leaps
-        self._read = max([1, *orders]) + 1  # two calls tell whether the step before one was a call
+        self.reads = max([1, *orders]) + 1  # two calls tell whether the step before one was a call
         self._times = run.run.timesteps
 
     def after(self, state: State) -> Iterator[Gap]:
@@ -75,7 +78,7 @@ class Gaps:
         """Where a gap leads; None is the end of the run."""
         if gap.to == self.run.steps:
             return None
-        return State((gap.forecast or gap.computed)[-1], (*gap.computed, gap.to)[-self._read :])
+        return State((gap.forecast or gap.computed)[-1], (*gap.computed, gap.to)[-self.reads :])
 
     def _fillings(self, computed: tuple[int, ...], to: int) -> Iterator[tuple[tuple[int, ...], int]]:
         """Which steps before ``to`` are forecast, none or at even distances, and by which order."""
@@ -90,9 +93,12 @@ class Gaps:
 
     def errors(self, gaps: Sequence[Gap]) -> np.ndarray:
         """The squared error of each gap at the end of the run, as a share of the final latents; the images' mean."""
-        each = np.stack([self.at_the_end(gap) for gap in gaps])  # (gaps, 2 steps + 1)
-        squares: np.ndarray = ((each @ self._products) * each).sum(1)
-        return squares
+        return self.squares(np.stack([self.at_the_end(gap) for gap in gaps]))
+
+    def squares(self, errors: np.ndarray) -> np.ndarray:
+        """The squared norms of errors (n, 2 steps + 1), counted as in `at_the_end`."""
+        found: np.ndarray = ((errors @ self._products) * errors).sum(1)
+        return found
 
     def at_the_end(self, gap: Gap) -> np.ndarray:
         """The error of a gap as it will be at the end: what each latent and each output of the run counts in it.

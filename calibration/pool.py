@@ -115,7 +115,8 @@ def _candidates(
     forecasts = [number for number, method in enumerate(ORDERS) if method.forecasts]  # a skipped step is never slow
     if skips is not None:
         for kind, leaps in ((SKIPPED, False), (BOTH, True)):
-            yield from (Candidate(kind, one) for one in skips.chosen(full, forecasts, budget, prices, leaps))
+            for one in skips.chosen(full, forecasts, budget, prices, leaps):
+                yield Candidate(kind if one.skipped else OWN, one)
     for number in forecasts:
         if (even := _most_computed(spaced_calls, full(base), number, budget, prices)) is not None:
             yield Candidate(f"skips of order {number}", even)

@@ -68,12 +68,12 @@ def test_chosen_are_within_the_budget_and_cost_what_they_may(pipe: Any, share: f
     kept = skips.chosen(lambda steps: full(pipe, steps), [1], budget, prices, False)
     assert own and kept
     for plan in (*own, *kept):
-        assert (dear if plan in own else prices).of(plan) <= budget and plan.skipped
+        assert (dear if plan in own else prices).of(plan) <= budget and (plan in own or plan.skipped)
         assert plan.column(0, "model")[0] is Method.FULL and not set(plan.column(0, "model")) & {Method.AST_2}
     times = set(full(pipe, STEPS).sampler.timesteps)
     assert all(set(plan.sampler.timesteps) < times and plan.sampler.own_timesteps for plan in own)
     assert all(not plan.sampler.own_timesteps and plan.steps == STEPS for plan in kept)
-    assert len({plan.calls for plan in own}) == len(own)
+    assert any(plan.skipped for plan in own)
     assert not skips.chosen(lambda steps: full(pipe, steps), [], budget, prices, False)
     assert not skips.chosen(lambda steps: full(pipe, steps), [1], 0.1 * budget, prices, False)
 
@@ -152,7 +152,8 @@ def test_search_changes_which_steps_are_skipped(pipe: Any) -> None:
     condition = label_condition(pipe.transformer, [1, 2, 3])
     trials = Trials(pipe, condition, SCALE, run, 0, range(3))
     budget = 0.6 * prices.of(full(pipe, STEPS))
-    (start, *_) = Skips(recording(pipe)).chosen(lambda steps: full(pipe, steps), [1, 2], budget, prices, True)
+    chosen = Skips(recording(pipe)).chosen(lambda steps: full(pipe, steps), [1, 2], budget, prices, True)
+    start = next(plan for plan in chosen if plan.skipped)
     plan, outcome = improve(start, trials, prices, budget, 25, 0)
     assert prices.of(plan) <= budget and outcome.typical <= trials.of(start).typical
     assert plan.sampler.timesteps[0] == run.timesteps[0] and plan.skipped

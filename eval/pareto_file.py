@@ -26,7 +26,7 @@ def read(file: Path) -> dict[str, Any]:
 
 def run_name() -> str:
     """Of a record and its rows: when the run began (UTC), which is the same in whatever file they end."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 def plan_name(model: str, base: int, what: str) -> str:

@@ -144,9 +144,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"{pareto_time.what(args.repeats)}; cache-dit with compiled blocks; batch {args.time_batch}, "
             f"{args.time_dtype}"
         )
-    if args.fd:
+    if distance is not None:
         drawn = f"{args.fd} images in {args.fd_dtype or args.dtype}"
-        told["fd"] = f"{drawn}, EfficientNet-Lite0 features (not FID), to {args.fd_reference.name}"
+        told["fd"] = f"{drawn}, EfficientNet-Lite0 features (not FID), to {distance.reference}"
     if args.again:
         _follow_again(bench, told, distance)
         return

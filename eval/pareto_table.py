@@ -1,4 +1,5 @@
-"""The tables of pareto.json: at a few speedups, the plan found for it and the best other methods; and speed alone."""
+"""The tables of pareto.json: at a few speedups, the plan found for it and the best other methods; distances to real
+images; and speed alone."""
 
 from __future__ import annotations
 
@@ -25,6 +26,35 @@ def images(result: Mapping[str, Any], file: str) -> list[str]:
         f"{len(runs)} runs, whose commands are in [{file}]({file})."
     )
     return [*at_speedups(result["rows"]), "", note]
+
+
+def distances(result: Mapping[str, Any], file: str) -> list[str]:
+    """The table of Frechet distances, and what they are to."""
+    runs = [run for run in result["runs"] if "fd" in run]
+    if not runs:
+        return ["Not measured yet: `python -m eval pareto --fd 5000`."]
+    rows = [row for row in result["rows"] if row["fd"] is not None]
+    columns = sorted({(row["model"], -row["base_steps"]) for row in rows})
+    names = [f"{model}, {-base} steps" for model, base in columns]
+    lines = [f"| way | {' | '.join(names)} |", "|---" * (1 + len(names)) + "|"]
+    for method in dict.fromkeys(row["method"] for row in sorted(rows, key=lambda row: row["method"] != "full")):
+        mine = [row for row in rows if row["method"] == method]
+        cells = [
+            "; ".join(_distance(row) for row in mine if (row["model"], -row["base_steps"]) == column)
+            for column in columns
+        ]
+        lines.append(f"| {'uncompressed' if method == 'full' else method} | {' | '.join(cells)} |")
+    told = "; ".join(dict.fromkeys(run["fd"] for run in runs))
+    return [
+        *lines,
+        "",
+        f"Distance, at percent of the MACs, PSNR as above. {told}. In [{file}]({file}), with the commands.",
+    ]
+
+
+def _distance(row: Mapping[str, Any]) -> str:
+    near = "" if row["psnr"] is None else f" ({row['total_macs']:.0f} %, {row['psnr']:.1f} dB)"
+    return f"{row['fd']:.1f}{near}"
 
 
 def speed(result: Mapping[str, Any], file: str) -> list[str]:

@@ -228,6 +228,12 @@ def pareto() -> str:
     return "\n".join(pareto_table.images(json.loads((ROOT / file).read_text()), file))
 
 
+def pareto_distances() -> str:
+    """Frechet distances of the same ways."""
+    file = "eval/results/pareto.json"
+    return "\n".join(pareto_table.distances(json.loads((ROOT / file).read_text()), file))
+
+
 def pareto_speed() -> str:
     """MACs and speed-ups of all ways on geometries with random weights."""
     file = "eval/results/pareto.json"
@@ -263,6 +269,7 @@ TABLES = {
     "token_order": token_order,
     "drift": drift,
     "pareto": pareto,
+    "pareto_distances": pareto_distances,
     "pareto_speed": pareto_speed,
     "demo_thresholds": demo_thresholds,
     "demo_clips": demo_clips,

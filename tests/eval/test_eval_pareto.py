@@ -62,14 +62,14 @@ def few(bench: Bench, base: int) -> Iterator[Any]:
 
 def test_from_the_command_line(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pareto, "SOURCES", {"few": few})
-    distance = MagicMock(side_effect=lambda pixels: float(len(pixels)))
+    distance = MagicMock(side_effect=lambda pixels: float(len(pixels)), reference="x.npz (7 images, abc)")
     monkeypatch.setattr(pareto, "Distance", lambda *_: distance)
     distances = ["--fd", "4", "--fd-reference", "x.npz", "--fd-shares", "0.5", "--fd-dtype", "bfloat16"]
     pareto.main(options(small, "--out", str(tmp_path), *distances))
     found = json.loads((tmp_path / "pareto.json").read_text())
     (run,) = found["runs"]
     assert run["model"] == "small" and run["base_steps"] == STEPS and "timed" not in run
-    assert "4 images in bfloat16" in run["fd"] and "x.npz" in run["fd"]
+    assert run["fd"].startswith("4 images in bfloat16") and run["fd"].endswith("to x.npz (7 images, abc)")
     assert "--n 3" in run["command"] and "--out" not in run["command"]
     full, fewer, plan = found["rows"]
     assert tuple(full) == pareto_file.KEYS and all(row["run"] == run["run"] for row in found["rows"])

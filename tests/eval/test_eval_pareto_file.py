@@ -114,6 +114,27 @@ def test_table_of_speedups() -> None:
     assert lines[2] == "| m, 50 | 2 x |  | 20.0 dB, 2.00 x (skip b) |  |"
 
 
+def test_table_of_distances() -> None:
+    """A column for each model and its steps, the uncompressed images first; of rows that have a distance."""
+    rows = [
+        row("FORA", 50.0, fd=12.34, psnr=30.0),
+        row("FORA", 34.0, fd=20.0, psnr=25.0),
+        row("PAB", 70.0, base_steps=20, fd=9.0),
+        row("skip", 50.0),
+        row("full", 100.0, psnr=None, fd=10.0),
+    ]
+    result = {"runs": [{"fd": "5 images to x.npz"}, {}, {"fd": "5 images to x.npz"}], "rows": rows}
+    lines = pareto_table.distances(result, "f.json")
+    assert lines[0] == "| way | m, 50 steps | m, 20 steps |"
+    assert lines[2:5] == [
+        "| uncompressed | 10.0 |  |",
+        "| FORA | 12.3 (50 %, 30.0 dB); 20.0 (34 %, 25.0 dB) |  |",
+        "| PAB |  | 9.0 (70 %, 20.0 dB) |",
+    ]
+    assert lines[-1].count("5 images to x.npz") == 1 and "f.json" in lines[-1]
+    assert pareto_table.distances({"runs": [{}], "rows": []}, "f.json")[0].startswith("Not measured yet")
+
+
 def test_plot(tmp_path: Path) -> None:
     rows = [
         row("full", 100.0, fd=29.75),

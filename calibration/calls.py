@@ -6,7 +6,7 @@ number of forecasts at once, so that one table serves every budget.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -18,11 +18,12 @@ from plans.make import ORDERS
 
 @dataclass(frozen=True)
 class Schedule:
-    """The steps of the uncompressed run that are kept, what the model does there, and the squared error expected."""
+    """The steps of the uncompressed run that are kept, what the model does there, and the squared error expected, which
+    tells no two apart."""
 
     kept: tuple[int, ...]
     column: tuple[Method, ...]
-    error: float
+    error: float = field(compare=False)
 
     @property
     def calls(self) -> int:

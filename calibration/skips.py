@@ -101,8 +101,11 @@ class Skips:
         def fits(plan: Plan) -> bool:
             return plan.sampler.own_timesteps == leaps and prices.of(plan) <= budget * (1 + 1e-9)
 
-        plans = ((self._plan(full, one) for one in schedules) for schedules in ranked)
-        return [plan for some in plans for plan in islice(filter(fits, some), TRIED)]
+        chosen: dict[Schedule, Plan] = {}  # the same may come by several measures
+        for schedules in ranked:
+            made = ((one, self._plan(full, one)) for one in schedules if one not in chosen)
+            chosen.update(islice(((one, plan) for one, plan in made if fits(plan)), TRIED))
+        return list(chosen.values())
 
     def _tables_of(self, orders: tuple[int, ...], longest: int, leaps: bool) -> tuple[Gaps, Calls]:
         gaps = Gaps(self._recording, orders, longest, leaps)
@@ -112,7 +115,7 @@ class Skips:
         plan, times = full(len(schedule.kept)), self._recording.run.timesteps
         if len(schedule.kept) < len(times):
             plan = plan.with_timesteps([times[step] for step in schedule.kept])
-        return plan.skipping(schedule.column)
+        return plan.skipping(schedule.column) if schedule.calls < len(schedule.kept) else plan
 
 
 def _nearest(schedules: Iterable[Schedule]) -> list[Schedule]:

@@ -57,12 +57,14 @@ class Distance:
         self._path = reference
         ready = reference.suffix == ".npz" and holds_statistics(reference)
         self._real = load(reference) if ready else statistics_of(open_source(reference), self._network)
+        self._real.check(self._network, None, reference)
 
     @property
     def reference(self) -> str:
-        """What the distances are to: the file, how many images, and the beginning of their fingerprint."""
+        """What the distances are to: the file, and where it says so how many images, and the beginning of their
+        fingerprint."""
         about = self._real.about
-        return f"{self._path.name} ({about.count:,} images, {about.fingerprint[:8]})"
+        return self._path.name + ("" if about.count is None else f" ({about.count:,} images, {about.fingerprint[:8]})")
 
     def check(self, side: int) -> None:
         """Raises MetricError if the reference is of images of another size in pixels, or of another network."""

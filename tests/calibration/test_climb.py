@@ -85,6 +85,7 @@ def test_a_climb_ends_at_the_top(run: Recording, together: float, leaps: bool) -
         assert top.calls == calls and top.column[0] is FULL and top.kept[0] == 0
         assert len(top.kept) - calls == _forecasts(steps) <= STEPS - calls
         assert leaps or len(top.kept) == STEPS
+        assert all(len({steps[step] for step in gap.forecast}) <= 1 for gap in _gaps(steps, gaps.reads))
         assert top.error == climb.error(steps) <= climb.error(climb.steps_of(begun))
         assert tuple(feasible(top.column, [run.run.timesteps[step] for step in top.kept])) == top.column
         assert all(climb.error(changed) >= top.error * (1 - 1e-4) for changed in climb._changed(steps, STEPS - calls))
@@ -105,3 +106,27 @@ def test_a_worse_schedule_is_made_better(run: Recording) -> None:
     climb = Climb(gaps, 0.8)
     bad = Schedule(tuple(range(STEPS)), column, np.inf)
     assert climb.top(bad, STEPS).error < 0.9 * climb.error(climb.steps_of(bad))
+
+
+def test_what_changes(run: Recording) -> None:
+    """Steps that are at most three apart change places; forecasts change their order, and with leaps come and go."""
+    gaps = Gaps(run, (1, 2), 9, True)
+    steps = (FULL, FULL, FULL, LINE, LINE, FULL, FULL, FULL, None)
+    changed = set(Climb(gaps, 0.5)._changed(steps, 2))
+    assert (FULL, FULL, FULL, LINE, FULL, FULL, FULL, LINE, None) in changed
+    assert (FULL, LINE, FULL, FULL, LINE, FULL, FULL, FULL, None) in changed  # two apart
+    assert (FULL, FULL, FULL, FULL, LINE, FULL, FULL, FULL, LINE) not in changed
+    assert (FULL, FULL, FULL, CURVE, CURVE, FULL, FULL, FULL, None) in changed  # a gap has one order
+    assert (FULL, FULL, FULL, None, LINE, FULL, FULL, FULL, None) in changed
+    assert (FULL, FULL, FULL, LINE, LINE, FULL, FULL, FULL, LINE) not in changed  # a third forecast
+    assert (FULL, FULL, FULL, LINE, LINE, FULL, FULL, FULL, LINE) in set(Climb(gaps, 0.5)._changed(steps, 3))
+    assert not any(None in one for one in Climb(Gaps(run, (1, 2), 9, False), 0.5)._changed((*steps[:-1], FULL), 9))
+    assert all(one[0] is FULL for one in changed)
+
+
+def test_steps_are_left_out_where_that_is_better(run: Recording) -> None:
+    kept = Calls(Gaps(run, (1,), 4, False)).best(5, STEPS - 5)
+    assert kept is not None
+    climb = Climb(Gaps(run, (1,), 4, True), 0.0)
+    top = climb.top(kept, STEPS - 5)
+    assert len(top.kept) < STEPS and top.error < kept.error

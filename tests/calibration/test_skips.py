@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 from small_models import full_plan, small_pipeline
 
+from calibration.calls import Calls
+from calibration.gaps import Gaps
 from calibration.improve import _other_skips, improve
-from calibration.pool import BOTH, SKIPPED, _most_computed, pool
+from calibration.pool import BOTH, FEWER, OWN, SKIPPED, _most_computed, pool
 from calibration.prices import Macs
 from calibration.recorded import Recording
 from calibration.skips import Skips, StepPrices
@@ -69,13 +71,46 @@ def test_chosen_are_within_the_budget_and_cost_what_they_may(pipe: Any, share: f
     assert own and kept
     for plan in (*own, *kept):
         assert (dear if plan in own else prices).of(plan) <= budget and (plan in own or plan.skipped)
-        assert plan.column(0, "model")[0] is Method.FULL and not set(plan.column(0, "model")) & {Method.AST_2}
+        column = plan.column(0, "model") if plan.skipped else (Method.FULL,)
+        assert column[0] is Method.FULL and not set(column) & {Method.AST_2}
     times = set(full(pipe, STEPS).sampler.timesteps)
     assert all(set(plan.sampler.timesteps) < times and plan.sampler.own_timesteps for plan in own)
     assert all(not plan.sampler.own_timesteps and plan.steps == STEPS for plan in kept)
     assert any(plan.skipped for plan in own)
     assert not skips.chosen(lambda steps: full(pipe, steps), [], budget, prices, False)
     assert not skips.chosen(lambda steps: full(pipe, steps), [1], 0.1 * budget, prices, False)
+
+
+def test_nothing_is_chosen_or_in_the_pool_twice(pipe: Any) -> None:
+    """What leaves steps out and skips none is a plan of own timesteps, as those chosen by the errors of leaps are."""
+    run = recording(pipe)
+    for price in (0.02, 0.3, 0.8):
+        prices = Linear(skip=price)
+        budget = 0.6 * prices.of(full(pipe, STEPS))
+        skips = Skips(run)
+        chosen = [skips.chosen(lambda steps: full(pipe, steps), [1, 2], budget, prices, leaps) for leaps in (0, 1)]
+        for plans in chosen:
+            work = [(plan.sampler, plan.sites.get("model")) for plan in plans]
+            assert all(one != other for at, one in enumerate(work) for other in work[:at])
+            assert all("model" in plan.sites or not plan.skipped for plan in plans)
+        found = pool(lambda steps: full(pipe, steps), STEPS, budget, prices, spaced_by=Spacing(run).chosen, skips=skips)
+        uncompressed = [one.plan.sampler for one in found if not one.plan.skipped and one.kind in (FEWER, OWN)]
+        assert all(one != other for at, one in enumerate(uncompressed) for other in uncompressed[:at])
+
+
+def test_the_best_comes_first_and_none_is_too_dear(pipe: Any) -> None:
+    @dataclass
+    class Uneven(Linear):
+        def of(self, plan: Plan) -> float:
+            return super().of(plan) + (2.0 if plan.calls == 4 else 0.0)
+
+    run = recording(pipe)
+    for prices in (Linear(), Uneven()):
+        budget = 3.0 + 5 * 2.0 + 4 * 0.25
+        (first, *others) = Skips(run).chosen(lambda steps: full(pipe, steps), [1, 2], budget, prices, False)
+        assert first.calls == 5 and all(prices.of(plan) <= budget for plan in (first, *others))
+    schedule = Calls(Gaps(run, (1, 2), 4, False)).best(5, 4)
+    assert schedule is not None and first.column(0, "model") == schedule.column
 
 
 def test_leaps_need_a_sampler_that_takes_timesteps() -> None:

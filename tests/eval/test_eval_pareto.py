@@ -126,11 +126,16 @@ def test_distance_is_that_of_the_features(tmp_path: Path, monkeypatch: pytest.Mo
     rng = np.random.default_rng(0)
     real, drawn = (rng.integers(0, 255, (n, 8, 8, 3), dtype=np.uint8) for n in (20, 70))
     np.savez(tmp_path / "real.npz", arr_0=real)
-    found = pareto_fd.Distance(tmp_path / "real.npz", "cpu")(torch.from_numpy(drawn))
+    distance = pareto_fd.Distance(tmp_path / "real.npz", "cpu")
+    assert distance.reference.startswith("real.npz (20 images, ")
+    found = distance(torch.from_numpy(drawn))
     expected = frechet_distance(*(Moments.of([images.mean((1, 2))], 3) for images in (drawn, real)))
     assert found == pytest.approx(expected, abs=1e-3)
     with pytest.raises(MetricError, match="does not exist"):
         pareto_fd.Distance(tmp_path / "none", "cpu")
+    np.savez(tmp_path / "adm.npz", mu=np.zeros(3), sigma=np.eye(3))  # as ADM's tools write Inception's
+    with pytest.raises(MetricError, match="features"):
+        pareto_fd.Distance(tmp_path / "adm.npz", "cpu")
 
 
 @pytest.mark.parametrize("more", [["--fd", "5"], ["--fd-reference", "x"], ["--fd", "1", "--fd-reference", "x"]])

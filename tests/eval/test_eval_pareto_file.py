@@ -9,6 +9,7 @@ from typing import Any
 from PIL import Image
 
 from eval import pareto_cache_dit, pareto_file, pareto_plot, pareto_table, readme
+from plans import load
 
 
 def row(method: str = "FORA", macs: float = 50.0, **changes: Any) -> dict[str, Any]:
@@ -112,6 +113,23 @@ def test_table_of_speedups() -> None:
         "| m, 50 | 1.6 x | 30.0 dB, 1.60 x (drift) | 26.0 dB, 1.90 x (SmoothCache c) | 25.0 dB, 1.56 x (FORA 3) |"
     )
     assert lines[2] == "| m, 50 | 2 x |  | 20.0 dB, 2.00 x (skip b) |  |"
+
+
+def test_plans_that_ship_are_rows() -> None:
+    """By name, what was asked for, steps and note; rows name records that are there."""
+    found = json.loads((readme.RESULTS / "pareto.json").read_text())
+    rows = {(row["model"], row["base_steps"], row["setting"]): row for row in found["rows"] if row["method"] == "ours"}
+    shipped = sorted((readme.ROOT / "plans" / "library").glob("*-speedup-*.json"))
+    assert len(shipped) == 10
+    for file in shipped:
+        plan, (name, asked) = load(file), file.stem.split("-speedup-")
+        model, base = name.split("-dpm")
+        _, _, how = plan.note.partition("pareto: ")
+        assert rows[model, int(base), f"{asked} x: {how}"]["steps"] == plan.steps
+    records = [(run["model"], run["base_steps"], run["run"]) for run in found["runs"] if "run" in run]
+    for one in found["rows"]:
+        for of in filter(None, (one.get(name) for name in ("run", "timed_in", "fd_in"))):
+            assert records.count((one["model"], one["base_steps"], of)) == 1
 
 
 def test_table_of_distances() -> None:

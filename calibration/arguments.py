@@ -110,7 +110,7 @@ def _add_plan(parser: argparse.ArgumentParser) -> None:
     add("--compile", action="store_true", help="run the blocks in compiled pieces, as apply(compile=True) does")
     add("--batch", type=int, metavar="N", help="images at once that a speedup is measured for (default: as many as are "
         "calibrated on)")  # fmt: skip
-    add("--evaluations", type=int, default=40, metavar="N", help="runs spent on improving the best plans of a speedup "
+    add("--evaluations", type=int, metavar="N", help="runs spent on improving the best plans of a speedup "
         "(default: 40)")  # fmt: skip
 
 

@@ -47,6 +47,8 @@ from plans.macs import plan_macs
 def write_calibrated(options: argparse.Namespace, arguments: Sequence[str], ranks: Ranks) -> int:
     """Plans by thresholds or drifts, or by time, as the parsed ``arguments`` ask for them."""
     timed = bool(options.speedup or options.latency_ms)
+    if not timed:
+        _check_untimed(options)
     if timed:
         _check_timed(options, ranks)
         asked, names = [], plan_names(options)
@@ -142,8 +144,15 @@ def _check_timed(options: argparse.Namespace, ranks: Ranks) -> None:
             raise CalibrationError(f"{name} does not go with a plan by time: leave it out")
     if options.batch is not None and options.batch < 1:
         raise CalibrationError(f"a batch has at least one image, got --batch {options.batch}")
-    if options.evaluations < 0:
-        raise CalibrationError(f"--evaluations is a number of runs, got {options.evaluations}")
+    if options.evaluations is not None and options.evaluations < 0:
+        raise CalibrationError(f"--evaluations is a number of runs, 0 or more, got {options.evaluations}")
+
+
+def _check_untimed(options: argparse.Namespace) -> None:
+    """What only a search by time has."""
+    for given, name in ((options.evaluations, "--evaluations"), (options.batch, "--batch")):
+        if given is not None:
+            raise CalibrationError(f"{name} is for plans by time: give it with --speedup or --latency-ms")
 
 
 def _sample(pipe: Any, plan: Plan, settings: Settings, condition: Condition, unseen: bool, compressed: bool) -> Images:

@@ -45,7 +45,8 @@ def plan_speedups(
     images = settings.images if options.batch is None else options.batch
     table = _table(options, pipe, settings, condition, images)
     prices = Times(table)
-    planner = Planner(pipe, settings, condition, prices, prices.slow(), options.evaluations)
+    evaluations = Planner.evaluations if options.evaluations is None else options.evaluations
+    planner = Planner(pipe, settings, condition, prices, prices.slow(), evaluations)
     timed = condition.of([index % settings.images for index in range(images)])
 
     print("timing the uncompressed run", flush=True)

@@ -5,6 +5,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +14,8 @@ from calibration.calibrate import package_versions
 
 
 def command_line(name: str, argv: Sequence[str] | None, folders: Sequence[str] = ("--out",)) -> str:
-    """``python -m eval NAME`` with its options as given, those left out that name folders of one machine.
+    """``python -m eval NAME`` with its options as given, but for what is of one machine: folders are left out, and of
+    absolute paths all but the name.
 
     Args:
         argv: the options after the command's name; None for those of this process.
@@ -23,9 +25,15 @@ def command_line(name: str, argv: Sequence[str] | None, folders: Sequence[str] =
     skip = False
     for word in given:
         if not skip and word not in folders and not word.startswith(tuple(f"{folder}=" for folder in folders)):
-            kept.append(word)
+            kept.append(_without_folders(word))
         skip = word in folders
     return shlex.join(["python", "-m", "eval", name, *kept])
+
+
+def _without_folders(word: str) -> str:
+    """An option or its value; of an absolute path the name."""
+    option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+    return option + equals + (Path(value).name if Path(value).is_absolute() else value)
 
 
 def device_name(device: str) -> str:

@@ -26,7 +26,12 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--art", type=Path, required=True, help="the node_modules folder with the packages of ART.md")
     parser.add_argument("--out", type=Path, required=True, help="the .npz file to write")
     args = parser.parse_args(argv)
-    images = training_drawings(args.art)
+    if args.out.suffix != ".npz":
+        parser.error(f"--out {args.out} must end in .npz")
+    try:
+        images = training_drawings(args.art)
+    except FileNotFoundError as error:
+        parser.error(str(error))
     args.out.parent.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(args.out, arr_0=images)
     print(f"{len(images)} drawings in {args.out}, {args.out.stat().st_size / 1e6:.1f} MB")

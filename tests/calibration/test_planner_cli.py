@@ -80,6 +80,8 @@ def test_advice(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
         (["--speedup", "1.2000001", "1.2000002"], "two plans would be written to one file"),
         (["--speedup", "2", "--batch", "0"], "at least one image"),
         (["--speedup", "2", "--threshold", "0.1"], "not allowed with"),
+        (["--speedup", "2", "--evaluations", "-1"], "0 or more"),
+        (["--threshold", "0.1"], "--evaluations is for plans by time"),  # which all of these are given
         (["--speedup", "100"], "no plan is cheap enough"),
         (["--latency-ms", "1e9"], "nothing has to be compressed"),
         (["--speedup", "1.5", "2", "--output", "one.json"], "is one file"),

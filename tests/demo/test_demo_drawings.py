@@ -22,6 +22,11 @@ def test_training_drawings_as_images(art: Path, tmp_path: Path, monkeypatch: pyt
     assert (batch == all_of_them.images[~all_of_them.held_out, 0]).all()
 
 
-def test_missing_art_says_where_to_get_it(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"ART\.md"):
-        drawings.main(["--art", str(tmp_path), "--out", str(tmp_path / "emoji.npz")])
+@pytest.mark.parametrize(("name", "reason"), [("emoji.npz", "ART.md"), ("emoji.png", "must end in .npz")])
+def test_what_cannot_be_is_told_in_a_sentence(
+    name: str, reason: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as left:
+        drawings.main(["--art", str(tmp_path), "--out", str(tmp_path / name)])
+    assert left.value.code == 2 and reason in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

@@ -94,3 +94,7 @@ def test_the_command(make: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
 def test_commands_are_recorded_without_folders() -> None:
     assert command_line("x", ["--out", "/somewhere", "--n", "3"]) == "python -m eval x --n 3"
     assert command_line("x", ["--n", "3", "--out=/somewhere"]) == "python -m eval x --n 3"
+    assert (
+        command_line("x", ["--again", "/a/b.json", "a/c", "--of=/d/e.npz"])
+        == "python -m eval x --again b.json a/c --of=e.npz"
+    )

@@ -50,23 +50,30 @@ def output(model: STDiT2) -> Tensor:
         return model(latents, torch.tensor([500]), words, **sizes())
 
 
+def check_same(found: STDiT2, expected: STDiT2) -> None:
+    """Weights to the last bit; what they compute but for rounding, which differs by where a file's begin in memory."""
+    ours, theirs = found.state_dict(), expected.state_dict()
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    torch.testing.assert_close(output(found), output(expected), rtol=1e-5, atol=1e-5)
+
+
 def test_every_form_of_a_checkpoint_gives_the_model(folder: Path) -> None:
-    expected = output(small_stdit2())
-    assert torch.equal(output(load_stdit2(folder)), expected)
-    assert torch.equal(output(load_stdit2(folder / "model.safetensors")), expected)
+    expected = small_stdit2()
+    check_same(load_stdit2(folder), expected)
+    check_same(load_stdit2(folder / "model.safetensors"), expected)
     state = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
     torch.save(state, folder / "stage3.pt")
-    assert torch.equal(output(load_stdit2(folder)), expected)
+    check_same(load_stdit2(folder), expected)
     torch.save({"state_dict": state}, folder / "stage3.pt")
-    assert torch.equal(output(load_stdit2(folder / "stage3.pt")), expected)
+    check_same(load_stdit2(folder / "stage3.pt"), expected)
 
 
 def test_what_save_pretrained_writes_is_read_by_both(tmp_path: Path) -> None:
     model = small_stdit2()
     model.save_pretrained(tmp_path)
-    assert torch.equal(output(load_stdit2(tmp_path)), output(model))
-    assert torch.equal(output(STDiT2.from_pretrained(tmp_path)), output(model))
+    check_same(load_stdit2(tmp_path), model)
+    check_same(STDiT2.from_pretrained(tmp_path), model)
 
 
 def test_frequencies_are_the_checkpoints(folder: Path) -> None:

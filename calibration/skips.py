@@ -24,7 +24,7 @@ WIDER = 2  # steps by which a gap may be longer than all would be if even
 MOST = 100  # steps of a run; the tables of longer ones would be too large
 TRIED = 2  # schedules of each kind, by each measure of their error
 CLIMBED = 4  # schedules of the dynamic program that are searched on from
-TOGETHER = (0.5, 0.8)  # shares of errors that add up as vectors; 0.8 foretells those of `demo` to a tenth
+TOGETHER = (0.5, 0.8)  # shares of errors that add up as vectors; which foretells runs best differs between models
 
 
 @dataclass(frozen=True)

@@ -56,11 +56,17 @@ class SessionSummary:
         more = besides(self.plan)
         several = self.sites.items() if len(self.sites) > 1 else ()
         attentions = self.plan.attention_sites if len(self.plan.attention_sites) > 1 else ()
+        skipped = len(self.plan.skipped)
         return "\n".join(
             [
                 f"runs             {self.runs_finished} finished, {self.runs_begun} begun ({self.plan.steps} steps)",
                 f"methods used     {_shares(self.methods)}",
                 *(f"  {name:<14} {_shares(site.methods)}" for name, site in several),
+                *(
+                    [f"skipped          {skipped} of {self.plan.steps} steps, in which no layer runs"]
+                    if skipped
+                    else []
+                ),
                 f"attention MACs   {self.attention_macs_percent:.1f} % of full (planned, projections counted)",
                 *(f"  {name:<14} {site_macs(self.plan, name).percent:.1f} %" for name in attentions),
                 *([f"{f'with {more}':<16} {shown_macs(self.plan).percent:.1f} %"] if more else []),

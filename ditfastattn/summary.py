@@ -56,7 +56,7 @@ class SessionSummary:
         more = besides(self.plan)
         several = self.sites.items() if len(self.sites) > 1 else ()
         attentions = self.plan.attention_sites if len(self.plan.attention_sites) > 1 else ()
-        skipped = len(self.plan.skipped)
+        skipped = f"skipped          {len(self.plan.skipped)} of {self.plan.steps} steps, in which no layer runs"
         return "\n".join(
             [
                 f"runs             {self.runs_finished} finished, {self.runs_begun} begun ({self.plan.steps} steps)",

@@ -6,10 +6,12 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
+from tqdm import tqdm
 
 Thunk = Callable[[], object]
 # GPU cycles that are longer than the host takes to launch what is timed: about 20 ms for steps, 1 ms for a few graphs.
 HEAD_START, GRAPH_START = 40_000_000, 2_000_000
+SHOWN_AFTER = 2  # seconds, before which no bar is worth it: on a GPU there is none
 
 
 class Launched(NamedTuple):
@@ -76,7 +78,7 @@ def interleaved(
         graphs: the calls replay graphs; they have a head start, so that launching is in no time.
     """
     measured: dict[str, list[float]] = {name: [] for name in runs}
-    for repeat in range(repeats + 1):
+    for repeat in tqdm(range(repeats + 1), desc="timing", unit="round", delay=SHOWN_AFTER, leave=False):
         for name, run in runs.items():
             took = _on_gpu(run, launches, graphs) if device.type == "cuda" else _on_cpu(run, launches)
             if repeat:

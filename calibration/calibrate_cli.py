@@ -47,10 +47,11 @@ from plans.macs import plan_macs
 def write_calibrated(options: argparse.Namespace, arguments: Sequence[str], ranks: Ranks) -> int:
     """Plans by thresholds or drifts, or by time, as the parsed ``arguments`` ask for them."""
     timed = bool(options.speedup or options.latency_ms)
-    if not timed:
-        _check_untimed(options)
     if timed:
         _check_timed(options, ranks)
+    else:
+        _check_untimed(options)
+    if timed:
         asked, names = [], plan_names(options)
     elif options.drift:
         asked = [(text, parse_budget(text)) for text in options.drift]

@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from ditfastattn.demo.data import prepare
+from plans import PlanError
+from plans.files import write_whole
 
 
 def training_drawings(art: Path) -> np.ndarray:
@@ -28,12 +30,16 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if args.out.suffix != ".npz":
         parser.error(f"--out {args.out} must end in .npz")
+
+    def write(beside: Path) -> None:
+        with open(beside, "wb") as file:
+            np.savez_compressed(file, arr_0=images)
+
     try:
         images = training_drawings(args.art)
-    except FileNotFoundError as error:
+        write_whole(args.out, write)
+    except (FileNotFoundError, PlanError) as error:
         parser.error(str(error))
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(args.out, arr_0=images)
     print(f"{len(images)} drawings in {args.out}, {args.out.stat().st_size / 1e6:.1f} MB")
 
 

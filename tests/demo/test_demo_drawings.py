@@ -2,6 +2,7 @@
 
 from functools import partial
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import pytest
 
@@ -30,3 +31,18 @@ def test_what_cannot_be_is_told_in_a_sentence(
         drawings.main(["--art", str(tmp_path), "--out", str(tmp_path / name)])
     assert left.value.code == 2 and reason in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_nothing_is_left_half_written(
+    art: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(drawings, "prepare", partial(data.prepare, sets=SETS, workers=1))
+
+    def full_disk(file: BinaryIO, **arrays: Any) -> None:
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(drawings.np, "savez_compressed", full_disk)
+    with pytest.raises(SystemExit):
+        drawings.main(["--art", str(art), "--out", str(tmp_path / "emoji.npz")])
+    assert "No space left on device" in capsys.readouterr().err and not list(tmp_path.iterdir())

@@ -49,16 +49,10 @@ def write_calibrated(options: argparse.Namespace, arguments: Sequence[str], rank
     timed = bool(options.speedup or options.latency_ms)
     if timed:
         _check_timed(options, ranks)
+        asked, names = [], plan_names(options)
     else:
         _check_untimed(options)
-    if timed:
-        asked, names = [], plan_names(options)
-    elif options.drift:
-        asked = [(text, parse_budget(text)) for text in options.drift]
-        names = [f"within-{value:g}" for _, value in asked]
-    else:
-        asked = [(text, parse_threshold(text)) for text in options.threshold]
-        names = [f"{loss_of(options)}-{value:g}" for _, value in asked]
+        asked, names = _asked(options)
     settle_schedule(options)
     window, temporal_window = parse_window(options.window), parse_window(options.temporal_window)
     methods = parse_methods(options.methods)
@@ -128,6 +122,15 @@ def write_calibrated(options: argparse.Namespace, arguments: Sequence[str], rank
                   f"  {row['ssim']:8.4f}")  # fmt: skip
         print(f"\nsummary  {summary}")
     return 0
+
+
+def _asked(options: argparse.Namespace) -> tuple[list[tuple[str, float]], list[str]]:
+    """The drifts or thresholds, as texts and numbers, and what their plans are called."""
+    if options.drift:
+        asked = [(text, parse_budget(text)) for text in options.drift]
+        return asked, [f"within-{value:g}" for _, value in asked]
+    asked = [(text, parse_threshold(text)) for text in options.threshold]
+    return asked, [f"{loss_of(options)}-{value:g}" for _, value in asked]
 
 
 def _check_timed(options: argparse.Namespace, ranks: Ranks) -> None:

@@ -62,11 +62,7 @@ class SessionSummary:
                 f"runs             {self.runs_finished} finished, {self.runs_begun} begun ({self.plan.steps} steps)",
                 f"methods used     {_shares(self.methods)}",
                 *(f"  {name:<14} {_shares(site.methods)}" for name, site in several),
-                *(
-                    [f"skipped          {skipped} of {self.plan.steps} steps, in which no layer runs"]
-                    if skipped
-                    else []
-                ),
+                *([skipped] if self.plan.skipped else []),
                 f"attention MACs   {self.attention_macs_percent:.1f} % of full (planned, projections counted)",
                 *(f"  {name:<14} {site_macs(self.plan, name).percent:.1f} %" for name in attentions),
                 *([f"{f'with {more}':<16} {shown_macs(self.plan).percent:.1f} %"] if more else []),

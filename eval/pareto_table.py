@@ -20,8 +20,7 @@ def images(result: Mapping[str, Any], file: str) -> list[str]:
     versions = ", ".join(f"{name} {version}" for name, version in runs[0]["versions"].items())
     dates = ", ".join(sorted({run["date"] for run in runs}))
     note = (
-        "Others are those at least "
-        f"{CLOSE:g} times as fast as asked for, the nearest first. "
+        f"Others are those at least {CLOSE:g} times as fast as asked for, the nearest first. "
         "PSNR to the uncompressed images of as many steps, the mean over images; x: times as fast as the uncompressed "
         "model compiled as a whole and captured, 32 images at once in float16, the sampling loop alone"
         f"{_spread(result, False)}. By `python -m eval pareto` on one {devices}; {versions}; {dates}; "
@@ -50,7 +49,7 @@ def distances(result: Mapping[str, Any], file: str) -> list[str]:
     return [
         *lines,
         "",
-        f"Distance, at percent of the MACs, PSNR as above. {told}. In [{file}]({file}), with the commands.",
+        f"In brackets the MACs and the PSNR. {told}. In [{file}]({file}), with the commands.",
     ]
 
 

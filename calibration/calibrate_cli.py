@@ -49,10 +49,9 @@ def write_calibrated(options: argparse.Namespace, arguments: Sequence[str], rank
     timed = bool(options.speedup or options.latency_ms)
     if timed:
         _check_timed(options, ranks)
-        asked, names = [], plan_names(options)
     else:
         _check_untimed(options)
-        asked, names = _asked(options)
+    asked, names = ([], plan_names(options)) if timed else _asked(options)
     settle_schedule(options)
     window, temporal_window = parse_window(options.window), parse_window(options.temporal_window)
     methods = parse_methods(options.methods)

@@ -8,13 +8,14 @@ end at, and is made less by one change of a schedule after another, without the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import cache
+from itertools import pairwise
 
 import numpy as np
 
 from calibration.calls import Schedule
-from calibration.gaps import Gap, Gaps
+from calibration.gaps import BEGIN, Gap, Gaps, State
 from plans import Method
 from plans.make import ORDERS
 
@@ -61,12 +62,24 @@ class Climb:
     def error(self, steps: Steps) -> float:
         """The squared error expected at the end of the run, as a share of the final latents; infinite for steps that no
         schedule may have."""
-        gaps = list(_gaps(steps, self._gaps.reads))
+        gaps = list(self._between(steps))
         if not all(map(self._allowed, gaps)):
             return np.inf
         each = np.stack([self._at_the_end(gap) for gap in gaps])
         apart, summed = self._gaps.squares(each).sum(), self._gaps.squares(each.sum(0, keepdims=True)).sum()
         return float((1 - self._together) * apart + self._together * summed)
+
+    def _between(self, steps: Steps) -> Iterator[Gap]:
+        """What lies between the calls."""
+        calls = [step for step, method in enumerate(steps) if method is Method.FULL]
+        state: State | None = BEGIN
+        for now, to in pairwise([*calls, len(steps)]):
+            forecasts = {step: method for step in range(now + 1, to) if (method := steps[step]) is not None}
+            order = next((ORDERS.index(method) for method in forecasts.values()), 0)
+            assert state is not None  # the run's end, which no call follows
+            gap = Gap(*state, tuple(forecasts), order, to)
+            yield gap
+            state = self._gaps.reached(gap)
 
     def _allowed(self, gap: Gap) -> bool:
         """As those of the dynamic program, but that forecasts may be at any distances."""
@@ -110,20 +123,3 @@ def _alike(steps: Steps) -> Steps:
             method = order = order or method
         found.append(method)
     return tuple(found)
-
-
-def _gaps(steps: Steps, reads: int) -> Iterator[Gap]:
-    """What lies between the calls; ``reads``: how many calls a gap may go by."""
-    kept = [step for step, method in enumerate(steps) if method is not None]
-    calls = [step for step in kept if steps[step] is Method.FULL]
-    for number, (now, to) in enumerate(zip(calls, [*calls[1:], len(steps)], strict=True)):
-        forecast = tuple(step for step in kept if now < step < to)
-        before = max((step for step in kept if step < now), default=None)
-        order = ORDERS.index(_method(steps, forecast)) if forecast else 0
-        yield Gap(before, tuple(calls[max(0, number + 1 - reads) : number + 1]), forecast, order, to)
-
-
-def _method(steps: Steps, forecast: Sequence[int]) -> Method:
-    method = steps[forecast[0]]
-    assert method is not None
-    return method

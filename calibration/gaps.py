@@ -54,14 +54,11 @@ class Gaps:
         orders: of forecasts that may be used, above 0.
         longest: steps from one call to the next, at most.
         leaps: steps may be left out; else all that are not computed are forecast.
-
-    Attributes:
-        reads: calls that the errors of a gap may depend on.
     """
 
     def __init__(self, run: Recording, orders: Sequence[int], longest: int, leaps: bool) -> None:
         self.run, self.orders, self.longest, self.leaps = run, tuple(orders), longest, leaps
-        self.reads = max([1, *orders]) + 1  # two calls tell whether the step before one was a call
+        self._read = max([1, *orders]) + 1  # two calls tell whether the step before one was a call
         self._times = run.run.timesteps
 
     def after(self, state: State) -> Iterator[Gap]:
@@ -78,7 +75,7 @@ class Gaps:
         """Where a gap leads; None is the end of the run."""
         if gap.to == self.run.steps:
             return None
-        return State((gap.forecast or gap.computed)[-1], (*gap.computed, gap.to)[-self.reads :])
+        return State((gap.forecast or gap.computed)[-1], (*gap.computed, gap.to)[-self._read :])
 
     def _fillings(self, computed: tuple[int, ...], to: int) -> Iterator[tuple[tuple[int, ...], int]]:
         """Which steps before ``to`` are forecast, none or at even distances, and by which order."""

@@ -9,7 +9,7 @@ import torch
 from small_models import full_plan, small_pipeline
 
 from calibration.calls import Calls, Schedule
-from calibration.climb import Climb, _forecasts, _gaps
+from calibration.climb import Climb, _forecasts
 from calibration.gaps import Gap, Gaps
 from calibration.recorded import Recording
 from ditfastattn.sampling import label_condition
@@ -42,7 +42,7 @@ def test_together_they_are_a_sum_of_vectors(run: Recording) -> None:
     """Against the tensors themselves: every gap's error carried to the end, added up in float64, image by image."""
     gaps = Gaps(run, (1, 2), 4, True)
     steps = (FULL, FULL, LINE, FULL, FULL, None, FULL, CURVE, FULL)
-    found = list(_gaps(steps, gaps.reads))
+    found = list(Climb(gaps, 0.0)._between(steps))
     assert found == [
         Gap(None, (0,), (), 0, 1),
         Gap(0, (0, 1), (2,), 1, 3),
@@ -85,7 +85,7 @@ def test_a_climb_ends_at_the_top(run: Recording, together: float, leaps: bool) -
         assert top.calls == calls and top.column[0] is FULL and top.kept[0] == 0
         assert len(top.kept) - calls == _forecasts(steps) <= STEPS - calls
         assert leaps or len(top.kept) == STEPS
-        assert all(len({steps[step] for step in gap.forecast}) <= 1 for gap in _gaps(steps, gaps.reads))
+        assert all(len({steps[step] for step in gap.forecast}) <= 1 for gap in climb._between(steps))
         assert top.error == climb.error(steps) <= climb.error(climb.steps_of(begun))
         assert tuple(feasible(top.column, [run.run.timesteps[step] for step in top.kept])) == top.column
         assert all(climb.error(changed) >= top.error * (1 - 1e-4) for changed in climb._changed(steps, STEPS - calls))

@@ -30,23 +30,23 @@ class Climb:
 
     Args:
         gaps: of the run, and what they may be.
-        together: the share of the square of the sum in the error; the sum of squares has the rest.
     """
 
-    def __init__(self, gaps: Gaps, together: float) -> None:
-        self._gaps, self._together = gaps, together
+    def __init__(self, gaps: Gaps) -> None:
+        self._gaps = gaps
         self._at_the_end = cache(gaps.at_the_end)
 
-    def top(self, schedule: Schedule, forecasts: int) -> Schedule:
+    def top(self, schedule: Schedule, forecasts: int, together: float) -> Schedule:
         """The schedule of least error that changes for the better lead to, each the best there is.
 
         Args:
             forecasts: at most so many steps are forecast. The number of calls stays.
+            together: as in `error`.
         """
         best = self.steps_of(schedule)
-        error = self.error(best)
+        error = self.error(best, together)
         while True:
-            tried = [(self.error(steps), steps) for steps in self._changed(best, forecasts)]
+            tried = [(self.error(steps, together), steps) for steps in self._changed(best, forecasts)]
             found, steps = min(tried, key=lambda one: one[0], default=(np.inf, best))
             if not found < error * (1 - GAIN):
                 break
@@ -59,15 +59,19 @@ class Climb:
         does = dict(zip(schedule.kept, schedule.column, strict=True))
         return tuple(does.get(step) for step in range(self._gaps.run.steps))
 
-    def error(self, steps: Steps) -> float:
+    def error(self, steps: Steps, together: float) -> float:
         """The squared error expected at the end of the run, as a share of the final latents; infinite for steps that no
-        schedule may have."""
+        schedule may have.
+
+        Args:
+            together: the share of the square of the sum in it; the sum of squares has the rest.
+        """
         gaps = list(self._between(steps))
-        if not all(map(self._allowed, gaps)):
+        if not all(map(self._gaps.allows, gaps)):
             return np.inf
         each = np.stack([self._at_the_end(gap) for gap in gaps])
         apart, summed = self._gaps.squares(each).sum(), self._gaps.squares(each.sum(0, keepdims=True)).sum()
-        return float((1 - self._together) * apart + self._together * summed)
+        return float((1 - together) * apart + together * summed)
 
     def _between(self, steps: Steps) -> Iterator[Gap]:
         """What lies between the calls."""
@@ -80,14 +84,6 @@ class Climb:
             gap = Gap(*state, tuple(forecasts), order, to)
             yield gap
             state = self._gaps.reached(gap)
-
-    def _allowed(self, gap: Gap) -> bool:
-        """As those of the dynamic program, but that forecasts may be at any distances."""
-        now = gap.computed[-1]
-        if gap.to - now > self._gaps.longest or (gap.forecast and gap.order >= len(gap.computed)):
-            return False
-        forecast_before = gap.before not in (None, *gap.computed)
-        return not forecast_before or (*gap.forecast, gap.to)[0] == now + 1
 
     def _changed(self, steps: Steps, forecasts: int) -> Iterator[Steps]:
         """All that are one change away: near steps exchange what they do, or one that does not call the model is

@@ -62,14 +62,28 @@ class Gaps:
         self._times = run.run.timesteps
 
     def after(self, state: State) -> Iterator[Gap]:
-        """The gaps that may follow a call. After a forecast, by which the sampler extrapolates, comes no leap."""
+        """The gaps that may follow a call, their forecasts at even distances."""
         before, computed = state
         now = computed[-1]
-        forecast_before = before not in (None, *computed)
         for to in range(now + 1, min(now + self.longest, self.run.steps) + 1):
             for forecast, order in self._fillings(computed, to):
-                if not forecast_before or (*forecast, to)[0] == now + 1:
-                    yield Gap(before, computed, forecast, order, to)
+                gap = Gap(before, computed, forecast, order, to)
+                if self.allows(gap):
+                    yield gap
+
+    def allows(self, gap: Gap) -> bool:
+        """Whether a gap may be in a run.
+
+        After a forecast, by which the sampler extrapolates, comes no leap. The last step that is kept calls the model:
+        what it adds is detail, which counts little in an error and is missed in an image.
+        """
+        now = gap.computed[-1]
+        if gap.to - now > self.longest or (gap.forecast and gap.order >= len(gap.computed)):
+            return False
+        if gap.forecast and gap.to == self.run.steps:
+            return False
+        forecast_before = gap.before not in (None, *gap.computed)
+        return not forecast_before or (*gap.forecast, gap.to)[0] == now + 1
 
     def reached(self, gap: Gap) -> State | None:
         """Where a gap leads; None is the end of the run."""
@@ -85,8 +99,7 @@ class Gaps:
         strides = range(1, to - now) if self.leaps else range(1, min(2, to - now))
         for forecast in dict.fromkeys(tuple(range(now + stride, to, stride)) for stride in strides):
             for order in self.orders:
-                if order < len(computed):
-                    yield forecast, order
+                yield forecast, order
 
     def errors(self, gaps: Sequence[Gap]) -> np.ndarray:
         """The squared error of each gap at the end of the run, as a share of the final latents; the images' mean."""

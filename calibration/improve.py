@@ -111,7 +111,8 @@ def _reorder(grid: Grid, steps: int, draw: random.Random, orders: Sequence[Metho
 
 
 def _other_skips(plan: Plan, draw: random.Random) -> Plan | None:
-    """A plan that computes all of its layers where it calls the model, and skips other steps, or by another order."""
+    """A plan that computes all of its layers where it calls the model, and skips other steps, or by another order; not
+    the last one (`Gaps.allows` says why)."""
     times, column = list(plan.sampler.timesteps), list(plan.column(0, "model"))
     skipped, change = sorted(plan.skipped), draw.random()
     if plan.sampler.own_timesteps and change < 0.3:
@@ -130,6 +131,8 @@ def _other_skips(plan: Plan, draw: random.Random) -> Plan | None:
         rows: Grid = {"model": [[method] for method in column]}
         _exchange(rows, plan.steps, draw)
         column = [method for (method,) in rows["model"]]
+    if column[-1] is not Method.FULL:
+        return None
     column = list(feasible(column, times))
     full = uncompressed(plan, sampler=plan.sampler.model_copy(update={"timesteps": tuple(times)}))
     return (full.with_mlp(plan.model.mlp) if "mlp" in plan.sites else full).skipping(column)

@@ -163,6 +163,6 @@ def _most_computed(
     make: Callable[[Plan, int, int], Plan], full: Plan, order: int, budget: float, prices: Prices
 ) -> Plan | None:
     """As many steps computed as the budget allows, evenly, and between them what ``make`` does with forecasts."""
-    counts = range(1, full.steps)
-    count = bisect_right(counts, budget * (1 + 1e-9), key=lambda computed: prices.of(make(full, computed, order)))
-    return make(full, count, order) if count else None
+    counts = range(2, full.steps)  # from the fewest that all forecasts can go by
+    fit = bisect_right(counts, budget * (1 + 1e-9), key=lambda computed: prices.of(make(full, computed, order)))
+    return make(full, counts[fit - 1], order) if fit else None

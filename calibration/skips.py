@@ -23,7 +23,7 @@ LONGEST = 5  # steps from one call to the next, at most
 WIDER = 2  # steps by which a gap may be longer than all would be if even
 MOST = 100  # steps of a run; the tables of longer ones would be too large
 TRIED = 2  # schedules of each kind, by each measure of their error
-CLIMBED = 4  # schedules of the dynamic program that are searched on from
+CLIMBED = 4  # schedules of the dynamic program that are candidates, and are searched on from
 TOGETHER = (0.5, 0.8)  # shares of errors that add up as vectors; which foretells runs best differs between models
 
 
@@ -90,13 +90,12 @@ class Skips:
         if not self._recording.replays or (leaps and not self._recording.leaps):
             return []
         longest = min(LONGEST, math.ceil(base / most) + WIDER)
-        gaps, calls = self._tables(tuple(orders), longest, leaps)
+        calls, climb = self._tables(tuple(orders), longest, leaps)
         forecasts = {count: price.skips(budget, count, base - count) for count in range(2, most + 1)}
         found = _nearest(filter(None, (calls.best(*one) for one in forecasts.items())))
-        ranked = [found]
+        ranked = [found[:CLIMBED]]
         for together in TOGETHER:
-            climb = Climb(gaps, together)
-            ranked.append(_nearest(climb.top(one, forecasts[one.calls]) for one in found[:CLIMBED]))
+            ranked.append(_nearest(climb.top(one, forecasts[one.calls], together) for one in found[:CLIMBED]))
 
         def fits(plan: Plan) -> bool:
             return plan.sampler.own_timesteps == leaps and prices.of(plan) <= budget * (1 + 1e-9)
@@ -107,9 +106,9 @@ class Skips:
             chosen.update(islice(((one, plan) for one, plan in made if fits(plan)), TRIED))
         return list(chosen.values())
 
-    def _tables_of(self, orders: tuple[int, ...], longest: int, leaps: bool) -> tuple[Gaps, Calls]:
+    def _tables_of(self, orders: tuple[int, ...], longest: int, leaps: bool) -> tuple[Calls, Climb]:
         gaps = Gaps(self._recording, orders, longest, leaps)
-        return gaps, Calls(gaps)
+        return Calls(gaps), Climb(gaps)
 
     def _plan(self, full: Callable[[int], Plan], schedule: Schedule) -> Plan:
         plan, times = full(len(schedule.kept)), self._recording.run.timesteps

@@ -15,7 +15,6 @@ from torch import Tensor
 import ditfastattn
 from eval.geometry import Geometry
 from plans import Method, SiteName, Window
-from plans.model import SITES
 
 pytest.importorskip("triton", reason="Triton is not installed (pip install triton)")
 
@@ -71,7 +70,7 @@ def open_sora() -> Geometry:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("site", SITES)
+@pytest.mark.parametrize("site", ["attn", "temporal"])
 @pytest.mark.parametrize("family", [latte, open_sora])
 def test_every_method_equals_the_reference(family: Any, site: SiteName) -> None:
     """Each step of the site by another method, the other site FULL."""

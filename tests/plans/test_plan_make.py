@@ -11,7 +11,7 @@ import plans
 from plans import CrossShape, MlpShape, Plan
 from plans.cli import main
 from plans.macs import plan_macs, total_macs
-from plans.make import fora, pab, skip, spaced, taylorseer
+from plans.make import fora, pab, skip, spaced, spaced_calls, taylorseer
 
 GOLDEN = Path(__file__).parent / "golden"
 DIT, LATTE = str(GOLDEN / "dit-12x50.json"), str(GOLDEN / "latte-28x20.json")
@@ -57,6 +57,16 @@ def test_spaced_fits_between_intervals() -> None:
     for computed in (0, 11):
         with pytest.raises(ValueError, match=f"{computed} of 10 steps cannot be computed"):
             spaced(full(), computed, 0)
+
+
+def test_spaced_calls_begin_and_end_the_run() -> None:
+    assert [letters(spaced_calls(full(), calls, 1), "model") for calls in (2, 3, 4, 7, 10)] == [
+        "F........F", "F...F1111F", "F..F11F11F", "FF1FF1FF1F", "F" * 10
+    ]  # fmt: skip
+    assert letters(spaced_calls(full(), 5, 2), "model") == "F.F1F2F22F"
+    for computed in (0, 1, 11):
+        with pytest.raises(ValueError, match=f"cannot be {computed} of 10 steps"):
+            spaced_calls(full(), computed, 1)
 
 
 def test_pab_leaves_the_ends_alone() -> None:

@@ -74,8 +74,8 @@ class Gaps:
     def allows(self, gap: Gap) -> bool:
         """Whether a gap may be in a run.
 
-        After a forecast, by which the sampler extrapolates, comes no leap. The last step that is kept calls the model:
-        what it adds is detail, which counts little in an error and is missed in an image.
+        After a forecast, by which the sampler extrapolates, comes no leap. The last step that is kept calls the model
+        (``calibration.pool.computes_nothing_last`` says why).
         """
         now = gap.computed[-1]
         if gap.to - now > self.longest or (gap.forecast and gap.order >= len(gap.computed)):

@@ -12,7 +12,7 @@ import random
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
-from calibration.pool import compresses_nothing, uses
+from calibration.pool import compresses_nothing, computes_nothing_last, uses
 from calibration.prices import Prices
 from calibration.spacing import moved
 from calibration.trials import Outcome, Trials
@@ -72,22 +72,25 @@ def _changed(
             if timesteps != plan.sampler.timesteps:
                 return plan.with_timesteps(timesteps)
             continue
-        if "model" in plan.sites:
-            skips = _other_skips(plan, draw)
-            if skips is not None and skips.sites != plan.sites and prices.of(skips) <= budget * (1 + 1e-9):
-                return skips
+        changed = _other_skips(plan, draw) if "model" in plan.sites else _other_cells(plan, draw, orders)
+        if changed is None or uses(changed, slow) or computes_nothing_last(changed):
             continue
-        grid: Grid = {name: [list(row) for row in site.methods] for name, site in plan.sites.items()}
-        if draw.random() < 0.5:
-            _exchange(grid, plan.steps, draw)
-        else:
-            _reorder(grid, plan.steps, draw, orders)
-        changed = _plan_of(plan, grid)
-        if uses(changed, slow):
-            continue  # a forecast was lowered to a method that is not to be used
         if changed.sites != plan.sites and prices.of(changed) <= budget * (1 + 1e-9):
             return changed
     return None
+
+
+def _other_cells(plan: Plan, draw: random.Random, orders: Sequence[Method]) -> Plan:
+    """Other methods in layers. Forecasts are of a lower order where an exchange left them too few computed outputs."""
+    grid: Grid = {name: [list(row) for row in site.methods] for name, site in plan.sites.items()}
+    if draw.random() < 0.5:
+        _exchange(grid, plan.steps, draw)
+    else:
+        _reorder(grid, plan.steps, draw, orders)
+    for site, rows in grid.items():
+        columns = [feasible(column, plan.sampler.timesteps) for column in zip(*rows, strict=True)]
+        plan = plan.with_methods(list(zip(*columns, strict=True)), site=site)
+    return plan
 
 
 def _exchange(grid: Grid, steps: int, draw: random.Random) -> None:
@@ -111,8 +114,7 @@ def _reorder(grid: Grid, steps: int, draw: random.Random, orders: Sequence[Metho
 
 
 def _other_skips(plan: Plan, draw: random.Random) -> Plan | None:
-    """A plan that computes all of its layers where it calls the model, and skips other steps, or by another order; not
-    the last one (`Gaps.allows` says why)."""
+    """A plan that computes all of its layers where it calls the model, and skips other steps, or by another order."""
     times, column = list(plan.sampler.timesteps), list(plan.column(0, "model"))
     skipped, change = sorted(plan.skipped), draw.random()
     if plan.sampler.own_timesteps and change < 0.3:
@@ -131,16 +133,6 @@ def _other_skips(plan: Plan, draw: random.Random) -> Plan | None:
         rows: Grid = {"model": [[method] for method in column]}
         _exchange(rows, plan.steps, draw)
         column = [method for (method,) in rows["model"]]
-    if column[-1] is not Method.FULL:
-        return None
     column = list(feasible(column, times))
     full = uncompressed(plan, sampler=plan.sampler.model_copy(update={"timesteps": tuple(times)}))
     return (full.with_mlp(plan.model.mlp) if "mlp" in plan.sites else full).skipping(column)
-
-
-def _plan_of(plan: Plan, grid: Grid) -> Plan:
-    """Forecasts are of a lower order where an exchange left them too few computed outputs."""
-    for site, rows in grid.items():
-        columns = [feasible(column, plan.sampler.timesteps) for column in zip(*rows, strict=True)]
-        plan = plan.with_methods(list(zip(*columns, strict=True)), site=site)
-    return plan

@@ -20,7 +20,7 @@ FORMAT = "ditfastattn-trace"
 
 def trace_path(plan_path: Path) -> Path:
     """Where the trace of a plan lies: beside it."""
-    return plan_path.with_suffix(".trace.jsonl")
+    return plan_path.with_name(plan_path.name.removesuffix(".json") + ".trace.jsonl")
 
 
 def partial_path(trace: Path) -> Path:

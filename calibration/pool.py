@@ -58,7 +58,8 @@ def pool(
     """
     kept: list[Candidate] = []
     for candidate in _candidates(full, base, budget, prices, slow, priced, spaced_by, skips):
-        if uses(candidate.plan, slow) or any(same_work(candidate.plan, other.plan) for other in kept):
+        plan = candidate.plan
+        if uses(plan, slow) or computes_nothing_last(plan) or any(same_work(plan, other.plan) for other in kept):
             continue
         kept.append(candidate)
         yield candidate
@@ -74,6 +75,16 @@ def uses(plan: Plan, methods: Sequence[Method]) -> bool:
         for step, row in enumerate(site.methods)
         if step not in skipped
         for method in row
+    )
+
+
+def computes_nothing_last(plan: Plan) -> bool:
+    """Whether all that the last step does is to reuse. What it adds is detail, which counts little in an error and is
+    missed in an image."""
+    last = plan.steps - 1
+    sites = {name: site.methods[last] for name, site in plan.sites.items() if name != "model"}
+    return last in plan.skipped or (
+        "mlp" in sites and all(method.reuses_output for row in sites.values() for method in row)
     )
 
 
@@ -163,6 +174,6 @@ def _most_computed(
     make: Callable[[Plan, int, int], Plan], full: Plan, order: int, budget: float, prices: Prices
 ) -> Plan | None:
     """As many steps computed as the budget allows, evenly, and between them what ``make`` does with forecasts."""
-    counts = range(2, full.steps)  # from the fewest that all forecasts can go by
+    counts = range(order + 2, full.steps)  # the first and the last step, and as many between as forecasts go by
     fit = bisect_right(counts, budget * (1 + 1e-9), key=lambda computed: prices.of(make(full, computed, order)))
     return make(full, counts[fit - 1], order) if fit else None

@@ -104,6 +104,8 @@ class Rhythms:
         costs = {Choice(method): base + float(self._costs[method][reused].sum()) for method in self._costs}
 
         def errors(step: int, method: Method, age: int, gap: int) -> np.ndarray:
+            if step == self._plan.steps - 1 and method.reuses_output:
+                return np.array([np.inf])  # all is computed at the last step, which adds detail
             return np.array([self._squares[step] * self._table.together(step, method, age, gap, reused)])
 
         return [Rhythm(schedule, always) for schedule in schedules(self._plan.steps, costs, errors, self._longest)[0]]

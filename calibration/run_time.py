@@ -17,8 +17,8 @@ RUNS = 3
 
 
 @torch.no_grad()
-def run_ms(pipe: Any, plan: Plan, condition: Condition, kernel: str, compile: bool) -> float:
-    """Milliseconds of sampling without text encoder and VAE, the median of :data:`RUNS` after one that prepares.
+def run_ms(pipe: Any, plan: Plan, condition: Condition, kernel: str, compile: bool, runs: int = RUNS) -> float:
+    """Milliseconds of sampling without text encoder and VAE, the median of some runs after one that prepares.
 
     Args:
         condition: of the images that are sampled at once.
@@ -29,7 +29,7 @@ def run_ms(pipe: Any, plan: Plan, condition: Condition, kernel: str, compile: bo
     denoiser = Denoiser(pipe.transformer, condition, plan.guidance.scale)
     taken = []
     with ditfastattn.apply(pipe, plan, kernel=kernel, compile=compile, graphs=compile and on_gpu):
-        for _ in range(RUNS + 1):
+        for _ in range(runs + 1):
             if on_gpu:
                 torch.cuda.synchronize(device)
             begin = time.perf_counter()

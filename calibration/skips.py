@@ -23,7 +23,7 @@ LONGEST = 5  # steps from one call to the next, at most
 WIDER = 2  # steps by which a gap may be longer than all would be if even
 MOST = 100  # steps of a run; the tables of longer ones would be too large
 TRIED = 2  # schedules of each kind, by each measure of their error
-CLIMBED = 4  # schedules of the dynamic program that are candidates, and are searched on from
+CLIMBED = 4  # schedules of the dynamic program that are searched on from
 TOGETHER = (0.5, 0.8)  # shares of errors that add up as vectors; which foretells runs best differs between models
 
 
@@ -93,7 +93,7 @@ class Skips:
         calls, climb = self._tables(tuple(orders), longest, leaps)
         forecasts = {count: price.skips(budget, count, base - count) for count in range(2, most + 1)}
         found = _nearest(filter(None, (calls.best(*one) for one in forecasts.items())))
-        ranked = [found[:CLIMBED]]
+        ranked = [found]
         for together in TOGETHER:
             ranked.append(_nearest(climb.top(one, forecasts[one.calls], together) for one in found[:CLIMBED]))
 

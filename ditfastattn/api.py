@@ -60,15 +60,15 @@ def apply(
         plan = _checked(plan)
     check_name(kernel)
     pipeline = None if isinstance(target, nn.Module) else target
-    if pipeline is not None:
-        if not hasattr(pipeline, "transformer") or not hasattr(pipeline, "scheduler"):
+    if not isinstance(target, nn.Module):
+        if not hasattr(target, "transformer") or not hasattr(target, "scheduler"):
             raise ApplyError(
                 f"{type(target).__name__} has no transformer and scheduler; give apply() a pipeline that has both, "
                 "or the transformer itself"
             )
         if scheduler is not None:
             raise ApplyError("a pipeline brings its own scheduler; set pipeline.scheduler instead of passing one")
-        scheduler = pipeline.scheduler
+        scheduler = target.scheduler
     transformer = target if pipeline is None else pipeline.transformer
 
     adapter = adapt(transformer)

@@ -102,6 +102,11 @@ def _diffusers_pipeline(name: str, dtype: torch.dtype, transformer: Path | None 
     local = Path(name)
     if not local.exists() and name.startswith((".", "/", "~")):
         raise LoadError(f"{name} does not exist; name a folder in diffusers' format, a hub id or a .pt checkpoint")
+    if not local.exists() and "/" not in name:  # the hub would be asked for a minute
+        raise LoadError(
+            f"{name!r} is neither a folder here nor a hub id, which is OWNER/NAME; models that ship are "
+            f"{', '.join(TRANSFORMERS)}"
+        )
     if local.exists() and not (local / "model_index.json").exists():
         raise LoadError(f"{name} holds no model_index.json, so it is not a pipeline folder in diffusers' format")
     try:

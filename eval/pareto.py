@@ -82,7 +82,7 @@ class Comparison:
             "fd": None,
         }
         self.tried.append(Tried(row, way, found.pixels[: pareto_grid.COLUMNS]))
-        self.table.add(row)
+        self.table.add(row, pareto_file.digest(way))
         faster = "" if row["speedup"] is None else pareto_table.times(row)
         print(f"{self.base} {method:<30} {setting:<40} {row['total_macs']:6.1f} % {faster:>7} {row['psnr']} dB "
               f"{row['latent_rel_l2']:.4f}", flush=True)  # fmt: skip

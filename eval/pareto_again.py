@@ -2,7 +2,7 @@
 
 A row is followed by what its method and setting say: a rule, a threshold of SmoothCache (whose errors are measured
 anew), settings of DBCache, or the file of a plan that was found. Plans that no file keeps are left out, and so are
-those that are not the row's, by their steps, MACs and notes; DBCache tells its MACs only as it runs.
+those that are not the row's, by their digests, steps, MACs and notes; DBCache tells its MACs only as it runs.
 """
 
 from __future__ import annotations
@@ -78,6 +78,8 @@ class Known:
             steps = way.steps
             if not way.note.endswith(setting.partition(": ")[2]):
                 raise DitFastAttnError(f"{file} is of another search: its note is {way.note!r}")
+            if row.get(pareto_file.PLAN) not in (None, pareto_file.digest(way)):
+                raise DitFastAttnError(f"{file} is of another search: the row's digest begins {row[pareto_file.PLAN]}")
         if steps != row["steps"]:
             here = f"made again it has {steps} steps, the row {row['steps']}"
             raise DitFastAttnError(here if steps else "this version has no such way, or its package is not here")

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from plans import Plan, dumps
 from plans.files import write_text
 
 NAME = "pareto.json"
@@ -14,7 +15,8 @@ TIMES = ("speedup", "speedup_low", "speedup_high")
 MEASURED = ("model", "method", "setting", "base_steps", "steps", "total_macs", "attention_macs", *TIMES, "psnr", "ssim",
             "latent_rel_l2", "fd")  # fmt: skip
 RUN, TIMED_IN, FD_IN = "run", "timed_in", "fd_in"  # the records that a row, its times and its distance are of
-KEYS = (*MEASURED, RUN, TIMED_IN, FD_IN)
+PLAN = "plan"  # of a row: the digest of the plan that was followed, where there was one
+KEYS = (*MEASURED, PLAN, RUN, TIMED_IN, FD_IN)
 SPEED_ALONE = "random weights, speed alone"  # at the end of a setting: there are no images to compare
 
 
@@ -27,6 +29,11 @@ def read(file: Path) -> dict[str, Any]:
 def run_name() -> str:
     """Of a record and its rows: when the run began (UTC), which is the same in whatever file they end."""
     return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def digest(plan: Any) -> str | None:
+    """The first digits of a plan's own digest; None for what is no plan."""
+    return json.loads(dumps(plan))["digest"].removeprefix("sha256:")[:12] if isinstance(plan, Plan) else None
 
 
 def plan_name(model: str, base: int, what: str) -> str:
@@ -49,10 +56,11 @@ class Table:
         self._written: dict[str, Any] | None = None  # the record, as it stands in the file
         self.rows: list[dict[str, Any]] = []
 
-    def add(self, row: dict[str, Any]) -> None:
+    def add(self, row: dict[str, Any], plan: str | None = None) -> None:
+        """``plan``: the digest of the plan that was followed."""
         assert tuple(row) == MEASURED
         name = self._record[RUN]
-        row.update({RUN: name, TIMED_IN: None if row["speedup"] is None else name, FD_IN: None})
+        row.update({PLAN: plan, RUN: name, TIMED_IN: None if row["speedup"] is None else name, FD_IN: None})
         self.rows.append(row)
         self.write()
 
@@ -84,6 +92,8 @@ def _same(row: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def _filled_up(row: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
+    if None not in (row[PLAN], before.get(PLAN)) and row[PLAN] != before[PLAN]:
+        return row  # of another plan, which happens to do as well
     times = {name: before.get(name) for name in (*TIMES, TIMED_IN)} if row["speedup"] is None else {}
     return row | times | ({"fd": before["fd"], FD_IN: before.get(FD_IN)} if row["fd"] is None else {})
 
@@ -121,6 +131,16 @@ def _text(runs: list[dict[str, Any]], rows: list[dict[str, Any]]) -> str:
 def speed_alone(row: dict[str, Any]) -> bool:
     """Whether a row is of random weights."""
     return str(row["setting"]).endswith(SPEED_ALONE)
+
+
+def without_other_searches(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of the rows of ours that were asked for one speedup the first alone, which is the plan that was kept."""
+    found: dict[Any, dict[str, Any]] = {}
+    for number, row in enumerate(rows):
+        ours = row["method"].startswith("ours")
+        asked = (row["model"], row["base_steps"], row["method"], row["setting"].partition(" x")[0])
+        found.setdefault(asked if ours else number, row)
+    return list(found.values())
 
 
 def nearest(rows: list[dict[str, Any]], share: float) -> list[dict[str, Any]]:

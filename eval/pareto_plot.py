@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.pareto_file import speed_alone
+from eval.pareto_file import speed_alone, without_other_searches
 from plans.files import write_whole
 
 STYLES = {  # method -> colour, marker
@@ -40,9 +40,9 @@ def plot(rows: Sequence[dict[str, Any]], file: Path) -> None:
     """PSNR to the uncompressed images of the base's steps; what equals them has none and is left out.
 
     Against speed-ups only if some were measured, with their quartiles where these are known. Models that have only
-    speed are not shown.
+    speed are not shown, nor are other searches for the same speedup.
     """
-    rows = [row for row in rows if not speed_alone(row)]
+    rows = without_other_searches([row for row in rows if not speed_alone(row)])
     import matplotlib
 
     matplotlib.use("Agg", force=False)

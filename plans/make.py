@@ -55,17 +55,13 @@ def taylorseer(source: Plan, interval: int, order: int, *, mlp: bool = True, sha
 def spaced(source: Plan, computed: int, order: int) -> Plan:
     """Attention and MLPs computed at ``computed`` steps, evenly spaced, and between them reused (order 0) or forecast.
 
-    Every second step is ``steps / 2`` of them; this fits what lies between such intervals.
+    The first and the last step are among them: what the last one adds is detail, which no earlier output has.
 
     Raises:
-        ValueError: fewer steps than one, or more than there are; an order other than 0, 1 and 2; or a source of video
+        ValueError: fewer steps than two, or more than there are; an order other than 0, 1 and 2; or a source of video
             that does not say how many MLPs there are.
     """
-    if not 1 <= computed <= source.steps:
-        raise ValueError(f"{computed} of {source.steps} steps cannot be computed")
-    _check_order(order, lowest=0)
-    full = {index * source.steps // computed for index in range(computed)}
-    how = _HOW[order]
+    full, how = _evenly(source, computed, order)
     note = f"attention and MLPs computed at {computed} of {source.steps} steps, evenly spaced, and {how} between"
     return _everywhere(_empty(source, note, mlp=True), _at(full, order))
 
@@ -127,18 +123,15 @@ def skip(source: Plan, interval: int, order: int = 0) -> Plan:
 def spaced_calls(source: Plan, computed: int, order: int) -> Plan:
     """The model called at ``computed`` steps, evenly spaced, its output reused (order 0) or forecast between.
 
-    The first and the last step are among them: what the last one adds is detail, which no earlier output has.
+    The first and the last step are among them, as in `spaced`.
 
     Raises:
         ValueError: fewer steps than two, or more than there are; an order other than 0, 1 and 2.
     """
-    if not 2 <= computed <= source.steps:
-        raise ValueError(f"the first, the last and some between cannot be {computed} of {source.steps} steps")
-    _check_order(order, lowest=0)
-    called = {index * (source.steps - 1) // (computed - 1) for index in range(computed)}
-    note = f"the model called at {computed} of {source.steps} steps, evenly spaced, its output {_HOW[order]} between"
+    full, how = _evenly(source, computed, order)
+    note = f"the model called at {computed} of {source.steps} steps, evenly spaced, its output {how} between"
     plan = _empty(source, note, mlp=False)
-    return plan.skipping(_column(plan, _at(called, order)))
+    return plan.skipping(_column(plan, _at(full, order)))
 
 
 def smoothcache(source: Plan, errors: Mapping[SiteName, Sequence[Sequence[float]]], threshold: float) -> Plan:
@@ -199,6 +192,14 @@ def _empty(source: Plan, note: str, mlp: bool, shape: MlpShape | None = None) ->
     """All FULL, with the site ``mlp`` or without, and without ``cross``."""
     plan = uncompressed(source, note)
     return plan.with_mlp(source.model.mlp if shape is None else shape) if mlp else plan
+
+
+def _evenly(source: Plan, computed: int, order: int) -> tuple[set[int], str]:
+    """So many steps, the first and the last among them, and in words what is done between."""
+    if not 2 <= computed <= source.steps:
+        raise ValueError(f"{computed} of {source.steps} steps cannot be computed: give 2 to {source.steps}")
+    _check_order(order, lowest=0)
+    return {index * (source.steps - 1) // (computed - 1) for index in range(computed)}, _HOW[order]
 
 
 def _every(interval: int, order: int) -> Callable[[int], Method]:

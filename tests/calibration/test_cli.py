@@ -55,6 +55,9 @@ def test_two_thresholds_end_to_end(folder: Path, tmp_path: Path, capsys: pytest.
     assert main(["explain", plan_path, "--layer", "0", "--step", "0"]) == 0
     assert "by rule" in capsys.readouterr().out
     assert main(["explain", plan_path, "--layer", "9", "--step", "0"]) == 2
+    capsys.readouterr()
+    assert main(["explain", "demo-dpm50-mrae-0.05", "--layer", "0", "--step", "0"]) == 2  # ships without its trace
+    assert "no trace at demo-dpm50-mrae-0.05.trace.jsonl" in capsys.readouterr().err
 
 
 def test_the_predicted_time_is_told_once_blocks_were_measured(

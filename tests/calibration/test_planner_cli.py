@@ -1,7 +1,9 @@
 """Plans by speedup from the command line, the page of advice, and what cannot be asked for."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +18,9 @@ from calibration.pool import FEWER, compresses_nothing
 from calibration.prices import Times
 from calibration.speedup import Front, Tried, landed
 from calibration.trials import Outcome
+from ditfastattn.cost import CostTable, plan_time
+from ditfastattn.models import adapt
+from ditfastattn.pipelines import load_pipeline
 from plans import Method, Plan, load
 
 
@@ -32,6 +37,7 @@ def steady(monkeypatch: pytest.MonkeyPatch) -> None:
     from plans.macs import total_macs
 
     monkeypatch.setattr(planner_cli, "run_ms", lambda pipe, plan, *_: total_macs(plan).total / 1e6)
+    monkeypatch.setattr(planner_cli, "FAR", math.inf)
 
 
 def given(folder: Path, output: Path, *more: str) -> list[str]:
@@ -55,6 +61,45 @@ def test_a_speedup_end_to_end(folder: Path, tmp_path: Path, capsys: pytest.Captu
     assert [float(row.split()[-1]) for row in rows[1:]] == sorted(float(row.split()[-1]) for row in rows[1:])
     names = [row[2:].split("  ")[0] for row in rows]
     assert len(set(names)) == len(names) > 3
+
+
+def test_a_table_that_the_clock_contradicts_is_measured_again(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[bool] = []
+    real = planner_cli.measured
+
+    def measured(*given: Any, refresh: bool = False, **named: Any) -> CostTable:
+        asked.append(refresh)
+        table = real(*given, **named)
+        return table if refresh else replace(table, microseconds={k: 90 * v for k, v in table.microseconds.items()})
+
+    monkeypatch.setattr(planner_cli, "measured", measured)
+    monkeypatch.setattr(planner_cli, "FAR", 30.0)
+    table = real(adapt(load_pipeline(folder).transformer), 4, "eager")
+    monkeypatch.setattr(planner_cli, "run_ms", lambda pipe, plan, *_: plan_time(plan, table).total)
+    assert main(given(folder, tmp_path, "--speedup", "1.6")) == 0
+    assert asked == [False, True]
+    assert "it is measured again" in capsys.readouterr().out
+
+
+def test_a_plan_is_timed_in_turn_with_the_uncompressed_run(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A machine that is ten times as slow from some time on tells no other speedup."""
+    from plans.macs import total_macs
+
+    runs: list[bool] = []
+
+    def clock(pipe: Any, plan: Plan, *_: Any) -> float:
+        runs.append(compresses_nothing(plan) and plan.steps == 5)
+        return total_macs(plan).total / 1e6 * (1 if len(runs) < 3 else 10)
+
+    monkeypatch.setattr(planner_cli, "run_ms", clock)
+    assert main(given(folder, tmp_path, "--speedup", "1.6")) == 0
+    assert runs[:7] == [True, *[False, True] * 3]
+    (told,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("measured ")]
+    assert 1.5 < float(told.split()[3]) < 2.5
 
 
 def test_advice(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

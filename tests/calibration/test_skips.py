@@ -8,20 +8,23 @@ from typing import Any
 import pytest
 from small_models import full_plan, small_pipeline
 
-from calibration.calls import Calls
+from calibration.calls import Calls, Schedule
+from calibration.climb import Climb
 from calibration.gaps import Gaps
-from calibration.improve import _other_skips, improve
-from calibration.pool import BOTH, FEWER, OWN, SKIPPED, _most_computed, pool
+from calibration.improve import _changed, improve
+from calibration.pool import BOTH, FEWER, OWN, SKIPPED, _most_computed, computes_nothing_last, pool
+from calibration.priced import priced
 from calibration.prices import Macs
 from calibration.recorded import Recording
-from calibration.skips import Skips, StepPrices
+from calibration.settings import Settings
+from calibration.skips import CLIMBED, TOGETHER, Skips, StepPrices
 from calibration.spacing import Spacing
 from calibration.trials import Trials
 from ditfastattn.models import adapt
 from ditfastattn.samplers import make_sampler
 from ditfastattn.sampling import label_condition
 from plans import Method, Plan
-from plans.make import ORDERS, spaced_calls
+from plans.make import ORDERS, skip, spaced, spaced_calls
 
 STEPS, SCALE = 15, 4.0
 
@@ -154,7 +157,7 @@ def test_free_skips_stay_free_with_rounding() -> None:
 
 def test_as_many_even_calls_as_fit(pipe: Any) -> None:
     prices, whole = Linear(), full(pipe, STEPS)
-    for count in range(2, STEPS):
+    for count in range(3, STEPS):
         budget = 3.0 + 2.0 * count + 0.25 * (STEPS - count)
         plan = _most_computed(spaced_calls, whole, 1, budget, prices)
         assert plan is not None and plan.calls == count
@@ -181,6 +184,51 @@ def test_in_the_pool_by_their_names(pipe: Any, price: float, kinds: set[str]) ->
     assert {one.kind for one in without if one.plan.skipped} == {one.kind for one in found if one.plan.skipped}
 
 
+def test_no_step_reuses_all_at_the_end(pipe: Any) -> None:
+    """Neither a candidate nor what a search makes of it."""
+    run, prices = recording(pipe), Macs()
+    planner = priced(pipe, Settings(labels=(1, 2), steps=STEPS, loss="drift"), True)
+    kinds = set[str]()
+    for share in (0.4, 0.6, 0.8):
+        budget = share * prices.of(full(pipe, STEPS))
+        for one in pool(lambda steps: full(pipe, steps), STEPS, budget, prices, (), planner, None, Skips(run)):
+            kinds.add(one.kind)
+            assert not computes_nothing_last(one.plan), one.name
+    assert {"reuse", "forecasts of order 1", "skips of order 1", SKIPPED} <= kinds
+    draw, start = random.Random(0), spaced(full(pipe, STEPS), 5, 0)
+    changed = [_changed(start, draw, ORDERS, (), Macs(), Macs().of(start)) for _ in range(100)]
+    assert all(one is None or not computes_nothing_last(one) for one in changed) and any(changed)
+
+
+def test_what_is_computed_at_the_last_step(pipe: Any) -> None:
+    whole = full(pipe, 4)
+    layers = whole.layers
+    last = [[Method.FULL] * layers] * 3 + [[Method.AST] * layers]
+    attention = whole.with_methods(last)
+    assert computes_nothing_last(skip(whole, 3)) is computes_nothing_last(whole) is False
+    assert computes_nothing_last(skip(whole, 2)) and not computes_nothing_last(attention)
+    assert computes_nothing_last(attention.with_methods(last, site="mlp"))
+    one = [*last[:3], [Method.AST] * (layers - 1) + [Method.FULL]]
+    assert not computes_nothing_last(attention.with_methods(one, site="mlp"))
+    assert not computes_nothing_last(full_plan(pipe, 4, SCALE).with_methods(last))  # MLPs are computed
+
+
+def test_climbs_are_by_both_shares(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[int, float]] = []
+
+    def top(self: Climb, schedule: Schedule, forecasts: int, together: float) -> Schedule:
+        asked.append((schedule.calls, together))
+        return schedule
+
+    monkeypatch.setattr(Climb, "top", top)
+    prices = Linear()
+    budget = 0.75 * prices.of(full(pipe, STEPS))
+    Skips(recording(pipe)).chosen(lambda steps: full(pipe, steps), [1, 2], budget, prices, False)
+    calls = [count for count, share in asked if share == TOGETHER[0]]
+    assert len(set(calls)) == len(calls) == CLIMBED
+    assert asked == [(count, share) for share in TOGETHER for count in calls]
+
+
 def test_search_changes_which_steps_are_skipped(pipe: Any) -> None:
     prices, run = Linear(skip=0.8), full(pipe, STEPS).sampler
     condition = label_condition(pipe.transformer, [1, 2, 3])
@@ -195,9 +243,9 @@ def test_search_changes_which_steps_are_skipped(pipe: Any) -> None:
 
 def test_changes_leave_the_number_of_calls(pipe: Any) -> None:
     start = spaced_calls(full(pipe, STEPS), 5, 1)
-    draw, seen = random.Random(0), set[tuple[Method, ...]]()
+    draw, seen, prices = random.Random(0), set[tuple[Method, ...]](), Linear()
     for _ in range(100):
-        changed = _other_skips(start, draw)
+        changed = _changed(start, draw, ORDERS, (), prices, prices.of(start))
         if changed is not None:
             column = changed.column(0, "model")
             assert column[0] is column[-1] is Method.FULL and set(column) <= {Method.FULL, *ORDERS}

@@ -85,7 +85,8 @@ def test_candidates_are_within_the_budget(pipe: Any, share: float) -> None:
     found = list(pool(lambda steps: full(pipe, steps), STEPS, budget, prices))
     assert all(prices.of(one.plan) <= budget * (1 + 1e-9) for one in found)
     assert max(one.plan.steps for one in found if one.kind == FEWER) == math.floor(share * STEPS)
-    assert {one.kind for one in found} >= {FEWER, "forecasts of order 1", "reuse"}
+    forecasts = {"forecasts of order 1"} if share > 0.3 else set[str]()  # of three steps, the last among them
+    assert {one.kind for one in found} >= {FEWER, "reuse", *forecasts}
     without = list(pool(lambda steps: full(pipe, steps), STEPS, budget, prices, slow=[Method.AST_1, Method.AST_2]))
     assert {one.kind for one in without if not one.plan.skipped} == {FEWER, "reuse"}
 

@@ -70,6 +70,8 @@ def test_times_are_measured_anew_and_nothing_else(bench: Bench, tmp_path: Path, 
         row("ours", "2 x: cells", mine),
         row("ours", "1.2 x: cells", mine),
         row("ours", "1.5 x: another", mine),  # of the same MACs, by another search
+        row("ours", "1.5 x: cells", mine, plan="0" * 12),
+        row("ours", "1.5 x: cells", mine, plan=pareto_file.digest(mine)),
         row("DiTFastAttn", "mrae 0.05", fora),
         row("SmoothCache", "threshold oops", smooth),
         row("L2C", "interval 2", fora),
@@ -82,19 +84,28 @@ def test_times_are_measured_anew_and_nothing_else(bench: Bench, tmp_path: Path, 
     clock: Any = Clock()
     Again(bench, RECORD, file, tmp_path / "plans").times(clock)
     found = pareto_file.read(file)
-    assert clock.timed == [(None, 6), (None, 3), (None, 4), (fora, 6), (smooth, 6), (mine, 6), (mine, 6)]
+    assert clock.timed == [(None, 6), (None, 3), (None, 4), (fora, 6), (smooth, 6), *[(mine, 6)] * 3]
     anew = [index for index, one in enumerate(found["rows"]) if one.get("timed_in") == "now"]
-    assert anew == [0, 1, 3, 5, 6, 8]
+    assert anew == [0, 1, 3, 5, 6, 8, 11]
     for index, (one, known) in enumerate(zip(found["rows"], before, strict=True)):
         if index in anew:
             assert (one["speedup"], one["speedup_low"], one["speedup_high"]) == (2.0, 1.9, 2.1)
-            assert tuple(one) == pareto_file.KEYS[:-1] and one["run"] is None
+            assert (
+                tuple(one) == tuple(k for k in pareto_file.KEYS if k != "fd_in" and (k != "plan" or index == 11))
+                and one["run"] is None
+            )
             known["speedup"] = 2.0
         assert {name: one[name] for name in known} == known
     assert found["runs"] == [older, {**RECORD, "methods": ["full", "fewer steps", "FORA", "SmoothCache", "ours"]}]
     said = capsys.readouterr().out
     assert "2.00 x [1.90 to 2.10], before 1.20 x" in said and "before not timed" in said
-    reasons = ["of the MACs, the row 99.00 %", "of another search", "could not convert", "small-6-mrae-0.05.json"]
+    reasons = [
+        "of the MACs, the row 99.00 %",
+        "its note is",
+        "digest begins 000000000000",
+        "could not convert",
+        "small-6-mrae-0.05.json",
+    ]
     for reason in (*reasons, "has no such way", "out of memory"):
         assert reason in said
     with pytest.raises(DitFastAttnError, match=r"has no rows of small from 5 steps"):

@@ -71,6 +71,24 @@ def test_what_is_not_measured_anew_stays(tmp_path: Path) -> None:
     assert all(tuple(r) == pareto_file.KEYS for r in found["rows"])
 
 
+def test_a_distance_is_of_one_plan(tmp_path: Path) -> None:
+    """What another plan of the same setting, MACs and PSNR had does not stay."""
+    file = tmp_path / "pareto.json"
+    for name, kept, digest in (("first", 7.0, "a"), ("second", 7.0, "a"), ("third", None, "b"), ("fourth", None, None)):
+        table = pareto_file.Table(file, {"model": "m", "base_steps": 50, "run": name, "fd": "so"})
+        table.add(row("ours", setting="2 x: cells", fd=7.0 if name == "first" else None), digest)
+        table.write()
+        (found,) = pareto_file.read(file)["rows"]
+        assert (found["fd"], found["plan"]) == (kept, digest)
+
+
+def test_other_searches_are_left_out() -> None:
+    kept = [row("FORA"), row("FORA"), row("ours", setting="2 x: a"), row("ours", setting="1.5 x: a"),
+            row("ours", setting="2 x: a", base_steps=20), row("ours, attention only", setting="2 x")]  # fmt: skip
+    others = [row("ours", setting="2 x: b"), row("ours, attention only", setting="2 x")]
+    assert pareto_file.without_other_searches([*kept, *others]) == kept
+
+
 def test_rows_of_older_files_are_filled_up(tmp_path: Path) -> None:
     """They know neither quartiles nor the run that they are of."""
     file = tmp_path / "pareto.json"
@@ -79,7 +97,7 @@ def test_rows_of_older_files_are_filled_up(tmp_path: Path) -> None:
     file.write_text(json.dumps({"runs": [run], "rows": [older]}))
     pareto_file.Table(file, {"model": "m", "base_steps": 50, "run": "now"}).add(row("FORA"))
     found = pareto_file.read(file)
-    assert found["rows"] == [{**row("FORA", speedup=1.5), "run": "now", "timed_in": None, "fd_in": None}]
+    assert found["rows"] == [{**row("FORA", speedup=1.5), "plan": None, "run": "now", "timed_in": None, "fd_in": None}]
     assert [run.get("run") for run in found["runs"]] == [None, "now"]
 
 
@@ -130,10 +148,13 @@ def test_plans_that_ship_are_rows() -> None:
         _, _, how = plan.note.partition("pareto: ")
         shown = rows[model, int(base), asked]
         assert (shown["setting"], shown["steps"]) == (f"{asked} x: {how}", plan.steps)
+        assert shown["plan"] == pareto_file.digest(plan)
     records = [(run["model"], run["base_steps"], run["run"]) for run in found["runs"] if "run" in run]
     for one in found["rows"]:
         for of in filter(None, (one.get(name) for name in ("run", "timed_in", "fd_in"))):
             assert records.count((one["model"], one["base_steps"], of)) == 1
+        if one["method"].startswith("ours"):  # of a plan nothing is measured before it is found
+            assert all(one[what] is None or one[what] >= one["run"] for what in ("timed_in", "fd_in"))
 
 
 def test_table_of_distances() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -50,23 +51,27 @@ def test_taylorseer_begins_with_the_order_that_there_is() -> None:
 
 
 def test_spaced_fits_between_intervals() -> None:
-    assert letters(spaced(full(), 4, 0)) == letters(spaced(full(), 4, 0), "mlp") == "F.F..F.F.."
-    assert letters(spaced(full(), 3, 1)) == "F..F11F111"
-    assert letters(spaced(full(), 4, 2)) == "F.F11F2F22" and letters(spaced(full(), 10, 2)) == "F" * 10
-    assert spaced(full(), 5, 1).sites == taylorseer(full(), 2, 1).sites
-    for computed in (0, 11):
-        with pytest.raises(ValueError, match=f"{computed} of 10 steps cannot be computed"):
-            spaced(full(), computed, 0)
-
-
-def test_spaced_calls_begin_and_end_the_run() -> None:
-    assert [letters(spaced_calls(full(), calls, 1), "model") for calls in (2, 3, 4, 7, 10)] == [
+    assert letters(spaced(full(), 4, 0)) == letters(spaced(full(), 4, 0), "mlp") == "F..F..F..F"
+    assert [letters(spaced(full(), computed, 1)) for computed in (2, 3, 4, 7, 10)] == [
         "F........F", "F...F1111F", "F..F11F11F", "FF1FF1FF1F", "F" * 10
     ]  # fmt: skip
-    assert letters(spaced_calls(full(), 5, 2), "model") == "F.F1F2F22F"
+    assert letters(spaced(full(), 5, 2)) == "F.F1F2F22F"
+    assert spaced(full(11), 6, 1).sites == taylorseer(full(11), 2, 1).sites
+
+
+def test_spaced_calls_are_at_the_same_steps() -> None:
+    for computed, order in ((2, 0), (4, 1), (5, 2), (7, 0)):
+        assert letters(spaced_calls(full(), computed, order), "model") == letters(spaced(full(), computed, order))
+
+
+@pytest.mark.parametrize("make", [spaced, spaced_calls])
+def test_what_cannot_be_spaced(make: Callable[[Plan, int, int], Plan]) -> None:
     for computed in (0, 1, 11):
-        with pytest.raises(ValueError, match=f"cannot be {computed} of 10 steps"):
-            spaced_calls(full(), computed, 1)
+        with pytest.raises(ValueError, match=f"{computed} of 10 steps cannot be computed: give 2 to 10"):
+            make(full(), computed, 0)
+    for order in (-1, 3):
+        with pytest.raises(ValueError, match=f"no forecast of order {order}"):
+            make(full(), 5, order)
 
 
 def test_pab_leaves_the_ends_alone() -> None:

@@ -1,6 +1,7 @@
 """What the commands that make plans of a pipeline share: the schedule, where plans go, and the pipeline opened."""
 
 import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,9 +27,10 @@ def plan_paths(options: argparse.Namespace, names: Sequence[str], others: bool =
         others: more files than plans are written to ``--output``.
 
     Raises:
-        CalibrationError: one file for several, or two plans of one name.
+        CalibrationError: one file for several, two plans of one name, or a folder that cannot be written to.
     """
     output = Path(options.output)
+    _check_folder(output.parent if output.suffix == ".json" else output)
     if output.suffix == ".json":
         if others or len(names) > 1:
             raise CalibrationError(f"--output {output} is one file, but several will be written: name a folder")
@@ -39,6 +41,13 @@ def plan_paths(options: argparse.Namespace, names: Sequence[str], others: bool =
         if path in paths[:index]:
             raise CalibrationError(f"two plans would be written to one file, {path}: a value stands twice")
     return paths
+
+
+def _check_folder(folder: Path) -> None:
+    there = next(one for one in (folder, *folder.absolute().parents) if one.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        why = "may not be written to" if there.is_dir() else "is no folder"
+        raise CalibrationError(f"{folder} cannot be written to, for {there} {why}: name another --output")
 
 
 def opened(options: argparse.Namespace, device: str, **how: Any) -> tuple[Any, Subjects, Settings]:

@@ -201,17 +201,10 @@ def names(options: argparse.Namespace) -> list[str]:
 
 
 def check_paths(paths: Sequence[Path]) -> None:
-    """Raises CalibrationError, before anything is measured, where a plan could not be written or would go over another
-    file."""
+    """Raises CalibrationError, before anything is measured, where a plan would go over another file."""
     for path in paths:
         if path.exists() and not _is_ours(path):
             raise CalibrationError(f"{path} was not written by this command: name another --output")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise CalibrationError(
-                f"{path.parent} cannot be written to ({error.strerror}): name another --output"
-            ) from None
 
 
 def _is_ours(path: Path) -> bool:

@@ -200,6 +200,8 @@ def _write_titles(fig: Figure, plan: Plan, *, left: float, height: float) -> Non
         )
         for method in legend_order(plan)
     ]
+    if plan.skipped:
+        handles.append(Patch(facecolor="white", edgecolor="#888888", linewidth=0.5, label="not run"))
     if plan_macs(plan).residual_store:
         handles.append(Patch(facecolor=_STORE, linewidth=0, label="residual store"))
     fig.legend(

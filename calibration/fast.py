@@ -86,9 +86,16 @@ class Menu:
         for site in self._sites:
             costs = self._prices.choices(self._plan, site, self._candidates)
             found += schedules(
-                self._plan.steps, costs, lambda *cell, site=site: self._errors(site, *cell), self._longest
+                self._plan.steps, costs, lambda *cell, site=site: self._allowed(site, *cell), self._longest
             )
         return found
+
+    def _allowed(self, site: SiteName, step: int, method: Method, age: int, gap: int) -> np.ndarray:
+        """The errors that are chosen by. Where MLPs are chosen for too, nothing is reused at the last step, which adds
+        detail."""
+        found = self._errors(site, step, method, age, gap)
+        last = step == self._plan.steps - 1 and "mlp" in self._sites
+        return np.full_like(found, np.inf) if last and method.reuses_output else found
 
     def _errors(self, site: SiteName, step: int, method: Method, age: int, gap: int) -> np.ndarray:
         mine = [index for index, part in enumerate(self._table.parts) if part.site == site]

@@ -79,8 +79,8 @@ def uses(plan: Plan, methods: Sequence[Method]) -> bool:
 
 
 def computes_nothing_last(plan: Plan) -> bool:
-    """Whether all that the last step does is to reuse. What it adds is detail, which counts little in an error and is
-    missed in an image."""
+    """Whether all that a plan knows of the last step is reused. What that step adds is detail, which counts little in
+    an error and is missed in an image."""
     last = plan.steps - 1
     sites = {name: site.methods[last] for name, site in plan.sites.items() if name != "model"}
     return last in plan.skipped or (

@@ -104,8 +104,8 @@ def _diffusers_pipeline(name: str, dtype: torch.dtype, transformer: Path | None 
         raise LoadError(f"{name} does not exist; name a folder in diffusers' format, a hub id or a .pt checkpoint")
     if not local.exists() and "/" not in name:  # the hub would be asked for a minute
         raise LoadError(
-            f"{name!r} is neither a folder here nor a hub id, which is OWNER/NAME; models that ship are "
-            f"{', '.join(TRANSFORMERS)}"
+            f"{name!r} is neither a folder here nor a hub id, which is OWNER/NAME; models known by name are "
+            f"{', '.join([*TRANSFORMERS, *HUB_IDS])}"
         )
     if local.exists() and not (local / "model_index.json").exists():
         raise LoadError(f"{name} holds no model_index.json, so it is not a pipeline folder in diffusers' format")

@@ -2,7 +2,8 @@
 
 A row is followed by what its method and setting say: a rule, a threshold of SmoothCache (whose errors are measured
 anew), settings of DBCache, or the file of a plan that was found. Plans that no file keeps are left out, and so are
-those that are not the row's, by their digests, steps, MACs and notes; DBCache tells its MACs only as it runs.
+those that are not the row's: by steps and MACs, and where they were found by note and digest too. DBCache tells its
+MACs only as it runs.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from plans import Plan, dumps
+from plans import format as text_format
 from plans.files import write_text
 
 NAME = "pareto.json"
@@ -32,8 +33,13 @@ def run_name() -> str:
 
 
 def digest(plan: Any) -> str | None:
-    """The first digits of a plan's own digest; None for what is no plan."""
-    return json.loads(dumps(plan))["digest"].removeprefix("sha256:")[:12] if isinstance(plan, Plan) else None
+    """The first hex digits of a digest of what a plan does, not of how it was found; None for what is no plan."""
+    if not isinstance(plan, Plan):
+        return None
+    does = json.loads(dumps(plan))
+    sites = {name: {key: site.get(key) for key in ("methods", "window")} for name, site in does["sites"].items()}
+    told = {key: value for key, value in does.items() if key not in ("calibration", "note", "digest")}
+    return text_format.digest(told | {"sites": sites}).removeprefix("sha256:")[:12]
 
 
 def plan_name(model: str, base: int, what: str) -> str:

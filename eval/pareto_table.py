@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from eval.pareto_file import SPEED_ALONE, speed_alone
+from eval.pareto_file import SPEED_ALONE, speed_alone, without_other_searches
 from eval.record import source_line
 
 SPEEDUPS = {50: (1.3, 1.6, 2.0), 20: (1.2, 1.5)}  # by base steps
@@ -35,13 +35,18 @@ def distances(result: Mapping[str, Any], file: str) -> list[str]:
     if not runs:
         return ["Not measured yet: `python -m eval pareto --fd 5000`."]
     rows = [row for row in result["rows"] if row["fd"] is not None]
+    kept = [id(row) for row in without_other_searches(result["rows"])]
     columns = sorted({(row["model"], -row["base_steps"]) for row in rows})
     names = [f"{model}, {-base} steps" for model, base in columns]
     lines = [f"| way | {' | '.join(names)} |", "|---" * (1 + len(names)) + "|"]
     for method in dict.fromkeys(row["method"] for row in sorted(rows, key=lambda row: row["method"] != "full")):
         mine = [row for row in rows if row["method"] == method]
         cells = [
-            "; ".join(_distance(row) for row in mine if (row["model"], -row["base_steps"]) == column)
+            "; ".join(
+                _distance(row) + "*" * (id(row) not in kept)
+                for row in mine
+                if (row["model"], -row["base_steps"]) == column
+            )
             for column in columns
         ]
         lines.append(f"| {'uncompressed' if method == 'full' else method} | {' | '.join(cells)} |")
@@ -49,7 +54,8 @@ def distances(result: Mapping[str, Any], file: str) -> list[str]:
     return [
         *lines,
         "",
-        f"In brackets the MACs and the PSNR. {told}. In [{file}]({file}), with the commands.",
+        f"In brackets the MACs and the PSNR; *: by another search than the plan that ships. {told}. "
+        f"In [{file}]({file}), with the commands.",
     ]
 
 

@@ -14,6 +14,7 @@ from calibration import planner, planner_cli
 from calibration.advice import sentence
 from calibration.cli import main
 from calibration.errors import CalibrationError
+from calibration.planner_cli import Timed
 from calibration.pool import FEWER, compresses_nothing
 from calibration.prices import Times
 from calibration.speedup import Front, Tried, landed
@@ -80,7 +81,34 @@ def test_a_table_that_the_clock_contradicts_is_measured_again(
     monkeypatch.setattr(planner_cli, "run_ms", lambda pipe, plan, *_: plan_time(plan, table).total)
     assert main(given(folder, tmp_path, "--speedup", "1.6")) == 0
     assert asked == [False, True]
-    assert "it is measured again" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "it is measured again" in said and "still says" not in said
+    assert predicted(said) < 1.5 * float(said.split("uncompressed: ")[1].split()[0])  # by the new table
+    slow, fast = (plan_time(full_plan(load_pipeline(folder), 5), table).total * factor for factor in (1e5, 1e-3))
+    for ms in (slow, fast):  # the clock stays far away on either side
+        asked.clear()
+        monkeypatch.setattr(planner_cli, "run_ms", lambda *_, ms=ms: ms)
+        with pytest.raises(Stopped):
+            monkeypatch.setattr(planner_cli.Planner, "errors", stopped)
+            main(given(folder, tmp_path, "--speedup", "1.6"))
+        said = capsys.readouterr().out
+        assert asked == [False, True]
+        assert "the table still says" in said and f"the clock {ms:.1f} ms" in said
+
+
+def test_a_clock_that_was_disturbed_once_is_no_contradiction(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = planner_cli.measured(adapt(load_pipeline(folder).transformer), 4, "eager")
+    full = plan_time(full_plan(load_pipeline(folder), 5), table).total
+    told = iter([10 * full])
+    monkeypatch.setattr(planner_cli, "FAR", 5.0)
+    monkeypatch.setattr(planner_cli, "run_ms", lambda *_: next(told, full))
+    monkeypatch.setattr(planner_cli.Planner, "errors", stopped)
+    with pytest.raises(Stopped):
+        main(given(folder, tmp_path, "--speedup", "1.6"))
+    said = capsys.readouterr().out
+    assert "measured again" not in said and f"uncompressed: {full:.1f} ms" in said
 
 
 def test_a_plan_is_timed_in_turn_with_the_uncompressed_run(
@@ -100,6 +128,45 @@ def test_a_plan_is_timed_in_turn_with_the_uncompressed_run(
     assert runs[:7] == [True, *[False, True] * 3]
     (told,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("measured ")]
     assert 1.5 < float(told.split()[3]) < 2.5
+
+
+def test_a_latency_is_in_milliseconds_by_the_clock(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the uncompressed run took at the start."""
+    from plans.macs import total_macs
+
+    runs: list[float] = []
+
+    def clock(pipe: Any, plan: Plan, *_: Any) -> float:
+        runs.append(total_macs(plan).total / 1e6 * (1 if runs else 1.4))
+        return runs[-1]
+
+    monkeypatch.setattr(planner_cli, "run_ms", clock)
+    full = total_macs(full_plan(load_pipeline(folder), 5)).total / 1e6
+    assert main(given(folder, tmp_path, "--latency-ms", f"{0.85 * full:.6f}")) == 0
+    (told,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("measured ")]
+    ms, speedup = float(told.split()[1]), float(told.split()[3])
+    assert 0.5 * full < ms <= 0.85 * full * 1.03 and ms * speedup == pytest.approx(full, rel=0.05)
+
+
+def test_runs_in_turn() -> None:
+    timed = Timed.of([(1.0, 2.0), (30.0, 40.0), (1.2, 2.2)])
+    assert (timed.ms, timed.full_ms, timed.share) == (1.2, 2.2, pytest.approx(1.2 / 2.2))
+
+
+class Stopped(Exception):
+    pass
+
+
+def stopped(*args: object) -> None:
+    raise Stopped
+
+
+def predicted(said: str) -> float:
+    """The milliseconds of the plan that was taken."""
+    (line,) = [line for line in said.splitlines() if line.startswith("* ") and " x " in line]
+    return float(line.split(" x ")[0].split()[-2])
 
 
 def test_advice(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

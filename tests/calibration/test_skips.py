@@ -163,6 +163,11 @@ def test_as_many_even_calls_as_fit(pipe: Any) -> None:
         assert plan is not None and plan.calls == count
         assert plan.column(0, "model")[-1] is Method.FULL
     assert _most_computed(spaced_calls, whole, 1, 1.0, prices) is None
+    for order in (0, 1, 2):
+        fewest = prices.begin + 2.0 * (order + 2) + 0.25 * (STEPS - order - 2)  # the last step, and what is forecast by
+        assert _most_computed(spaced_calls, whole, order, fewest - 0.1, prices) is None
+        plan = _most_computed(spaced_calls, whole, order, fewest, prices)
+        assert plan is not None and ORDERS[order] in plan.column(0, "model")
 
 
 @pytest.mark.parametrize(
@@ -194,7 +199,7 @@ def test_no_step_reuses_all_at_the_end(pipe: Any) -> None:
         for one in pool(lambda steps: full(pipe, steps), STEPS, budget, prices, (), planner, None, Skips(run)):
             kinds.add(one.kind)
             assert not computes_nothing_last(one.plan), one.name
-    assert {"reuse", "forecasts of order 1", "skips of order 1", SKIPPED} <= kinds
+    assert {"reuse", "forecasts of order 1", "skips of order 1", "cells", "together", SKIPPED} <= kinds
     draw, start = random.Random(0), spaced(full(pipe, STEPS), 5, 0)
     changed = [_changed(start, draw, ORDERS, (), Macs(), Macs().of(start)) for _ in range(100)]
     assert all(one is None or not computes_nothing_last(one) for one in changed) and any(changed)

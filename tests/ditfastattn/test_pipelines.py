@@ -54,6 +54,8 @@ def test_an_original_checkpoint_with_its_vae(folder: Path, tmp_path: Path) -> No
 def test_what_cannot_be_loaded_gets_one_sentence(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(LoadError, match=r"'demo-lng' is neither a folder here nor a hub id.* demo, demo-long"):
         load_pipeline("demo-lng")
+    with pytest.raises(LoadError, match=r"as a pipeline hub id \(is there a network"):
+        load_pipeline("nobody/demo-lng")
     with pytest.raises(LoadError, match="no model_index"):
         load_pipeline(tmp_path)
     with pytest.raises(LoadError, match="no sampler 'euler'"):

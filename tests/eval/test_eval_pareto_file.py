@@ -9,7 +9,7 @@ from typing import Any
 from PIL import Image
 
 from eval import pareto_cache_dit, pareto_file, pareto_plot, pareto_table, readme
-from plans import load
+from plans import Window, load
 
 
 def row(method: str = "FORA", macs: float = 50.0, **changes: Any) -> dict[str, Any]:
@@ -80,6 +80,14 @@ def test_a_distance_is_of_one_plan(tmp_path: Path) -> None:
         table.write()
         (found,) = pareto_file.read(file)["rows"]
         assert (found["fd"], found["plan"]) == (kept, digest)
+
+
+def test_a_digest_is_of_what_a_plan_does() -> None:
+    plan = load("demo-dpm50-mrae-0.05")
+    same = plan.model_copy(update={"note": "another", "calibration": None})
+    assert pareto_file.digest(plan) == pareto_file.digest(same) != pareto_file.digest(load("demo-dpm50-mrae-0.1"))
+    assert pareto_file.digest(plan) != pareto_file.digest(plan.model_copy(update={"window": Window(left=1, right=1)}))
+    assert pareto_file.digest(None) is None
 
 
 def test_other_searches_are_left_out() -> None:

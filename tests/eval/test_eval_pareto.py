@@ -73,6 +73,7 @@ def test_from_the_command_line(small: Path, tmp_path: Path, monkeypatch: pytest.
     assert "--n 3" in run["command"] and "--out" not in run["command"]
     full, fewer, plan = found["rows"]
     assert tuple(full) == pareto_file.KEYS and all(row["run"] == run["run"] for row in found["rows"])
+    assert full["plan"] is fewer["plan"] is None and plan["plan"] is not None
     assert full["psnr"] is None and full["ssim"] == 1 and full["latent_rel_l2"] == 0 and full["speedup"] is None
     assert (fewer["steps"], fewer["total_macs"], fewer["attention_macs"]) == (3, 50, 50)
     assert 5 < plan["psnr"] < 80 and 0 < plan["ssim"] < 1 and plan["steps"] == STEPS
@@ -96,6 +97,7 @@ def test_rows_are_what_the_images_say(small: Path, tmp_path: Path, monkeypatch: 
     each = [10 * np.log10(255**2 / float((one - other).square().mean())) for one, other in zip(a, b, strict=True)]
     assert told["psnr"] == pytest.approx(np.mean(each), abs=0.01)
     assert told["total_macs"] == round(total_macs(plan).percent, 2)
+    assert told["plan"] == pareto_file.digest(plan)
 
 
 def test_macs_are_of_the_bases_run_and_residuals_are_stored(small: Path, tmp_path: Path) -> None:

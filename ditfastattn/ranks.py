@@ -5,6 +5,7 @@ ranks compute on: nothing here ever waits for a GPU, and a CPU is enough to test
 """
 
 import contextlib
+import importlib
 import io
 import math
 import os
@@ -170,6 +171,9 @@ def start(environment: Mapping[str, str] = os.environ) -> Iterator[Ranks]:
 
 
 def _join(environment: Mapping[str, str], world: int) -> Ranks:
+    # The defaults of its functions keep the process group that there is when it is loaded. The group's threads would
+    # outlive it, and now and then end the process by an abort.
+    importlib.import_module("torch.distributed.nn.functional")
     try:
         store, rank, world = next(dist.rendezvous("env://"))
         dist.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=_PATIENCE)

@@ -4,6 +4,7 @@ import math
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Callable
 from datetime import timedelta
@@ -16,6 +17,8 @@ from thread_ranks import on_ranks
 from ditfastattn.console import run
 from ditfastattn.errors import LoadError, RankError
 from ditfastattn.ranks import Ranks, start
+
+ROOT = Path(__file__).parent.parent.parent
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 7])
@@ -139,3 +142,25 @@ def test_a_killed_rank_ends_the_other(tmp_path: Path) -> None:
     assert two_processes(work, tmp_path / "told") == [2, -signal.SIGKILL]
     (line,) = (tmp_path / "told").read_text().splitlines()
     assert "another of the 2 processes has ended" in line
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads are told by name on Linux alone")
+def test_no_thread_of_the_process_group_outlives_it(tmp_path: Path) -> None:
+    """Also where a module is loaded meanwhile whose defaults keep the group that there is."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from pathlib import Path\n"
+        "from ditfastattn.ranks import start\n"
+        "def threads():\n"
+        "    return [file.read_text() for file in Path('/proc/self/task').glob('*/comm')]\n"
+        "with start() as ranks:\n"
+        "    import torch.distributed.nn.functional\n"
+        "    ranks.barrier()\n"
+        "    assert any('gloo' in name for name in threads())\n"
+        "assert not any('gloo' in name for name in threads()), threads()\n"
+    )
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    done = subprocess.run(
+        command, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
